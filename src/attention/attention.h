@@ -88,6 +88,9 @@ struct KvCache {
   Keys keys;
   std::int64_t capacity = 0;
   std::int64_t length = 0;  // tokens in it
+
+  /// The tokens in it as a view.
+  [[nodiscard]] Keys filled() const;
 };
 
 /// Work and storage of a variant, for `sfa plan`, MFU and the report. FLOPs count a multiply-add as two.
@@ -110,9 +113,16 @@ class Attention {
 
   /// state.qkv -> state.q, state.k.
   virtual void prepare(Context& ctx, AttentionState& state) const = 0;
-  /// q, k -> out [B, Tq, H, Dv] (strided allowed), lse [B, H, Tq].
-  virtual void core(Context& ctx, const Queries& q, const Keys& k, const Ranges& ranges, const Tensor& out,
-                    const Tensor& lse) const = 0;
+
+  struct Forward {
+    const Queries& q;
+    const Keys& k;
+    const Ranges& ranges;
+    Tensor out;  // [B, Tq, H, Dv], strided allowed, overwritten
+    Tensor lse;  // [B, H, Tq] f32, overwritten
+    Arena& scratch;
+  };
+  virtual void core(Context& ctx, const Forward& args) const = 0;
 
   struct Backward {
     const Queries& q;
@@ -145,7 +155,9 @@ class Attention {
 };
 
 /// prepare + core on one layer's state: the whole of causal self-attention.
-void attention_forward(Context& ctx, const Attention& attention, AttentionState& state, const Ranges& ranges);
+void attention_forward(Context& ctx, const Attention& attention, AttentionState& state, const Ranges& ranges, Arena& scratch);
+/// The same for new tokens after those in `cache`: their keys are appended first, and ranges.query_offset is set to their place.
+void attention_forward_cached(Context& ctx, const Attention& attention, AttentionState& state, KvCache& cache, Ranges ranges, Arena& scratch);
 /// Writes d_qkv [B, T, row] from d_out [B, T, H, Dv].
 void attention_backward(Context& ctx, const Attention& attention, AttentionState& state, const Ranges& ranges,
                         const Tensor& d_out, const Tensor& d_qkv, Arena& scratch);

@@ -51,6 +51,23 @@ Tensor Tensor::slice(int axis, std::int64_t begin, std::int64_t count) const {
 Tensor Tensor::view(std::initializer_list<std::int64_t> dims) const {
   require(contiguous(), "internal error: view of the strided tensor {}", describe());
   Tensor t(data, dtype, device, dims);
+  std::int64_t known = 1, open = -1;
+  for (int i = 0; i < t.rank; ++i) {
+    if (t.shape[at(i)] == -1)
+      open = i;
+    else
+      known *= t.shape[at(i)];
+  }
+  if (open >= 0) {
+    std::array<std::int64_t, kMaxRank> full = t.shape;
+    full[at(static_cast<int>(open))] = known > 0 ? numel() / known : 0;
+    std::int64_t step = 1;
+    for (int i = t.rank - 1; i >= 0; --i) {
+      t.shape[at(i)] = full[at(i)];
+      t.stride[at(i)] = step;
+      step *= full[at(i)];
+    }
+  }
   require(t.numel() == numel(), "internal error: {} viewed as {}", describe(), t.describe());
   return t;
 }

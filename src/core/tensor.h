@@ -30,13 +30,14 @@ struct Tensor {
   [[nodiscard]] std::int64_t numel() const;
   [[nodiscard]] std::int64_t bytes() const { return numel() * static_cast<std::int64_t>(size_of(dtype)); }
   [[nodiscard]] bool contiguous() const;
-  [[nodiscard]] bool empty() const { return data == nullptr; }
+  /// Not given. A tensor that an arena has only counted has a shape and no data, and is not empty.
+  [[nodiscard]] bool empty() const { return rank == 0; }
   /// Dimension i; negative counts from the end.
   [[nodiscard]] std::int64_t dim(int i) const { return shape[static_cast<std::size_t>(i < 0 ? rank + i : i)]; }
 
   /// Elements [begin, begin + count) of dimension `axis`.
   [[nodiscard]] Tensor slice(int axis, std::int64_t begin, std::int64_t count) const;
-  /// The same memory with another shape; the view must be contiguous and the sizes equal.
+  /// The same memory with another shape (one dimension may be -1: what is left); the view must be contiguous and the sizes equal.
   [[nodiscard]] Tensor view(std::initializer_list<std::int64_t> dims) const;
   /// Splits the last dimension into [parts, last / parts].
   [[nodiscard]] Tensor split_last(std::int64_t parts) const;

@@ -22,7 +22,7 @@ struct StepState {
   std::int32_t pad = 0;
 };
 
-/// Sum of squares of `grad` [n] (f32 or bf16), added into partial sums in a fixed order. partials: [kNormPartials] f64, zeroed by the
+/// Sum of squares of `grad` [n] (f32 or bf16), added into partial sums in a fixed order. partials: [kNormPartials] i64 whose bits are doubles, zeroed by the
 /// caller before the first range.
 inline constexpr std::int64_t kNormPartials = 1024;
 void gradient_norm_accumulate(Context& ctx, const Tensor& grad, const Tensor& partials);

@@ -17,11 +17,15 @@ struct Select {
   bool two_of_four = false;
   Tensor values;   // [B,T,heads,k] dtype of x
   Tensor indices;  // [B,T,heads,k] u8
-  Tensor dense;    // [B,T,heads,D] dtype of x, zero outside the support; strided allowed; empty = not wanted
+  Tensor dense;    // [B,T,heads,D] dtype of x, zero outside the support; strided allowed; may be x itself; empty = not wanted
 };
 void select_topk(Context& ctx, const Select& args);
 
 /// Zeroes d_x outside the support, in place: Eq. 6. d_x [B,T,heads,D] strided, indices [B,T,heads,k] u8.
 void select_mask_gradient(Context& ctx, const Tensor& d_x, const Tensor& indices);
+
+/// dense = zeros, then dense[..., indices] = values: the rows that a sparse KV cache stands for. dense [B,T,heads,D] contiguous;
+/// values [B,T,heads,k] and indices u8, both contiguous in their last two dimensions.
+void select_expand(Context& ctx, const Tensor& values, const Tensor& indices, const Tensor& dense);
 
 }  // namespace sfa
