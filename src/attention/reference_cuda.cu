@@ -412,11 +412,13 @@ void attention_reference_forward(Context& ctx, const ReferenceForward& args) {
 
 void attention_reference_backward(Context& ctx, const ReferenceBackward& args) {
   if (args.forward.q.numel() == 0) return;
+  ArenaScope scope(*args.scratch);
+  const Tensor& q = args.forward.q;
+  float* delta = data_of<float>(args.scratch->take(DType::f32, {q.dim(0), q.dim(2), q.dim(1)}));
+  if (ctx.planning) return;
   CudaState& state = ctx.cuda();
-  for_float_type(args.forward.q.dtype, "attention reference", [&]<class T>() {
+  for_float_type(q.dtype, "attention reference", [&]<class T>() {
     const Problem<T> p = problem_of<T>(args.forward);
-    ArenaScope scope(*args.scratch);
-    float* delta = data_of<float>(args.scratch->take(DType::f32, {p.B, p.H, p.Tq}));
     const auto d_out = view<const T>(args.d_out);
     delta_kernel<T><<<blocks_for(std::int64_t{p.B} * p.H * p.Tq, kWarps), kThreads, 0, state.stream>>>(p, view<const T>(args.forward.out),
                                                                                                     d_out, delta);

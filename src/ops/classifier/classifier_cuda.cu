@@ -120,13 +120,14 @@ Matrix matrix(const Tensor& t) { return {t.data, t.dtype, t.stride[0]}; }
 }  // namespace
 
 void classifier_loss(Context& ctx, const Classifier& args) {
-  CudaState& state = ctx.cuda();
   const std::int64_t N = args.x.dim(0), C = args.x.dim(1), Vp = args.weight.dim(0);
   if (N == 0) return;
   const bool backward = !args.d_x.empty();
   const std::int64_t chunk = classifier_chunk_rows(N, Vp);
   ArenaScope scope(args.scratch);
   const Tensor all_logits = args.scratch.take(args.x.dtype, {chunk, Vp});
+  if (ctx.planning) return;
+  CudaState& state = ctx.cuda();
   for (std::int64_t n0 = 0; n0 < N; n0 += chunk) {
     const std::int64_t rows = std::min(chunk, N - n0);
     const Tensor logits = all_logits.slice(0, 0, rows), x = args.x.slice(0, n0, rows);

@@ -134,14 +134,24 @@ __global__ void crossing_runs_kernel(const Sorted s, G* d_wte) {
 // Temporary memory of the sort: a second copy of keys and values and some counters. The exact size depends on the card; a plan must not.
 std::int64_t sort_bytes(std::int64_t N) { return 12 * N + (std::int64_t{2} << 20); }
 
-Sorted sort_by_token(CudaState& state, const Tensor& tokens, std::int64_t Vp, std::int64_t C, Arena& scratch) {
-  const std::int64_t N = tokens.numel(), chunks = ceil_div(N, kChunk);
-  auto* token = data_of<std::int32_t>(scratch.take(DType::i32, {N}));
-  auto* position = data_of<std::int32_t>(scratch.take(DType::i32, {N}));
-  auto* identity = data_of<std::int32_t>(scratch.take(DType::i32, {N}));
-  const Tensor temporary = scratch.take(DType::u8, {sort_bytes(N)});
-  float* head = data_of<float>(scratch.take(DType::f32, {chunks, C}));
-  float* tail = data_of<float>(scratch.take(DType::f32, {chunks, C}));
+struct Scratch {
+  Tensor token, position, identity;  // [N] i32
+  Tensor sort;                       // bytes
+  Tensor head, tail;                 // [chunks, C] f32
+  Scratch(Arena& arena, std::int64_t N, std::int64_t C)
+      : token(arena.take(DType::i32, {N})),
+        position(arena.take(DType::i32, {N})),
+        identity(arena.take(DType::i32, {N})),
+        sort(arena.take(DType::u8, {sort_bytes(N)})),
+        head(arena.take(DType::f32, {ceil_div(N, kChunk), C})),
+        tail(arena.take(DType::f32, {ceil_div(N, kChunk), C})) {}
+};
+
+Sorted sort_by_token(CudaState& state, const Tensor& tokens, std::int64_t Vp, const Scratch& scratch) {
+  const std::int64_t N = tokens.numel();
+  auto* token = data_of<std::int32_t>(scratch.token);
+  auto* position = data_of<std::int32_t>(scratch.position);
+  auto* identity = data_of<std::int32_t>(scratch.identity);
   count_up_kernel<<<blocks_for(N, kThreads), kThreads, 0, state.stream>>>(identity, N);
   SFA_LAUNCH_CHECK();
   const int bits = std::max(1, static_cast<int>(std::bit_width(static_cast<std::uint64_t>(Vp - 1))));
@@ -149,14 +159,14 @@ Sorted sort_by_token(CudaState& state, const Tensor& tokens, std::int64_t Vp, st
   const auto count = static_cast<std::int32_t>(N);
   std::size_t bytes = 0;
   SFA_CUDA_CHECK(cub::DeviceRadixSort::SortPairs(nullptr, bytes, keys, token, identity, position, count, 0, bits, state.stream));
-  require(bytes <= static_cast<std::size_t>(temporary.bytes()), "internal error: sorting {} tokens takes {} bytes, planned were {}", N,
-          bytes, temporary.bytes());
-  SFA_CUDA_CHECK(cub::DeviceRadixSort::SortPairs(temporary.data, bytes, keys, token, identity, position, count, 0, bits, state.stream));
-  return {.token = token, .position = position, .N = N, .C = C, .head = head, .tail = tail};
+  require(bytes <= static_cast<std::size_t>(scratch.sort.bytes()), "internal error: sorting {} tokens takes {} bytes, planned were {}", N,
+          bytes, scratch.sort.bytes());
+  SFA_CUDA_CHECK(cub::DeviceRadixSort::SortPairs(scratch.sort.data, bytes, keys, token, identity, position, count, 0, bits, state.stream));
+  return {.token = token, .position = position, .N = N, .C = scratch.head.dim(1), .head = data_of<float>(scratch.head), .tail = data_of<float>(scratch.tail)};
 }
 
 template <class T, class G, int WIDTH>
-void backward(CudaState& state, const EmbeddingBackward& args) {
+void backward(CudaState& state, const EmbeddingBackward& args, const Scratch& scratch) {
   const std::int64_t B = args.d_out.dim(0), steps = args.d_out.dim(1), C = args.d_out.dim(2);
   const T* d_out = data_of<const T>(args.d_out);
   if (!args.d_wpe.empty()) {
@@ -164,8 +174,7 @@ void backward(CudaState& state, const EmbeddingBackward& args) {
         d_out, data_of<G>(args.d_wpe), B, steps, C);
     SFA_LAUNCH_CHECK();
   }
-  ArenaScope scope(args.scratch);
-  const Sorted sorted = sort_by_token(state, args.tokens, args.d_wte.dim(0), C, args.scratch);
+  const Sorted sorted = sort_by_token(state, args.tokens, args.d_wte.dim(0), scratch);
   const dim3 grid(blocks_for(B * steps, kChunk), blocks_for(C, kColumnThreads * WIDTH));
   chunk_sums_kernel<T, G, WIDTH><<<grid, kColumnThreads, 0, state.stream>>>(sorted, d_out, data_of<G>(args.d_wte));
   SFA_LAUNCH_CHECK();
@@ -195,21 +204,20 @@ void embedding_forward(Context& ctx, const Tensor& tokens, const Tensor& wte, co
 }
 
 void embedding_backward(Context& ctx, const EmbeddingBackward& args) {
-  CudaState& state = ctx.cuda();
   if (args.d_out.numel() == 0) return;
+  ArenaScope scope(args.scratch);
+  const Scratch scratch(args.scratch, args.tokens.numel(), args.d_out.dim(2));
+  if (ctx.planning) return;
+  CudaState& state = ctx.cuda();
   require(args.tokens.numel() < (std::int64_t{1} << 31), "internal error: embedding_backward of {}", args.tokens.describe());
   for_float_type(args.d_out.dtype, "embedding_backward", [&]<class T>() {
     for_float_type(args.d_wte.dtype, "embedding_backward", [&]<class G>() {
       if (vectors_of_eight(args.d_out.dim(2), data_of<T>(args.d_out), data_of<G>(args.d_wte), data_of<G>(args.d_wpe)))
-        backward<T, G, 8>(state, args);
+        backward<T, G, 8>(state, args, scratch);
       else
-        backward<T, G, 1>(state, args);
+        backward<T, G, 1>(state, args, scratch);
     });
   });
-}
-
-std::size_t embedding_backward_scratch(std::int64_t N, std::int64_t C) {
-  return static_cast<std::size_t>(3 * 4 * N + sort_bytes(N) + 2 * 4 * ceil_div(N, kChunk) * C) + 6 * 256;
 }
 
 }  // namespace sfa::cuda_ops

@@ -92,12 +92,12 @@ __global__ void column_sums_kernel(const T* __restrict__ d, float* __restrict__ 
 // Chunks of rows that are summed apart: enough blocks to fill the card, fixed by the shape alone.
 std::int64_t row_chunks(std::int64_t N) { return std::min<std::int64_t>(ceil_div(N, 64), 256); }
 
-void accumulate_bias_gradient(CudaState& state, const Tensor& d_y, const Tensor& d_bias, Arena& scratch) {
-  const std::int64_t N = d_y.dim(0), O = d_y.dim(1);
-  if (N == 0) return;
-  const std::int64_t chunks = row_chunks(N), chunk_rows = ceil_div(N, chunks);
+void accumulate_bias_gradient(Context& ctx, const Tensor& d_y, const Tensor& d_bias, Arena& scratch) {
+  const std::int64_t N = d_y.dim(0), O = d_y.dim(1), chunks = row_chunks(N), chunk_rows = ceil_div(N, chunks);
   ArenaScope scope(scratch);
   float* partials = data_of<float>(scratch.take(DType::f32, {chunks, O}));
+  if (ctx.planning) return;
+  CudaState& state = ctx.cuda();
   for_float_type(d_y.dtype, "linear_backward", [&]<class T>() {
     const T* d = data_of<const T>(d_y);
     const auto launch = [&](auto kernel, int columns) {
@@ -158,17 +158,14 @@ void linear_forward(Context& ctx, const LinearForward& args) {
 }
 
 void linear_backward(Context& ctx, const LinearBackward& args) {
-  CudaState& state = ctx.cuda();
   const std::int64_t N = args.x.dim(0), I = args.x.dim(1), O = args.weight.dim(0);
   if (N == 0) return;
-  if (!args.d_bias.empty()) accumulate_bias_gradient(state, args.d_y, args.d_bias, args.scratch);
+  if (!args.d_bias.empty()) accumulate_bias_gradient(ctx, args.d_y, args.d_bias, args.scratch);
+  if (ctx.planning) return;
+  CudaState& state = ctx.cuda();
   gemm(state, {.transpose_a = true, .accumulate = true, .M = O, .N = I, .K = N, .a = matrix(args.d_y), .b = matrix(args.x),
                .d = matrix(args.d_weight)});
   if (!args.d_x.empty()) input_gradient(state, args);
-}
-
-std::size_t linear_backward_scratch(std::int64_t N, std::int64_t O) {
-  return static_cast<std::size_t>(row_chunks(N) * O) * sizeof(float);
 }
 
 }  // namespace sfa::cuda_ops

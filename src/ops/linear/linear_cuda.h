@@ -6,6 +6,4 @@
 namespace sfa::cuda_ops {
 void linear_forward(Context& ctx, const LinearForward& args);
 void linear_backward(Context& ctx, const LinearBackward& args);
-/// Bytes that linear_backward takes from its scratch arena.
-std::size_t linear_backward_scratch(std::int64_t N, std::int64_t O);
 }  // namespace sfa::cuda_ops

@@ -207,11 +207,12 @@ void residual_norm_forward(Context& ctx, const ResidualNormForward& args) {
 }
 
 void residual_norm_backward(Context& ctx, const ResidualNormBackward& args) {
-  CudaState& state = ctx.cuda();
   const std::int64_t N = args.d_y.dim(0), C = args.d_y.dim(1);
   if (N == 0) return;
   ArenaScope scope(args.scratch);
   float* partials = data_of<float>(args.scratch.take(DType::f32, {kBackwardBlocks, 2, C}));
+  if (ctx.planning) return;
+  CudaState& state = ctx.cuda();
   std::int64_t blocks = 0;
   for_float_type(args.d_y.dtype, "residual_norm_backward", [&]<class T>() {
     const BackwardPointers<T> p{.d_y = data_of<const T>(args.d_y),
@@ -236,10 +237,6 @@ void residual_norm_backward(Context& ctx, const ResidualNormBackward& args) {
   SFA_LAUNCH_CHECK();
   fold_partials(state, partials, static_cast<int>(blocks), 2 * C, args.d_weight, C);
   fold_partials(state, partials + C, static_cast<int>(blocks), 2 * C, args.d_bias, C);
-}
-
-std::size_t residual_norm_backward_scratch(std::int64_t C) {
-  return static_cast<std::size_t>(kBackwardBlocks * 2 * C) * sizeof(float);
 }
 
 }  // namespace sfa::cuda_ops

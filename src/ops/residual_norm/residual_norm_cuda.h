@@ -6,6 +6,4 @@
 namespace sfa::cuda_ops {
 void residual_norm_forward(Context& ctx, const ResidualNormForward& args);
 void residual_norm_backward(Context& ctx, const ResidualNormBackward& args);
-/// Bytes that residual_norm_backward takes from its scratch arena.
-std::size_t residual_norm_backward_scratch(std::int64_t C);
 }  // namespace sfa::cuda_ops
