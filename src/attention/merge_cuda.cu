@@ -15,7 +15,9 @@ constexpr int kWarps = kThreads / 32;
 struct Strides {
   std::int64_t b, t, h;
   explicit Strides(const Tensor& x) : b(x.stride[0]), t(x.stride[1]), h(x.stride[2]) {}
-  [[nodiscard]] __device__ std::int64_t at(std::int64_t i, std::int64_t j, std::int64_t k) const { return i * b + j * t + k * h; }
+  [[nodiscard]] __device__ std::int64_t at(std::int64_t i, std::int64_t j, std::int64_t k) const {
+    return i * b + j * t + k * h;
+  }
 };
 
 struct Shape {
@@ -26,7 +28,8 @@ struct Shape {
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    merge_kernel(const Shape s, T* out, float* lse, const T* __restrict__ other_out, const float* __restrict__ other_lse) {
+    merge_kernel(const Shape s, T* out, float* lse, const T* __restrict__ other_out,
+                 const float* __restrict__ other_lse) {
   const std::int64_t row = blockIdx.x * std::int64_t{kWarps} + threadIdx.x / 32;
   if (row >= s.B * s.steps * s.H) return;
   const std::int64_t h = row % s.H, t = row / s.H % s.steps, b = row / s.H / s.steps;
@@ -34,17 +37,20 @@ __global__ void __launch_bounds__(kThreads)
   const float mine = *own_lse, other = other_lse[b * s.other_b + h * s.other_h + t];
   const float top = fmaxf(mine, other);
   const float joined = top == -INFINITY ? -INFINITY : top + logf(expf(mine - top) + expf(other - top));
-  const float keep = mine == -INFINITY ? 0.0f : expf(mine - joined), add = other == -INFINITY ? 0.0f : expf(other - joined);
+  const float keep = mine == -INFINITY ? 0.0f : expf(mine - joined),
+              add = other == -INFINITY ? 0.0f : expf(other - joined);
   T* to = out + s.out.at(b, t, h);
   const T* from = other_out + s.other_out.at(b, t, h);
-  for (std::int64_t c = threadIdx.x % 32; c < s.D; c += 32) to[c] = from_float<T>(keep * to_float(to[c]) + add * to_float(from[c]));
+  for (std::int64_t c = threadIdx.x % 32; c < s.D; c += 32)
+    to[c] = from_float<T>(keep * to_float(to[c]) + add * to_float(from[c]));
   __syncwarp();  // every lane has read the old log-sum-exp
   if (threadIdx.x % 32 == 0) *own_lse = joined;
 }
 
 }  // namespace
 
-void attention_merge(Context& ctx, const Tensor& out, const Tensor& lse, const Tensor& other_out, const Tensor& other_lse) {
+void attention_merge(Context& ctx, const Tensor& out, const Tensor& lse, const Tensor& other_out,
+                     const Tensor& other_lse) {
   const Shape s{.B = out.dim(0),
                 .steps = out.dim(1),
                 .H = out.dim(2),
@@ -58,8 +64,8 @@ void attention_merge(Context& ctx, const Tensor& out, const Tensor& lse, const T
   const std::int64_t rows = s.B * s.steps * s.H;
   if (rows == 0) return;
   for_float_type(out.dtype, "attention_merge", [&]<class T>() {
-    merge_kernel<T><<<blocks_for(rows, kWarps), kThreads, 0, ctx.cuda().stream>>>(s, data_of<T>(out), data_of<float>(lse),
-                                                                                data_of<const T>(other_out), data_of<const float>(other_lse));
+    merge_kernel<T><<<blocks_for(rows, kWarps), kThreads, 0, ctx.cuda().stream>>>(
+        s, data_of<T>(out), data_of<float>(lse), data_of<const T>(other_out), data_of<const float>(other_lse));
   });
   SFA_LAUNCH_CHECK();
 }

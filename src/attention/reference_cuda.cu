@@ -1,6 +1,7 @@
-// Tiles of queries by keys in shared memory as f32; one warp owns ROWS rows of a tile, a lane one column, so that every sum over a row's
-// columns is a warp's and every sum over features a thread's. Three kernels: forward (rows = queries), d_q (rows = queries), and d_k with
-// d_v (rows = keys, columns = queries). Nothing is shared between blocks: no atomics, the same bits every run.
+// Tiles of queries by keys in shared memory as f32; one warp owns ROWS rows of a tile, a lane one column, so that every
+// sum over a row's columns is a warp's and every sum over features a thread's. Three kernels: forward (rows = queries),
+// d_q (rows = queries), and d_k with d_v (rows = keys, columns = queries). Nothing is shared between blocks: no
+// atomics, the same bits every run.
 #include <algorithm>
 #include <cmath>
 
@@ -14,7 +15,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kColumns = 32;          // of a tile: one a lane
+constexpr int kColumns = 32;  // of a tile: one a lane
 constexpr int kMaxFeatures = 256;
 constexpr int kFeatureSteps = kMaxFeatures / 32;
 constexpr int kMaskWords = kMaxFeatures / 32;
@@ -69,7 +70,8 @@ __device__ __forceinline__ Span visible_keys(const Problem<T>& p, int b, int i) 
 
 // to [count][D + 1] = rows first.. of head h as f32; zeros past `end`.
 template <class T>
-__device__ __forceinline__ void load_rows(float* to, const View<const T>& from, int b, int h, int first, int end, int count, int D) {
+__device__ __forceinline__ void load_rows(float* to, const View<const T>& from, int b, int h, int first, int end,
+                                          int count, int D) {
   for (int n = static_cast<int>(threadIdx.x); n < count * D; n += kThreads) {
     const int r = n / D, c = n % D;
     to[r * (D + 1) + c] = first + r < end ? to_float(from.row(b, first + r, h)[c]) : 0.0f;
@@ -77,8 +79,8 @@ __device__ __forceinline__ void load_rows(float* to, const View<const T>& from, 
 }
 
 // to [count][kMaskWords] = the supports as bits; none past `end`.
-__device__ __forceinline__ void load_masks(std::uint32_t* to, const View<const std::uint8_t>& from, int b, int h, int first, int end,
-                                           int count, int k) {
+__device__ __forceinline__ void load_masks(std::uint32_t* to, const View<const std::uint8_t>& from, int b, int h,
+                                           int first, int end, int count, int k) {
   const int r = static_cast<int>(threadIdx.x);
   if (r >= count) return;
   std::uint32_t* mask = to + r * kMaskWords;
@@ -109,7 +111,8 @@ __device__ __forceinline__ void dot_rows(float (&out)[ROWS], const float* rows, 
 
 // acc[i][j] += sum over columns n of weights[i][n] * tile[n][lane + 32 j]
 template <int ROWS>
-__device__ __forceinline__ void add_weighted(float (&acc)[ROWS][kFeatureSteps], const float* weights, const float* tile, int lane, int D) {
+__device__ __forceinline__ void add_weighted(float (&acc)[ROWS][kFeatureSteps], const float* weights, const float* tile,
+                                             int lane, int D) {
   for (int n = 0; n < kColumns; ++n) {
     float w[ROWS];
 #pragma unroll
@@ -125,8 +128,9 @@ __device__ __forceinline__ void add_weighted(float (&acc)[ROWS][kFeatureSteps], 
 }
 
 template <class T, int ROWS>
-__device__ __forceinline__ void store_rows(const View<T>& to, const float (&acc)[ROWS][kFeatureSteps], const float (&factor)[ROWS], int b,
-                                           int h, int first, int end, int lane, int D) {
+__device__ __forceinline__ void store_rows(const View<T>& to, const float (&acc)[ROWS][kFeatureSteps],
+                                           const float (&factor)[ROWS], int b, int h, int first, int end, int lane,
+                                           int D) {
 #pragma unroll
   for (int i = 0; i < ROWS; ++i) {
     if (first + i >= end) continue;
@@ -142,7 +146,8 @@ struct Shared {
   std::uint32_t *row_masks, *column_masks;
 };
 int shared_floats(int rows, int D_first, int D_second, int D_tile) {
-  return rows * (D_first + 1) + rows * (D_second + 1) + kColumns * (D_tile + 1) + rows * (kColumns + 1) + (rows + kColumns) * kMaskWords;
+  return rows * (D_first + 1) + rows * (D_second + 1) + kColumns * (D_tile + 1) + rows * (kColumns + 1) +
+         (rows + kColumns) * kMaskWords;
 }
 __device__ __forceinline__ Shared carve(float* memory, int rows, int D_first, int D_second, int D_tile) {
   Shared s;
@@ -155,9 +160,11 @@ __device__ __forceinline__ Shared carve(float* memory, int rows, int D_first, in
   return s;
 }
 
-// The pair of query i and key n counts: n lies in the query's span and, with masks, their supports meet or n is the query's own position.
+// The pair of query i and key n counts: n lies in the query's span and, with masks, their supports meet or n is the
+// query's own position.
 template <class T>
-__device__ __forceinline__ bool counts(const Problem<T>& p, Span span, int i, int n, const std::uint32_t* a, const std::uint32_t* b) {
+__device__ __forceinline__ bool counts(const Problem<T>& p, Span span, int i, int n, const std::uint32_t* a,
+                                       const std::uint32_t* b) {
   if (n < span.lo || n >= span.hi) return false;
   return !p.masked() || n == i + p.query_offset || overlap(a, b);
 }
@@ -180,7 +187,8 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const Problem<T> p, c
     top[i] = -INFINITY;
     total[i] = 0;
   }
-  const int begin = visible_keys(p, b, first).lo / kColumns * kColumns, end = visible_keys(p, b, min(first + kRows, p.Tq) - 1).hi;
+  const int begin = visible_keys(p, b, first).lo / kColumns * kColumns,
+            end = visible_keys(p, b, min(first + kRows, p.Tq) - 1).hi;
   float* weights = s.weights + warp * ROWS * (kColumns + 1);
   for (int n0 = begin; n0 < end; n0 += kColumns) {
     __syncthreads();
@@ -195,7 +203,8 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const Problem<T> p, c
                                s.column_masks + lane * kMaskWords);
       const float x = seen ? score[i] * p.scale : -INFINITY;
       const float new_top = fmaxf(top[i], warp_reduce(x, Max{}));
-      const float shrink = top[i] == -INFINITY ? 0.0f : expf(top[i] - new_top), weight = seen ? expf(x - new_top) : 0.0f;
+      const float shrink = top[i] == -INFINITY ? 0.0f : expf(top[i] - new_top),
+                  weight = seen ? expf(x - new_top) : 0.0f;
       total[i] = total[i] * shrink + warp_sum(weight);
       top[i] = new_top;
       weights[i * (kColumns + 1) + lane] = weight;
@@ -218,7 +227,8 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const Problem<T> p, c
 
 // delta [B, H, Tq] = rowwise d_out . out. One warp a row.
 template <class T>
-__global__ void __launch_bounds__(kThreads) delta_kernel(const Problem<T> p, const View<const T> out, const View<const T> d_out, float* delta) {
+__global__ void __launch_bounds__(kThreads)
+    delta_kernel(const Problem<T> p, const View<const T> out, const View<const T> d_out, float* delta) {
   const std::int64_t n = blockIdx.x * std::int64_t{kWarps} + threadIdx.x / 32;
   if (n >= std::int64_t{p.B} * p.H * p.Tq) return;
   const int i = static_cast<int>(n % p.Tq), h = static_cast<int>(n / p.Tq % p.H), b = static_cast<int>(n / p.Tq / p.H);
@@ -256,7 +266,8 @@ __global__ void __launch_bounds__(kThreads) backward_q_kernel(const Problem<T> p
     lse[i] = live ? *p.lse_at(b, h, own + i) : 0.0f;
     delta[i] = live ? grad.delta[(std::int64_t{b} * p.H + h) * p.Tq + own + i] : 0.0f;
   }
-  const int begin = visible_keys(p, b, first).lo / kColumns * kColumns, end = visible_keys(p, b, min(first + kRows, p.Tq) - 1).hi;
+  const int begin = visible_keys(p, b, first).lo / kColumns * kColumns,
+            end = visible_keys(p, b, min(first + kRows, p.Tq) - 1).hi;
   float* weights = s.weights + warp * ROWS * (kColumns + 1);
   for (int n0 = begin; n0 < end; n0 += kColumns) {
     float d_p[ROWS], score[ROWS];
@@ -322,7 +333,8 @@ __global__ void __launch_bounds__(kThreads) backward_kv_kernel(const Problem<T> 
       const float delta = i < p.Tq ? grad.delta[(std::int64_t{b} * p.H + h) * p.Tq + i] : 0.0f;
 #pragma unroll
       for (int r = 0; r < ROWS; ++r) {
-        const bool seen = counts(p, span, i, own + r, s.column_masks + lane * kMaskWords, s.row_masks + (warp * ROWS + r) * kMaskWords);
+        const bool seen = counts(p, span, i, own + r, s.column_masks + lane * kMaskWords,
+                                 s.row_masks + (warp * ROWS + r) * kMaskWords);
         score[r] = seen ? expf(score[r] * p.scale - lse) : 0.0f;
         weights[r * (kColumns + 1) + lane] = score[r];
       }
@@ -351,7 +363,10 @@ __global__ void __launch_bounds__(kThreads) backward_kv_kernel(const Problem<T> 
 template <class T>
 Problem<T> problem_of(const ReferenceForward& a) {
   const bool masked = !a.q_indices.empty();
-  Problem<T> p{.q = view<const T>(a.q), .k = view<const T>(a.k), .v = view<const T>(a.v), .q_indices = {}, .k_indices = {}};
+  Problem<T> p{};
+  p.q = view<const T>(a.q);
+  p.k = view<const T>(a.k);
+  p.v = view<const T>(a.v);
   if (masked) {
     p.q_indices = view<const std::uint8_t>(a.q_indices);
     p.k_indices = view<const std::uint8_t>(a.k_indices);
@@ -388,7 +403,8 @@ void launch(CudaState& state, void (*kernel)(Args...), dim3 grid, int floats, co
   SFA_LAUNCH_CHECK();
 }
 
-// Rows a warp: fewer for wide heads, so that a block fits into the 99 KiB of shared memory that every supported card has.
+// Rows a warp: fewer for wide heads, so that a block fits into the 99 KiB of shared memory that every supported card
+// has.
 template <class F>
 void for_rows(int D, F&& f) {
   if (D <= 128) return f.template operator()<4>();
@@ -420,10 +436,11 @@ void attention_reference_backward(Context& ctx, const ReferenceBackward& args) {
   for_float_type(q.dtype, "attention reference", [&]<class T>() {
     const Problem<T> p = problem_of<T>(args.forward);
     const auto d_out = view<const T>(args.d_out);
-    delta_kernel<T><<<blocks_for(std::int64_t{p.B} * p.H * p.Tq, kWarps), kThreads, 0, state.stream>>>(p, view<const T>(args.forward.out),
-                                                                                                    d_out, delta);
+    delta_kernel<T><<<blocks_for(std::int64_t{p.B} * p.H * p.Tq, kWarps), kThreads, 0, state.stream>>>(
+        p, view<const T>(args.forward.out), d_out, delta);
     SFA_LAUNCH_CHECK();
-    const Gradients<T> grad{.d_out = d_out, .delta = delta, .d_q = view<T>(args.d_q), .d_k = view<T>(args.d_k), .d_v = view<T>(args.d_v)};
+    const Gradients<T> grad{
+        .d_out = d_out, .delta = delta, .d_q = view<T>(args.d_q), .d_k = view<T>(args.d_k), .d_v = view<T>(args.d_v)};
     const int D = std::max(p.Dqk, p.Dv);
     for_rows(D, [&]<int ROWS>() {
       constexpr int kRows = kWarps * ROWS;

@@ -9,16 +9,19 @@
 namespace sfa::cuda_ops {
 namespace {
 
-std::string version_text(int version) { return fmt::format("{}.{}", version / 1000, version % 1000 / 10); }
+std::string version_text(int version) {
+  return fmt::format("{}.{}", version / 1000, version % 1000 / 10);
+}
 
 // Empty when device `index` can be used, otherwise a sentence.
 std::string why_not(int index) {
   cudaDeviceProp properties{};
   const cudaError_t status = cudaGetDeviceProperties(&properties, index);
-  if (status != cudaSuccess) return fmt::format("the GPU cannot be asked for its properties: {}", cudaGetErrorString(status));
+  if (status != cudaSuccess)
+    return fmt::format("the GPU cannot be asked for its properties: {}", cudaGetErrorString(status));
   if (properties.major < 8)
-    return fmt::format("{} has compute capability {}.{}; 8.0 (Ampere) or newer is needed", properties.name, properties.major,
-                       properties.minor);
+    return fmt::format("{} has compute capability {}.{}; 8.0 (Ampere) or newer is needed", properties.name,
+                       properties.major, properties.minor);
   return {};
 }
 
@@ -28,8 +31,10 @@ std::string find_reason() {
   if (cudaRuntimeGetVersion(&runtime) != cudaSuccess) return "the CUDA runtime cannot be asked for its version";
   // Drivers run every toolkit of their own major version and older ones.
   if (driver / 1000 < runtime / 1000)
-    return fmt::format("the NVIDIA driver supports CUDA {} and this build needs {}; install a newer driver or build with an older toolkit",
-                       version_text(driver), version_text(runtime));
+    return fmt::format(
+        "the NVIDIA driver supports CUDA {} and this build needs {}; install a newer driver or build with an older "
+        "toolkit",
+        version_text(driver), version_text(runtime));
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status == cudaErrorNoDevice || (status == cudaSuccess && count == 0)) return "no NVIDIA GPU is visible";
   if (status != cudaSuccess) return fmt::format("the NVIDIA driver reports: {}", cudaGetErrorString(status));
@@ -47,7 +52,9 @@ bool available(std::string* why) {
   return reason.empty();
 }
 
-std::shared_ptr<CudaState> make_state() { return std::make_shared<CudaState>(); }
+std::shared_ptr<CudaState> make_state() {
+  return std::make_shared<CudaState>();
+}
 
 std::string device_name() {
   int device = 0;
@@ -70,7 +77,9 @@ void* allocate(std::size_t bytes) {
   return memory;
 }
 
-void release(void* memory) noexcept { cudaFree(memory); }
+void release(void* memory) noexcept {
+  cudaFree(memory);
+}
 
 std::pair<std::size_t, std::size_t> memory_free_total() {
   std::size_t free = 0, total = 0;
@@ -78,7 +87,9 @@ std::pair<std::size_t, std::size_t> memory_free_total() {
   return {free, total};
 }
 
-void synchronize(const CudaState& state) { SFA_CUDA_CHECK(cudaStreamSynchronize(state.stream)); }
+void synchronize(const CudaState& state) {
+  SFA_CUDA_CHECK(cudaStreamSynchronize(state.stream));
+}
 
 void copy(const CudaState& state, void* to, Device to_device, const void* from, Device from_device, std::size_t bytes) {
   const bool to_gpu = to_device == Device::cuda, from_gpu = from_device == Device::cuda;

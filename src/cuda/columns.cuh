@@ -6,7 +6,8 @@
 
 namespace sfa {
 
-/// to[c] += sum over p of partials[p * stride + c], for c < columns. One block of (32, 8) threads a group of 32 columns.
+/// to[c] += sum over p of partials[p * stride + c], for c < columns. One block of (32, 8) threads a group of 32
+/// columns.
 template <class G>
 __global__ void fold_partials_kernel(const float* __restrict__ partials, int count, std::int64_t stride, G* to,
                                      std::int64_t columns) {
@@ -27,8 +28,8 @@ __global__ void fold_partials_kernel(const float* __restrict__ partials, int cou
 inline void fold_partials(CudaState& state, const float* partials, int count, std::int64_t stride, const Tensor& to,
                           std::int64_t columns) {
   for_float_type(to.dtype, "a sum over rows", [&]<class G>() {
-    fold_partials_kernel<G><<<blocks_for(columns, 32), dim3(32, 8), 0, state.stream>>>(partials, count, stride,
-                                                                                     data_of<G>(to), columns);
+    fold_partials_kernel<G>
+        <<<blocks_for(columns, 32), dim3(32, 8), 0, state.stream>>>(partials, count, stride, data_of<G>(to), columns);
   });
   SFA_LAUNCH_CHECK();
 }

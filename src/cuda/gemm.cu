@@ -62,10 +62,24 @@ struct Plan {
 // Everything that the choice of an algorithm depends on.
 using Key = std::array<std::int64_t, 18>;
 Key key_of(const Gemm& g) {
-  return {g.transpose_a, g.transpose_b, g.accumulate, g.M, g.N, g.K, static_cast<std::int64_t>(g.a.dtype),
-          static_cast<std::int64_t>(g.b.dtype), static_cast<std::int64_t>(g.d.dtype), g.a.ld, g.b.ld, g.d.ld,
-          static_cast<std::int64_t>(g.epilogue), g.pre.ld, alignment_of(g.a.data), alignment_of(g.b.data),
-          alignment_of(g.d.data), std::min(alignment_of(g.pre.data), alignment_of(g.bias))};
+  return {g.transpose_a,
+          g.transpose_b,
+          g.accumulate,
+          g.M,
+          g.N,
+          g.K,
+          static_cast<std::int64_t>(g.a.dtype),
+          static_cast<std::int64_t>(g.b.dtype),
+          static_cast<std::int64_t>(g.d.dtype),
+          g.a.ld,
+          g.b.ld,
+          g.d.ld,
+          static_cast<std::int64_t>(g.epilogue),
+          g.pre.ld,
+          alignment_of(g.a.data),
+          alignment_of(g.b.data),
+          alignment_of(g.d.data),
+          std::min(alignment_of(g.pre.data), alignment_of(g.bias))};
 }
 
 // Bias and saved pre-activation of this call; their addresses are no part of the plan.
@@ -128,7 +142,9 @@ struct GemmPlans {
   std::map<Key, Plan> plans;
 };
 
-std::shared_ptr<GemmPlans> make_gemm_plans() { return std::make_shared<GemmPlans>(); }
+std::shared_ptr<GemmPlans> make_gemm_plans() {
+  return std::make_shared<GemmPlans>();
+}
 
 bool gemm(CudaState& state, const Gemm& g) {
   if (g.M == 0 || g.N == 0) return true;

@@ -4,8 +4,8 @@
 //   gelu:            pre = op(a) op(b) + bias;  d = gelu(pre)
 //   gelu_derivative: d = (op(a) op(b)) * gelu'(pre)
 // cuBLASLt reads column-major: the product is asked for as d^T = op(b)^T op(a)^T.
-// The algorithm is the first that cuBLASLt's heuristic gives for a shape, kept for the life of the context. Reductions whose order could
-// vary or that add in the type of d are left out: two runs give the same bits.
+// The algorithm is the first that cuBLASLt's heuristic gives for a shape, kept for the life of the context. Reductions
+// whose order could vary or that add in the type of d are left out: two runs give the same bits.
 #pragma once
 
 #include <cstdint>
@@ -31,11 +31,11 @@ struct Gemm {
   Matrix a, b, d;
   Epilogue epilogue = Epilogue::none;
   const void* bias = nullptr;
-  Matrix pre;  // [M,N], dtype of d
+  Matrix pre = {};  // [M,N], dtype of d
 };
 
-/// Queues the product; false, with nothing queued, when cuBLASLt has no algorithm for this epilogue with these types and alignments.
-/// Without an epilogue a missing algorithm is an Error.
+/// Queues the product; false, with nothing queued, when cuBLASLt has no algorithm for this epilogue with these types
+/// and alignments. Without an epilogue a missing algorithm is an Error.
 bool gemm(CudaState& state, const Gemm& args);
 
 std::shared_ptr<GemmPlans> make_gemm_plans();

@@ -19,7 +19,9 @@ void for_float_type(DType type, const char* what, F&& f) {
   fail("internal error: {} has no CUDA kernel for {}; f32 and bf16 exist", what, name_of(type));
 }
 
-constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
+  return (a + b - 1) / b;
+}
 
 /// The grid's first dimension for `work` items of `per_block`.
 inline unsigned blocks_for(std::int64_t work, std::int64_t per_block) {

@@ -29,7 +29,8 @@ __device__ __forceinline__ T warp_sum(T x) {
   return warp_reduce<WIDTH>(x, Sum{});
 }
 
-/// Reduces over a block of THREADS (a multiple of 32) threads that all take part; every thread gets the result. Safe to call repeatedly.
+/// Reduces over a block of THREADS (a multiple of 32) threads that all take part; every thread gets the result. Safe to
+/// call repeatedly.
 template <int THREADS, class T, class Op>
 __device__ __forceinline__ T block_reduce(T x, Op op) {
   constexpr int kWarps = THREADS / 32;

@@ -9,8 +9,12 @@ namespace sfa {
 
 using bf16 = __nv_bfloat16;
 
-__device__ __forceinline__ float to_float(float x) { return x; }
-__device__ __forceinline__ float to_float(bf16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float to_float(float x) {
+  return x;
+}
+__device__ __forceinline__ float to_float(bf16 x) {
+  return __bfloat162float(x);
+}
 
 /// Rounds to the stored type (nearest, ties to even).
 template <class T>
@@ -30,7 +34,9 @@ __device__ __forceinline__ float rounded(float x) {
   return to_float(from_float<T>(x));
 }
 
-constexpr std::size_t vector_alignment(std::size_t bytes) { return bytes >= 16 ? 16 : bytes; }
+constexpr std::size_t vector_alignment(std::size_t bytes) {
+  return bytes >= 16 ? 16 : bytes;
+}
 
 template <class T, int N>
 struct alignas(vector_alignment(N * sizeof(T))) Vector {

@@ -12,7 +12,9 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWidth = 4;
 
-bool aligned(const void* p, std::size_t bytes) { return reinterpret_cast<std::uintptr_t>(p) % bytes == 0; }
+bool aligned(const void* p, std::size_t bytes) {
+  return reinterpret_cast<std::uintptr_t>(p) % bytes == 0;
+}
 
 // Block p adds into partials[p] the squares of the vectors p * kThreads + thread, + kNormPartials * kThreads, ...
 template <int WIDTH, class G>
@@ -99,7 +101,9 @@ void gradient_norm_accumulate(Context& ctx, const Tensor& grad, const Tensor& pa
   const std::int64_t n = grad.numel();
   for_float_type(grad.dtype, "gradient_norm_accumulate", [&]<class G>() {
     const G* g = data_of<const G>(grad);
-    const auto launch = [&](auto kernel) { kernel<<<kNormPartials, kThreads, 0, state.stream>>>(g, n, data_of<double>(partials)); };
+    const auto launch = [&](auto kernel) {
+      kernel<<<kNormPartials, kThreads, 0, state.stream>>>(g, n, data_of<double>(partials));
+    };
     aligned(g, kWidth * sizeof(G)) ? launch(norm_accumulate_kernel<kWidth, G>) : launch(norm_accumulate_kernel<1, G>);
   });
   SFA_LAUNCH_CHECK();
@@ -127,8 +131,8 @@ void adamw_update(Context& ctx, const AdamW& args) {
                              .beta2 = args.beta2,
                              .eps = args.eps,
                              .weight_decay = args.weight_decay};
-      const bool vectors = aligned(p.grad, kWidth * sizeof(G)) && aligned(p.param, kWidth * sizeof(P)) && aligned(p.master, 16) &&
-                           aligned(p.m, 16) && aligned(p.v, 16);
+      const bool vectors = aligned(p.grad, kWidth * sizeof(G)) && aligned(p.param, kWidth * sizeof(P)) &&
+                           aligned(p.master, 16) && aligned(p.m, 16) && aligned(p.v, 16);
       if (vectors)
         adamw_kernel<kWidth><<<blocks_for(n / kWidth + n % kWidth, kThreads), kThreads, 0, state.stream>>>(p);
       else

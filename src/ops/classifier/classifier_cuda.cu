@@ -1,5 +1,6 @@
-// Chunks of rows: logits by one product (dtype of x), then a block a row takes maximum and sum in one pass and overwrites the logits with
-// their gradient in a second, which finds most of the row in the L2 cache; then two products.
+// Chunks of rows: logits by one product (dtype of x), then a block a row takes maximum and sum in one pass and
+// overwrites the logits with their gradient in a second, which finds most of the row in the L2 cache; then two
+// products.
 #include <cmath>
 
 #include "cuda/gemm.h"
@@ -107,7 +108,9 @@ __global__ void __launch_bounds__(kThreads) softmax_rows_kernel(T* __restrict__ 
 
 template <class T>
 void softmax_rows(CudaState& state, T* logits, const Rows& rows, std::int64_t count, bool backward) {
-  const auto launch = [&](auto kernel) { kernel<<<static_cast<unsigned>(count), kThreads, 0, state.stream>>>(logits, rows); };
+  const auto launch = [&](auto kernel) {
+    kernel<<<static_cast<unsigned>(count), kThreads, 0, state.stream>>>(logits, rows);
+  };
   if (vectors_of_eight(rows.Vp, logits))
     backward ? launch(softmax_rows_kernel<T, 8, true>) : launch(softmax_rows_kernel<T, 8, false>);
   else
@@ -115,7 +118,9 @@ void softmax_rows(CudaState& state, T* logits, const Rows& rows, std::int64_t co
   SFA_LAUNCH_CHECK();
 }
 
-Matrix matrix(const Tensor& t) { return {t.data, t.dtype, t.stride[0]}; }
+Matrix matrix(const Tensor& t) {
+  return {t.data, t.dtype, t.stride[0]};
+}
 
 }  // namespace
 
@@ -131,7 +136,13 @@ void classifier_loss(Context& ctx, const Classifier& args) {
   for (std::int64_t n0 = 0; n0 < N; n0 += chunk) {
     const std::int64_t rows = std::min(chunk, N - n0);
     const Tensor logits = all_logits.slice(0, 0, rows), x = args.x.slice(0, n0, rows);
-    gemm(state, {.transpose_b = true, .M = rows, .N = Vp, .K = C, .a = matrix(x), .b = matrix(args.weight), .d = matrix(logits)});
+    gemm(state, {.transpose_b = true,
+                 .M = rows,
+                 .N = Vp,
+                 .K = C,
+                 .a = matrix(x),
+                 .b = matrix(args.weight),
+                 .d = matrix(logits)});
     for_float_type(logits.dtype, "classifier_loss", [&]<class T>() {
       const Rows part{.targets = data_of<const std::int32_t>(args.targets) + n0,
                       .losses = data_of<float>(args.losses) + n0,
@@ -141,8 +152,19 @@ void classifier_loss(Context& ctx, const Classifier& args) {
       softmax_rows(state, data_of<T>(logits), part, rows, backward);
     });
     if (!backward) continue;
-    gemm(state, {.M = rows, .N = C, .K = Vp, .a = matrix(logits), .b = matrix(args.weight), .d = matrix(args.d_x.slice(0, n0, rows))});
-    gemm(state, {.transpose_a = true, .accumulate = true, .M = Vp, .N = C, .K = rows, .a = matrix(logits), .b = matrix(x),
+    gemm(state, {.M = rows,
+                 .N = C,
+                 .K = Vp,
+                 .a = matrix(logits),
+                 .b = matrix(args.weight),
+                 .d = matrix(args.d_x.slice(0, n0, rows))});
+    gemm(state, {.transpose_a = true,
+                 .accumulate = true,
+                 .M = Vp,
+                 .N = C,
+                 .K = rows,
+                 .a = matrix(logits),
+                 .b = matrix(x),
                  .d = matrix(args.d_weight)});
   }
 }

@@ -1,6 +1,7 @@
-// Backward of the token table without atomics on floats. Positions are sorted by token (stable radix sort, so that a token's positions
-// stay ascending); the sorted list is cut into chunks of 32, and a chunk sums the runs of equal tokens in it. A run inside one chunk goes
-// straight to d_wte; of a run that crosses chunks every chunk keeps a partial row, which a second kernel adds in order.
+// Backward of the token table without atomics on floats. Positions are sorted by token (stable radix sort, so that a
+// token's positions stay ascending); the sorted list is cut into chunks of 32, and a chunk sums the runs of equal
+// tokens in it. A run inside one chunk goes straight to d_wte; of a run that crosses chunks every chunk keeps a partial
+// row, which a second kernel adds in order.
 #include <cub/device/device_radix_sort.cuh>
 
 #include <algorithm>
@@ -18,8 +19,9 @@ constexpr int kColumnThreads = 128;
 constexpr std::int64_t kChunk = 32;
 
 template <class T, int WIDTH>
-__global__ void forward_kernel(const std::int32_t* __restrict__ tokens, const T* __restrict__ wte, const T* __restrict__ wpe,
-                               T* __restrict__ out, std::int64_t N, std::int64_t steps, std::int64_t C) {
+__global__ void forward_kernel(const std::int32_t* __restrict__ tokens, const T* __restrict__ wte,
+                               const T* __restrict__ wpe, T* __restrict__ out, std::int64_t N, std::int64_t steps,
+                               std::int64_t C) {
   const std::int64_t i = (blockIdx.x * std::int64_t{kThreads} + threadIdx.x) * WIDTH;
   const std::int64_t n = i / C, c = i % C;
   if (n >= N) return;
@@ -36,7 +38,8 @@ __global__ void forward_kernel(const std::int32_t* __restrict__ tokens, const T*
 
 // d_wpe[t] += sum over b of d_out[b, t], b ascending.
 template <class T, class G, int WIDTH>
-__global__ void position_backward_kernel(const T* __restrict__ d_out, G* d_wpe, std::int64_t B, std::int64_t steps, std::int64_t C) {
+__global__ void position_backward_kernel(const T* __restrict__ d_out, G* d_wpe, std::int64_t B, std::int64_t steps,
+                                         std::int64_t C) {
   const std::int64_t i = (blockIdx.x * std::int64_t{kThreads} + threadIdx.x) * WIDTH;
   if (i >= steps * C) return;
   float sum[WIDTH] = {}, old[WIDTH];
@@ -131,8 +134,11 @@ __global__ void crossing_runs_kernel(const Sorted s, G* d_wte) {
   add_row(d_wte + token * s.C + c, sum);
 }
 
-// Temporary memory of the sort: a second copy of keys and values and some counters. The exact size depends on the card; a plan must not.
-std::int64_t sort_bytes(std::int64_t N) { return 12 * N + (std::int64_t{2} << 20); }
+// Temporary memory of the sort: a second copy of keys and values and some counters. The exact size depends on the card;
+// a plan must not.
+std::int64_t sort_bytes(std::int64_t N) {
+  return 12 * N + (std::int64_t{2} << 20);
+}
 
 struct Scratch {
   Tensor token, position, identity;  // [N] i32
@@ -158,11 +164,18 @@ Sorted sort_by_token(CudaState& state, const Tensor& tokens, std::int64_t Vp, co
   const auto* keys = data_of<const std::int32_t>(tokens);
   const auto count = static_cast<std::int32_t>(N);
   std::size_t bytes = 0;
-  SFA_CUDA_CHECK(cub::DeviceRadixSort::SortPairs(nullptr, bytes, keys, token, identity, position, count, 0, bits, state.stream));
-  require(bytes <= static_cast<std::size_t>(scratch.sort.bytes()), "internal error: sorting {} tokens takes {} bytes, planned were {}", N,
-          bytes, scratch.sort.bytes());
-  SFA_CUDA_CHECK(cub::DeviceRadixSort::SortPairs(scratch.sort.data, bytes, keys, token, identity, position, count, 0, bits, state.stream));
-  return {.token = token, .position = position, .N = N, .C = scratch.head.dim(1), .head = data_of<float>(scratch.head), .tail = data_of<float>(scratch.tail)};
+  SFA_CUDA_CHECK(
+      cub::DeviceRadixSort::SortPairs(nullptr, bytes, keys, token, identity, position, count, 0, bits, state.stream));
+  require(bytes <= static_cast<std::size_t>(scratch.sort.bytes()),
+          "internal error: sorting {} tokens takes {} bytes, planned were {}", N, bytes, scratch.sort.bytes());
+  SFA_CUDA_CHECK(cub::DeviceRadixSort::SortPairs(scratch.sort.data, bytes, keys, token, identity, position, count, 0,
+                                                 bits, state.stream));
+  return {.token = token,
+          .position = position,
+          .N = N,
+          .C = scratch.head.dim(1),
+          .head = data_of<float>(scratch.head),
+          .tail = data_of<float>(scratch.tail)};
 }
 
 template <class T, class G, int WIDTH>
@@ -184,8 +197,8 @@ void backward(CudaState& state, const EmbeddingBackward& args, const Scratch& sc
 
 }  // namespace
 
-void embedding_forward(Context& ctx, const Tensor& tokens, const Tensor& wte, const Tensor& wpe, std::int64_t first_position,
-                       const Tensor& out) {
+void embedding_forward(Context& ctx, const Tensor& tokens, const Tensor& wte, const Tensor& wpe,
+                       std::int64_t first_position, const Tensor& out) {
   CudaState& state = ctx.cuda();
   const std::int64_t N = tokens.numel(), steps = tokens.dim(1), C = out.dim(2);
   if (N == 0) return;
@@ -209,7 +222,8 @@ void embedding_backward(Context& ctx, const EmbeddingBackward& args) {
   const Scratch scratch(args.scratch, args.tokens.numel(), args.d_out.dim(2));
   if (ctx.planning) return;
   CudaState& state = ctx.cuda();
-  require(args.tokens.numel() < (std::int64_t{1} << 31), "internal error: embedding_backward of {}", args.tokens.describe());
+  require(args.tokens.numel() < (std::int64_t{1} << 31), "internal error: embedding_backward of {}",
+          args.tokens.describe());
   for_float_type(args.d_out.dtype, "embedding_backward", [&]<class T>() {
     for_float_type(args.d_wte.dtype, "embedding_backward", [&]<class G>() {
       if (vectors_of_eight(args.d_out.dim(2), data_of<T>(args.d_out), data_of<G>(args.d_wte), data_of<G>(args.d_wpe)))

@@ -1,4 +1,5 @@
-// Products by cuBLASLt. What its epilogues cannot do for the types at hand (f32, odd widths) runs as a pass of its own behind the product.
+// Products by cuBLASLt. What its epilogues cannot do for the types at hand (f32, odd widths) runs as a pass of its own
+// behind the product.
 #include "cuda/columns.cuh"
 #include "cuda/gemm.h"
 #include "cuda/launch.h"
@@ -12,7 +13,9 @@ namespace {
 __device__ __forceinline__ float gelu_inner_tanh(float a) {
   return tanhf(0.7978845608028654f * (a + 0.044715f * a * a * a));
 }
-__device__ __forceinline__ float gelu(float a) { return 0.5f * a * (1.0f + gelu_inner_tanh(a)); }
+__device__ __forceinline__ float gelu(float a) {
+  return 0.5f * a * (1.0f + gelu_inner_tanh(a));
+}
 __device__ __forceinline__ float gelu_derivative(float a) {
   const float t = gelu_inner_tanh(a);
   return 0.5f * (1.0f + t) + 0.5f * a * (1.0f - t * t) * 0.7978845608028654f * (1.0f + 3.0f * 0.044715f * a * a);
@@ -51,18 +54,21 @@ void product_with_bias(CudaState& state, Gemm g, const Tensor& bias, const Tenso
   if (bias.empty()) return;
   const std::int64_t n = out.numel();
   for_float_type(out.dtype, "linear_forward", [&]<class T>() {
-    add_bias_kernel<T><<<blocks_for(n, kThreads), kThreads, 0, state.stream>>>(data_of<T>(out), data_of<const T>(bias), n,
-                                                                               out.dim(1));
+    add_bias_kernel<T><<<blocks_for(n, kThreads), kThreads, 0, state.stream>>>(data_of<T>(out), data_of<const T>(bias),
+                                                                               n, out.dim(1));
   });
   SFA_LAUNCH_CHECK();
 }
 
-Matrix matrix(const Tensor& t) { return {t.data, t.dtype, t.stride[0]}; }
+Matrix matrix(const Tensor& t) {
+  return {t.data, t.dtype, t.stride[0]};
+}
 
-// Partial column sums of d [N,O]. Block (32, 8): a lane owns V neighbouring columns, threadIdx.y strides over the rows of a chunk.
+// Partial column sums of d [N,O]. Block (32, 8): a lane owns V neighbouring columns, threadIdx.y strides over the rows
+// of a chunk.
 template <class T, int V>
-__global__ void column_sums_kernel(const T* __restrict__ d, float* __restrict__ partials, std::int64_t N, std::int64_t O,
-                                   std::int64_t chunk_rows) {
+__global__ void column_sums_kernel(const T* __restrict__ d, float* __restrict__ partials, std::int64_t N,
+                                   std::int64_t O, std::int64_t chunk_rows) {
   __shared__ float part[8][32 * V];
   const std::int64_t c = (blockIdx.x * std::int64_t{32} + threadIdx.x) * V;
   const std::int64_t begin = blockIdx.y * chunk_rows, end = min(N, begin + chunk_rows);
@@ -90,7 +96,9 @@ __global__ void column_sums_kernel(const T* __restrict__ d, float* __restrict__ 
 }
 
 // Chunks of rows that are summed apart: enough blocks to fill the card, fixed by the shape alone.
-std::int64_t row_chunks(std::int64_t N) { return std::min<std::int64_t>(ceil_div(N, 64), 256); }
+std::int64_t row_chunks(std::int64_t N) {
+  return std::min<std::int64_t>(ceil_div(N, 64), 256);
+}
 
 void accumulate_bias_gradient(Context& ctx, const Tensor& d_y, const Tensor& d_bias, Arena& scratch) {
   const std::int64_t N = d_y.dim(0), O = d_y.dim(1), chunks = row_chunks(N), chunk_rows = ceil_div(N, chunks);
@@ -139,7 +147,8 @@ void linear_forward(Context& ctx, const LinearForward& args) {
   CudaState& state = ctx.cuda();
   const std::int64_t N = args.x.dim(0), I = args.x.dim(1), O = args.weight.dim(0);
   if (N == 0) return;
-  Gemm g{.transpose_b = true, .M = N, .N = O, .K = I, .a = matrix(args.x), .b = matrix(args.weight), .d = matrix(args.y)};
+  Gemm g{
+      .transpose_b = true, .M = N, .N = O, .K = I, .a = matrix(args.x), .b = matrix(args.weight), .d = matrix(args.y)};
   if (args.pre.empty()) return product_with_bias(state, g, args.bias, args.y);
   if (args.y.dtype == DType::bf16 && O % 8 == 0 && !args.bias.empty()) {
     g.epilogue = Epilogue::gelu;
@@ -152,7 +161,8 @@ void linear_forward(Context& ctx, const LinearForward& args) {
   product_with_bias(state, g, args.bias, args.pre);
   const std::int64_t n = N * O;
   for_float_type(args.y.dtype, "linear_forward", [&]<class T>() {
-    gelu_kernel<T><<<blocks_for(n, kThreads), kThreads, 0, state.stream>>>(data_of<const T>(args.pre), data_of<T>(args.y), n);
+    gelu_kernel<T>
+        <<<blocks_for(n, kThreads), kThreads, 0, state.stream>>>(data_of<const T>(args.pre), data_of<T>(args.y), n);
   });
   SFA_LAUNCH_CHECK();
 }
@@ -163,7 +173,13 @@ void linear_backward(Context& ctx, const LinearBackward& args) {
   if (!args.d_bias.empty()) accumulate_bias_gradient(ctx, args.d_y, args.d_bias, args.scratch);
   if (ctx.planning) return;
   CudaState& state = ctx.cuda();
-  gemm(state, {.transpose_a = true, .accumulate = true, .M = O, .N = I, .K = N, .a = matrix(args.d_y), .b = matrix(args.x),
+  gemm(state, {.transpose_a = true,
+               .accumulate = true,
+               .M = O,
+               .N = I,
+               .K = N,
+               .a = matrix(args.d_y),
+               .b = matrix(args.x),
                .d = matrix(args.d_weight)});
   if (!args.d_x.empty()) input_gradient(state, args);
 }

@@ -1,7 +1,7 @@
-// A row lives in the registers of a group of threads: one warp up to 1024 features, one block beyond. Both passes over it (mean, then
-// squared deviations) cost no memory traffic. In the backward every group keeps its share of d_weight and d_bias in registers over the
-// rows that it walks; blocks leave partial sums that a second kernel folds in order. The number of blocks is fixed, not the card's, so
-// that the bits do not depend on the card.
+// A row lives in the registers of a group of threads: one warp up to 1024 features, one block beyond. Both passes over
+// it (mean, then squared deviations) cost no memory traffic. In the backward every group keeps its share of d_weight
+// and d_bias in registers over the rows that it walks; blocks leave partial sums that a second kernel folds in order.
+// The number of blocks is fixed, not the card's, so that the bits do not depend on the card.
 #include "cuda/columns.cuh"
 #include "cuda/launch.h"
 #include "cuda/reduce.cuh"
@@ -23,7 +23,8 @@ struct ForwardPointers {
   std::int64_t N, C;
 };
 
-// GROUP threads a row, each with up to VECTORS vectors of WIDTH features: vector i of a thread starts at (i * GROUP + thread) * WIDTH.
+// GROUP threads a row, each with up to VECTORS vectors of WIDTH features: vector i of a thread starts at (i * GROUP +
+// thread) * WIDTH.
 template <class T, int WIDTH, int GROUP, int VECTORS>
 __global__ void __launch_bounds__(kThreads) forward_kernel(const ForwardPointers<T> p) {
   constexpr int kRows = kThreads / GROUP;
@@ -83,7 +84,8 @@ struct BackwardPointers {
   std::int64_t N, C;
 };
 
-// One row: d_residual, and the row's share of d_weight and d_bias into the thread's sums. Threads of a block call it together.
+// One row: d_residual, and the row's share of d_weight and d_bias into the thread's sums. Threads of a block call it
+// together.
 template <class T, int WIDTH, int GROUP, int VECTORS>
 __device__ __forceinline__ void backward_row(const BackwardPointers<T>& p, std::int64_t row, int thread,
                                              float (&d_weight)[VECTORS][WIDTH], float (&d_bias)[VECTORS][WIDTH]) {

@@ -1,7 +1,7 @@
-// A group of LANES lanes selects for one row of features; a lane owns EACH neighbouring features. Every feature gets a key that orders it
-// as the contract wants: magnitude's bits (NaN above infinity), below them the complemented index, so that keys are unique. k rounds of
-// "largest key of the group" then pick the support exactly, ties and all. The rule of two in four keeps the two largest keys of each group
-// of four first: greedy selection never takes another.
+// A group of LANES lanes selects for one row of features; a lane owns EACH neighbouring features. Every feature gets a
+// key that orders it as the contract wants: magnitude's bits (NaN above infinity), below them the complemented index,
+// so that keys are unique. k rounds of "largest key of the group" then pick the support exactly, ties and all. The rule
+// of two in four keeps the two largest keys of each group of four first: greedy selection never takes another.
 #include <type_traits>
 
 #include "cuda/launch.h"
@@ -172,8 +172,9 @@ __global__ void __launch_bounds__(kThreads)
 
 // A thread writes one feature of `dense` [rows, D]: its value when the support holds it, else zero.
 template <class T>
-__global__ void __launch_bounds__(kThreads) expand_kernel(const RowView<const T> values, const RowView<const std::uint8_t> indices,
-                                                          T* __restrict__ dense, std::int64_t n, int D, int k) {
+__global__ void __launch_bounds__(kThreads)
+    expand_kernel(const RowView<const T> values, const RowView<const std::uint8_t> indices, T* __restrict__ dense,
+                  std::int64_t n, int D, int k) {
   const std::int64_t i = blockIdx.x * std::int64_t{kThreads} + threadIdx.x;
   if (i >= n) return;
   const std::int64_t row = i / D;
@@ -218,8 +219,9 @@ void select_topk(Context& ctx, const Select& args) {
   CudaState& state = ctx.cuda();
   const std::int64_t D = args.x.dim(3), rows = args.x.dim(0) * args.x.dim(1) * args.x.dim(2);
   if (rows == 0) return;
-  require(args.values.contiguous() && args.indices.contiguous(), "internal error: select_topk: values {}, indices {} must be contiguous",
-          args.values.describe(), args.indices.describe());
+  require(args.values.contiguous() && args.indices.contiguous(),
+          "internal error: select_topk: values {}, indices {} must be contiguous", args.values.describe(),
+          args.indices.describe());
   const std::int64_t each = D <= 128 ? 4 : 8;
   for_float_type(args.x.dtype, "select_topk", [&]<class T>() {
     const Pointers<T> p{.x = row_view<const T>(args.x),
@@ -242,11 +244,13 @@ void select_mask_gradient(Context& ctx, const Tensor& d_x, const Tensor& indices
   CudaState& state = ctx.cuda();
   const std::int64_t D = d_x.dim(3), rows = d_x.dim(0) * d_x.dim(1) * d_x.dim(2), k = indices.dim(3);
   if (rows == 0) return;
-  require(indices.contiguous(), "internal error: select_mask_gradient: indices {} must be contiguous", indices.describe());
+  require(indices.contiguous(), "internal error: select_mask_gradient: indices {} must be contiguous",
+          indices.describe());
   for_float_type(d_x.dtype, "select_mask_gradient", [&]<class T>() {
     for_shape(D, aligned_rows(d_x, D <= 128 ? 4 : 8), [&]<class S>(S) {
-      mask_kernel<T, S::LANES, S::EACH, S::VECTORS><<<blocks_for(rows, kThreads / S::LANES), kThreads, 0, state.stream>>>(
-          row_view<T>(d_x), data_of<const std::uint8_t>(indices), rows, static_cast<int>(D), static_cast<int>(k));
+      mask_kernel<T, S::LANES, S::EACH, S::VECTORS>
+          <<<blocks_for(rows, kThreads / S::LANES), kThreads, 0, state.stream>>>(
+              row_view<T>(d_x), data_of<const std::uint8_t>(indices), rows, static_cast<int>(D), static_cast<int>(k));
     });
   });
   SFA_LAUNCH_CHECK();
@@ -257,8 +261,8 @@ void select_expand(Context& ctx, const Tensor& values, const Tensor& indices, co
   if (n == 0) return;
   for_float_type(dense.dtype, "select_expand", [&]<class T>() {
     expand_kernel<T><<<blocks_for(n, kThreads), kThreads, 0, ctx.cuda().stream>>>(
-        row_view<const T>(values), row_view<const std::uint8_t>(indices), data_of<T>(dense), n, static_cast<int>(dense.dim(3)),
-        static_cast<int>(values.dim(3)));
+        row_view<const T>(values), row_view<const std::uint8_t>(indices), data_of<T>(dense), n,
+        static_cast<int>(dense.dim(3)), static_cast<int>(values.dim(3)));
   });
   SFA_LAUNCH_CHECK();
 }
