@@ -170,22 +170,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// A thread writes one feature of `dense` [rows, D]: its value when the support holds it, else zero.
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    expand_kernel(const RowView<const T> values, const RowView<const std::uint8_t> indices, T* __restrict__ dense,
-                  std::int64_t n, int D, int k) {
-  const std::int64_t i = blockIdx.x * std::int64_t{kThreads} + threadIdx.x;
-  if (i >= n) return;
-  const std::int64_t row = i / D;
-  const int d = static_cast<int>(i % D);
-  const std::uint8_t* support = indices.row(row);
-  T value = from_float<T>(0.0f);
-  for (int j = 0; j < k; ++j)
-    if (support[j] == d) value = values.row(row)[j];
-  dense[i] = value;
-}
-
 template <int LANES_, int EACH_, bool VECTORS_>
 struct Shape {
   static constexpr int LANES = LANES_, EACH = EACH_;
@@ -252,17 +236,6 @@ void select_mask_gradient(Context& ctx, const Tensor& d_x, const Tensor& indices
           <<<blocks_for(rows, kThreads / S::LANES), kThreads, 0, state.stream>>>(
               row_view<T>(d_x), data_of<const std::uint8_t>(indices), rows, static_cast<int>(D), static_cast<int>(k));
     });
-  });
-  SFA_LAUNCH_CHECK();
-}
-
-void select_expand(Context& ctx, const Tensor& values, const Tensor& indices, const Tensor& dense) {
-  const std::int64_t n = dense.numel();
-  if (n == 0) return;
-  for_float_type(dense.dtype, "select_expand", [&]<class T>() {
-    expand_kernel<T><<<blocks_for(n, kThreads), kThreads, 0, ctx.cuda().stream>>>(
-        row_view<const T>(values), row_view<const std::uint8_t>(indices), data_of<T>(dense), n,
-        static_cast<int>(dense.dim(3)), static_cast<int>(values.dim(3)));
   });
   SFA_LAUNCH_CHECK();
 }
