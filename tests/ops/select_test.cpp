@@ -10,42 +10,10 @@
 
 #include "support/compare.h"
 #include "support/devices.h"
+#include "support/selection.h"
 
 namespace sfa::test {
 namespace {
-
-// Does feature a come before feature b? Larger magnitude first, NaN above all, then the lower index.
-bool before(const std::vector<float>& x, std::int64_t a, std::int64_t b) {
-  const auto magnitude = [&](std::int64_t i) {
-    const float v = std::fabs(x[static_cast<std::size_t>(i)]);
-    return std::isnan(v) ? std::numeric_limits<double>::infinity() : std::min<double>(v, 1e300);
-  };
-  const bool nan_a = std::isnan(x[static_cast<std::size_t>(a)]), nan_b = std::isnan(x[static_cast<std::size_t>(b)]);
-  if (nan_a != nan_b) return nan_a;
-  if (!nan_a && magnitude(a) != magnitude(b)) return magnitude(a) > magnitude(b);
-  return a < b;
-}
-
-// The support of one row, ascending: k times the first in the order that is still allowed.
-std::vector<std::uint8_t> definition(const std::vector<float>& x, std::int64_t k, bool two_of_four) {
-  const std::int64_t D = static_cast<std::int64_t>(x.size());
-  std::vector<bool> taken(x.size());
-  for (std::int64_t n = 0; n < k; ++n) {
-    std::int64_t best = -1;
-    for (std::int64_t d = 0; d < D; ++d) {
-      int in_group = 0;
-      for (std::int64_t e = d / 4 * 4; e < std::min(D, d / 4 * 4 + 4); ++e)
-        in_group += taken[static_cast<std::size_t>(e)];
-      if (taken[static_cast<std::size_t>(d)] || (two_of_four && in_group == 2)) continue;
-      if (best < 0 || before(x, d, best)) best = d;
-    }
-    taken[static_cast<std::size_t>(best)] = true;
-  }
-  std::vector<std::uint8_t> out;
-  for (std::int64_t d = 0; d < D; ++d)
-    if (taken[static_cast<std::size_t>(d)]) out.push_back(static_cast<std::uint8_t>(d));
-  return out;
-}
 
 std::vector<std::uint32_t> bits(const std::vector<float>& values) {
   std::vector<std::uint32_t> out;
@@ -114,7 +82,7 @@ class SelectTest : public DeviceTest {
     std::vector<float> want_values, want_dense(x.size());
     for (std::int64_t r = 0; r < rows; ++r) {
       const std::vector<float> one(x.begin() + r * D, x.begin() + (r + 1) * D);
-      for (std::uint8_t d : definition(one, k, two_of_four)) {
+      for (std::uint8_t d : selected_features(one, k, two_of_four)) {
         want_indices.push_back(d);
         want_values.push_back(one[d]);
         want_dense[static_cast<std::size_t>(r * D + d)] = one[d];
@@ -174,7 +142,7 @@ TEST_P(SelectTest, WithoutDenseRows) {
   const auto got = elements<std::uint8_t>(ctx, indices);
   for (std::int64_t r = 0; r < rows; ++r) {
     const std::vector<float> one(x.begin() + r * D, x.begin() + (r + 1) * D);
-    EXPECT_EQ(std::vector<std::uint8_t>(got.begin() + r * k, got.begin() + (r + 1) * k), definition(one, k, false));
+    EXPECT_EQ(std::vector<std::uint8_t>(got.begin() + r * k, got.begin() + (r + 1) * k), selected_features(one, k, false));
   }
   EXPECT_EQ(values_of(ctx, from), x) << "the input was changed";
 }

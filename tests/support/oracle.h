@@ -220,27 +220,29 @@ struct AttentionGradients {
   Vec<T> q, k, v;
 };
 
+/// From the saved output and log-sum-exp, as every implementation that keeps no probabilities must do it.
 template <class T, class Visible>
 AttentionGradients<T> attention_backward(const AttentionShape& s, const Vec<T>& q, const Vec<T>& k, const Vec<T>& v,
                                          const Vec<T>& d_out, Visible visible) {
   const T scale = T(1) / std::sqrt(static_cast<T>(s.Dqk));
+  const AttentionResult<T> saved = attention(s, q, k, v, visible);
   AttentionGradients<T> g{Vec<T>(q.size()), Vec<T>(k.size()), Vec<T>(v.size())};
   for (std::int64_t b = 0; b < s.B; ++b)
     for (std::int64_t h = 0; h < s.H; ++h)
       for (std::int64_t i = 0; i < s.Tq; ++i) {
-        T lse;
-        const Vec<T> p = probabilities(s, q, k, visible, b, h, i, lse);
-        Vec<T> d_p(z(s.Tk));
-        T mean = 0;
+        T along = 0;
+        for (std::int64_t c = 0; c < s.Dv; ++c)
+          along += d_out[s.out(b, i, h) + z(c)] * saved.out[s.out(b, i, h) + z(c)];
         for (std::int64_t j = 0; j < s.Tk; ++j) {
+          if (!visible(b, h, i, j)) continue;
+          T score = 0, d_p = 0;
+          for (std::int64_t d = 0; d < s.Dqk; ++d) score += q[s.q(b, i, h) + z(d)] * k[s.k(b, j, h) + z(d)];
+          const T p = std::exp(scale * score - saved.lse[s.row(b, i, h)]);
           for (std::int64_t c = 0; c < s.Dv; ++c) {
-            d_p[z(j)] += d_out[s.out(b, i, h) + z(c)] * v[s.v(b, j, h) + z(c)];
-            g.v[s.v(b, j, h) + z(c)] += p[z(j)] * d_out[s.out(b, i, h) + z(c)];
+            d_p += d_out[s.out(b, i, h) + z(c)] * v[s.v(b, j, h) + z(c)];
+            g.v[s.v(b, j, h) + z(c)] += p * d_out[s.out(b, i, h) + z(c)];
           }
-          mean += p[z(j)] * d_p[z(j)];
-        }
-        for (std::int64_t j = 0; j < s.Tk; ++j) {
-          const T d_s = scale * p[z(j)] * (d_p[z(j)] - mean);
+          const T d_s = scale * p * (d_p - along);
           for (std::int64_t d = 0; d < s.Dqk; ++d) {
             g.q[s.q(b, i, h) + z(d)] += d_s * k[s.k(b, j, h) + z(d)];
             g.k[s.k(b, j, h) + z(d)] += d_s * q[s.q(b, i, h) + z(d)];
