@@ -80,7 +80,7 @@ if(NOT SFA_CUDA STREQUAL "OFF")
     set(CMAKE_CUDA_STANDARD 20)
     set(CMAKE_CUDA_STANDARD_REQUIRED ON)
     set(SFA_HAS_CUDA TRUE)
-    target_link_libraries(sfa_dependencies INTERFACE CUDA::cudart CUDA::cublasLt)
+    target_link_libraries(sfa_dependencies INTERFACE CUDA::cudart_static CUDA::cublasLt)
   elseif(SFA_CUDA STREQUAL "ON")
     message(FATAL_ERROR "SFA_CUDA=ON, but nvcc was not found. Install the CUDA toolkit (${SFA_MINIMUM_CUDA} or newer) "
                         "or set CUDA_HOME to it; without a GPU build with -DSFA_CUDA=OFF.")

@@ -59,7 +59,7 @@ TEST_F(AdamWGpu, StepsMatchCpu) {
 TEST_F(AdamWGpu, ANormThatIsNotFiniteSkipsTheUpdate) {
   use(DType::f32);
   const std::int64_t n = 1000;
-  std::vector<float> bad = normal_values(1, n);
+  std::vector<float> bad = normal(n, 1);
   bad[999] = std::numeric_limits<float>::quiet_NaN();
   const Twin grad = filled({n}, bad, DType::f32), master = random({n}), m = random({n}), v = random({n});
   const Twin partials = integers({kNormPartials}, std::vector<std::int64_t>(kNormPartials, 0)),

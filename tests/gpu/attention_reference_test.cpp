@@ -142,7 +142,7 @@ TEST_F(AttentionReferenceGpu, MergeMatchesCpu) {
   for (DType type : kFloatTypes) {
     use(type);
     const Twin out = random({2, 37, 3, 40}), other = random({2, 37, 3, 40});
-    std::vector<float> a = normal_values(50, 2 * 3 * 37), b = normal_values(51, 2 * 3 * 37);
+    std::vector<float> a = normal(2 * 3 * 37, 50), b = normal(2 * 3 * 37, 51);
     const float none = -std::numeric_limits<float>::infinity();
     a[5] = a[6] = b[6] = b[7] = none;
     const Twin lse = filled({2, 3, 37}, a, DType::f32), other_lse = filled({2, 3, 37}, b, DType::f32);

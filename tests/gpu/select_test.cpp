@@ -9,7 +9,7 @@ class SelectGpu : public GpuTest {
  protected:
   // Every third row has few distinct magnitudes (ties), every fifth holds NaN, infinities and signed zeros.
   std::vector<float> rows(std::int64_t count, std::int64_t D) {
-    std::vector<float> v = normal_values(11, count * D);
+    std::vector<float> v = normal(count * D, 11);
     for (std::int64_t r = 0; r < count; ++r)
       for (std::int64_t d = 0; d < D; ++d) {
         float& x = v[static_cast<std::size_t>(r * D + d)];
