@@ -9,72 +9,17 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
 #include <random>
 #include <thread>
 
+#include "checkpoint/faults.h"
 #include "checkpoint/helpers.h"
-
-namespace {
-struct Faults {
-  std::atomic<int> calls{0};
-  int kill_at = 0;             // the number of the call that does not happen
-  const char* failing = "";    // the call that fails...
-  int fail_at = 0, error = 0;  // ...when it is made for the n-th time
-  int short_write = 0;         // at most so many bytes a pwrite
-  bool no_exchange = false;
-  int of_kind = 0;
-} faults;
-
-// True when the call must fail, with errno set.
-bool intercept(const char* call) {
-  if (++faults.calls == faults.kill_at) ::kill(::getpid(), SIGKILL);
-  if (std::string_view(call) != faults.failing || ++faults.of_kind != faults.fail_at) return false;
-  errno = faults.error;
-  return true;
-}
-// The memory file in which HDF5 works is not a disk.
-bool in_memory(int fd) {
-  char target[64] = {};
-  return ::readlink(fmt::format("/proc/self/fd/{}", fd).c_str(), target, sizeof(target) - 1) > 0 &&
-         std::string_view(target).starts_with("/memfd:");
-}
-}  // namespace
-
-extern "C" {
-ssize_t pwrite(int fd, const void* data, size_t bytes, off_t offset) {
-  if (intercept("pwrite")) return -1;
-  if (faults.short_write > 0) bytes = std::min(bytes, static_cast<size_t>(faults.short_write));
-  return ::syscall(SYS_pwrite64, fd, data, bytes, offset);
-}
-int fsync(int fd) {
-  return intercept("fsync") ? -1 : static_cast<int>(::syscall(SYS_fsync, fd));
-}
-int ftruncate(int fd, off_t bytes) noexcept {
-  return !in_memory(fd) && intercept("ftruncate") ? -1 : static_cast<int>(::syscall(SYS_ftruncate, fd, bytes));
-}
-int rename(const char* from, const char* to) noexcept {
-  return intercept("rename") ? -1 : static_cast<int>(::syscall(SYS_rename, from, to));
-}
-int renameat2(int from_folder, const char* from, int to_folder, const char* to, unsigned flags) noexcept {
-  if (intercept("renameat2")) return -1;
-  if (faults.no_exchange && flags != 0) {
-    errno = EINVAL;
-    return -1;
-  }
-  return static_cast<int>(::syscall(SYS_renameat2, from_folder, from, to_folder, to, flags));
-}
-int unlinkat(int folder, const char* name, int flags) noexcept {
-  return intercept("unlinkat") ? -1 : static_cast<int>(::syscall(SYS_unlinkat, folder, name, flags));
-}
-}
 
 namespace sfa::test {
 namespace {
@@ -174,13 +119,10 @@ TEST(Crash, EveryCallThatFails) {
       for (int at = 1;; ++at) {
         const TempFolder run;
         save(run.path(), 1, kWidth);
-        faults.failing = kind.call;
-        faults.error = kind.error;
-        faults.of_kind = 0;
-        faults.fail_at = at;
+        faults.fail(kind.call, at, kind.error);
         const std::string sentence = error_of([&] { save(run.path(), 1, kWidth, 2); });
         const bool reached = faults.of_kind >= at;
-        faults.failing = "";
+        faults.heal();
         require(sentence.empty() == !reached, "{} {}: '{}'", kind.call, at, sentence);
         require(!reached || sentence.find(kind.reason) != std::string::npos, "{} {}: '{}'", kind.call, at, sentence);
         require(sentence.find('\n') == std::string::npos, "more than a line: {}", sentence);
