@@ -14,9 +14,6 @@
 
 #include <cerrno>
 #include <csignal>
-#include <cstdio>
-#include <random>
-#include <thread>
 
 #include "checkpoint/faults.h"
 #include "checkpoint/helpers.h"
@@ -40,8 +37,7 @@ void expect_whole(const fs::path& run, const std::vector<std::uint64_t>& content
 
 TEST(Crash, KilledAtRandomMoments) {
   const TempFolder run;
-  save(run.path(), 1, kWidth);
-  std::mt19937 random(20);
+  RandomLife life([&] { save(run.path(), 1, kWidth); });
   int unfinished = 0;
   std::int64_t newest = 1;
   for (int round = 0; round < 40; ++round) {
@@ -51,7 +47,7 @@ TEST(Crash, KilledAtRandomMoments) {
         prune_checkpoints(run.path(), 3, 0);
       }
     });
-    std::this_thread::sleep_for(std::chrono::microseconds(1000 + random() % 20'000));
+    life.sleep();
     ::kill(child, SIGKILL);
     ASSERT_TRUE(WIFSIGNALED(wait_for(child)));
     unfinished += leftovers(run.path()).empty() ? 0 : 1;

@@ -6,6 +6,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cerrno>
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -13,7 +15,9 @@
 #include <fstream>
 #include <functional>
 #include <iterator>
+#include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "checkpoint/checkpoint.h"
@@ -138,6 +142,25 @@ inline pid_t start_child(const std::function<void()>& work) {
   }
   std::exit(code);
 }
+
+/// A random time for `child` to live, up to three times what `once` takes here and now: so that kills meet every moment
+/// on fast and slow disks.
+class RandomLife {
+ public:
+  explicit RandomLife(const std::function<void()>& once) {
+    const auto begin = std::chrono::steady_clock::now();
+    once();
+    longest_ = 3 * std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - begin) +
+               std::chrono::milliseconds(5);
+  }
+  void sleep() {
+    std::this_thread::sleep_for(std::chrono::microseconds(static_cast<std::int64_t>(random_()) % longest_.count()));
+  }
+
+ private:
+  std::chrono::microseconds longest_{};
+  std::mt19937 random_{20};
+};
 
 /// The status of waitpid.
 inline int wait_for(pid_t child) {
