@@ -1,0 +1,172 @@
+// The two single-thread roles of the main backward kernel: the producer that fills shared memory, and, one for each
+// consumer warpgroup, the writer that empties its staging buffer and keeps the additions to dQ in order.
+//
+// Order of dQ. A query tile's dQ is a sum over key tiles that different blocks hold. It is added up in f32 in the workspace
+// in the order of the key tiles: the first one stores, the next ones add (bulk reduction in L2), each after `turn` says
+// that its predecessor has finished; the last one reads the sum back and writes dQ in bf16. So bits do not depend on
+// timing, no pass zeroes or converts the sum, and nothing but the staging buffer waits for the predecessor.
+// A block waits only for lower tasks, and tasks are taken in order, so the lowest unfinished task always runs on.
+#pragma once
+
+#include "attention/flash/backward_layout.cuh"
+
+namespace sfa::flash {
+
+__device__ __forceinline__ BackwardTask backward_task_at(const BackwardArgs& args, int index) {
+  const int units = args.shape.B * args.shape.G;
+  if (index >= units * args.key_tiles) return {-1, 0, 0, 0, -1};
+  const int block = index / (args.heads_together * args.key_tiles);
+  const int inside = index - block * args.heads_together * args.key_tiles;
+  const int width = min(args.heads_together, units - block * args.heads_together);
+  const int key_tile = inside / width;
+  const int unit = block * args.heads_together + inside - key_tile * width;
+  const int batch = unit / args.shape.G;
+  const KeyTile span = args.workspace.key_tile[batch * args.key_tiles + key_tile];
+  return {key_tile, batch, unit - batch * args.shape.G, span.first, span.last};
+}
+
+template <class Tile>
+__device__ __forceinline__ void load_key_tile(const BackwardArgs& args, BackwardShared<Tile>& shared,
+                                              const BackwardTask& task, int stage) {
+  const int row = task.key_tile * kBackwardKeys;
+  sm90::Barrier* full = &shared.kv_full[stage];
+  sm90::barrier_expect(full, Tile::kKBytes + Tile::kVBytes);
+#pragma unroll
+  for (int p = 0; p < Tile::kDqk / 64; ++p)
+    sm90::tma_load_4d(shared.k[stage] + p * kBackwardKeys * 128, &args.k, full, p * 64, row, task.group, task.batch);
+#pragma unroll
+  for (int p = 0; p < Tile::kDv / 64; ++p)
+    sm90::tma_load_4d(shared.v[stage] + p * kBackwardKeys * 128, &args.v, full, p * 64, row, task.group, task.batch);
+}
+
+template <class Tile>
+__device__ void backward_produce(const BackwardArgs& args, BackwardShared<Tile>& shared) {
+  sm90::RingState<2> slot;
+  sm90::RingState<kBackwardQueryStages> stage;
+  sm90::RingState<Tile::kKeyStages> keys;
+  const int ratio = args.shape.H / args.shape.G;
+  for (;;) {
+    const BackwardTask task = backward_task_at(args, atomicAdd(args.workspace.next_task, 1));
+    sm90::barrier_wait(&shared.task_empty[slot.index], slot.parity ^ 1);
+    shared.task[slot.index] = task;
+    sm90::barrier_arrive(&shared.task_full[slot.index]);
+    slot.advance();
+    if (task.key_tile < 0) return;
+    bool need_keys = true;
+    for (int h = 0; h < ratio; ++h) {
+      const int head = task.group * ratio + h;
+      const int pair = task.batch * args.shape.H + head;
+      for (int tile = task.last; tile >= task.first; --tile) {
+        const QueryTile span = args.workspace.query_tile[task.batch * args.query_tiles + tile];
+        const bool final = task.key_tile == span.last;
+        const int flags = (task.key_tile >= span.full_first && task.key_tile < span.full_end ? 0 : kStepMasked) |
+                          (final ? kStepFinal : 0) | (final && task.key_tile > span.first ? kStepJoin : 0);
+        const std::int64_t stats = (static_cast<std::int64_t>(pair) * args.query_tiles + tile) * Tile::kRows;
+
+        sm90::barrier_wait(&shared.q_empty[stage.index], stage.parity ^ 1);
+        shared.step[stage.index] = tile << 3 | flags;
+        sm90::Barrier* full = &shared.q_full[stage.index];
+        sm90::barrier_expect(full, Tile::kQBytes + Tile::kRows * 4);
+#pragma unroll
+        for (int p = 0; p < Tile::kDqk / 64; ++p)
+          sm90::tma_load_4d(shared.q[stage.index] + p * Tile::kRows * 128, &args.q, full, p * 64, tile * Tile::kRows,
+                            head, task.batch);
+        sm90::tma_load_bulk(shared.lse2[stage.index], args.workspace.lse2 + stats, Tile::kRows * 4, full);
+
+        if (need_keys) {
+          sm90::barrier_wait(&shared.kv_empty[keys.index], keys.parity ^ 1);
+          load_key_tile(args, shared, task, keys.index);
+          keys.advance();
+          need_keys = false;
+        }
+
+        sm90::barrier_wait(&shared.d_out_empty[stage.index], stage.parity ^ 1);
+        full = &shared.d_out_full[stage.index];
+        sm90::barrier_expect(full, Tile::kDOutBytes + Tile::kRows * 4);
+#pragma unroll
+        for (int p = 0; p < Tile::kDv / 64; ++p)
+          sm90::tma_load_4d(shared.d_out[stage.index] + p * Tile::kRows * 128, &args.d_out, full, p * 64,
+                            tile * Tile::kRows, head, task.batch);
+        sm90::tma_load_bulk(shared.delta[stage.index], args.workspace.delta + stats, Tile::kRows * 4, full);
+        stage.advance();
+      }
+    }
+  }
+}
+
+/// One step of the writer for consumer warpgroup `part`: its 64 x 64 piece of dQ of query tile `tile`.
+template <class Tile>
+__device__ __forceinline__ void write_dq(const BackwardArgs& args, BackwardShared<Tile>& shared,
+                                         const BackwardTask& task, int head, int tile, int part, std::uint32_t parity) {
+  const QueryTile span = args.workspace.query_tile[task.batch * args.query_tiles + tile];
+  const std::int64_t piece =
+      ((static_cast<std::int64_t>(task.batch) * args.shape.H + head) * args.query_tiles + tile) * 2 + part;
+  float* sum = args.workspace.dq_sum + piece * kDqPiece;
+  int* turn = args.workspace.turn + piece;
+  const int before = task.key_tile - span.first;  // key tiles whose share comes first
+  void* staging = shared.staging[part];
+  const bool final = task.key_tile == span.last;
+
+  if (before > 0) {
+    while (sm90::load_acquire(turn) != before) {
+    }
+    sm90::fence_async_all();
+  }
+  if (final && before > 0) {
+    sm90::barrier_expect(&shared.staging_joined[part], kDqPiece * 4);
+    sm90::tma_load_bulk(staging, sum, kDqPiece * 4, &shared.staging_joined[part]);
+  }
+  sm90::barrier_wait(&shared.staging_full[part], parity);
+  if (final) {
+    const int row = tile * Tile::kRows + (Tile::kRows == 128 ? part * 64 : 0);
+    sm90::tma_store_4d(&args.d_q, staging, Tile::kRows == 128 ? 0 : part * 64, row, head, task.batch);
+  } else if (before > 0) {
+    sm90::tma_reduce_add_bulk_f32(sum, staging, kDqPiece * 4);
+  } else {
+    sm90::tma_store_bulk(sum, staging, kDqPiece * 4);
+  }
+  sm90::tma_store_commit();
+  sm90::tma_store_wait_read<0>();
+  sm90::barrier_arrive(&shared.staging_empty[part]);
+  if (!final) {
+    sm90::tma_store_wait<0>();
+    sm90::fence_async_all();
+    sm90::store_release(turn, before + 1);
+  }
+}
+
+template <class Tile>
+__device__ void backward_write(const BackwardArgs& args, BackwardShared<Tile>& shared, int part) {
+  TaskReader<Tile> tasks;
+  std::uint32_t parity = 0;  // of the next filling of the staging buffer
+  const int ratio = args.shape.H / args.shape.G;
+  for (;;) {
+    const BackwardTask task = tasks.next(shared);
+    if (task.key_tile < 0) break;
+    for (int h = 0; h < ratio; ++h)
+      for (int tile = task.last; tile >= task.first; --tile) {
+        write_dq(args, shared, task, task.group * ratio + h, tile, part, parity);
+        parity ^= 1;
+      }
+    const int row = task.key_tile * kBackwardKeys + part * 64;
+#pragma unroll
+    for (int p = 0; p < Tile::kGradientPanels; ++p) {
+      if (p % Tile::kPanelsAtOnce == 0) {
+        sm90::barrier_wait(&shared.staging_full[part], parity);
+        parity ^= 1;
+      }
+      constexpr int kValuePanels = Tile::kDv / 64;
+      const bool value = p < kValuePanels;
+      sm90::tma_store_4d(value ? &args.d_v : &args.d_k, shared.staging[part] + p % Tile::kPanelsAtOnce * Tile::kPanelBytes,
+                         (value ? p : p - kValuePanels) * 64, row, task.group, task.batch);
+      if (p % Tile::kPanelsAtOnce == Tile::kPanelsAtOnce - 1 || p == Tile::kGradientPanels - 1) {
+        sm90::tma_store_commit();
+        sm90::tma_store_wait_read<0>();
+        sm90::barrier_arrive(&shared.staging_empty[part]);
+      }
+    }
+  }
+  sm90::tma_store_wait<0>();
+}
+
+}  // namespace sfa::flash
