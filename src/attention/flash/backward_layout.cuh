@@ -71,10 +71,10 @@ __device__ void backward_init_barriers(BackwardShared<Tile>& shared) {
   constexpr int kConsumerWarps = kBackwardConsumers * 4;
   for (int i = 0; i < 2; ++i) {
     sm90::barrier_init(&shared.task_full[i], 1);
-    sm90::barrier_init(&shared.task_empty[i], kConsumerWarps * 32 + kBackwardConsumers);
+    sm90::barrier_init(&shared.task_empty[i], kConsumerWarps * 32 + kBackwardConsumers + 1);
   }
   for (int i = 0; i < Tile::kKeyStages; ++i) {
-    sm90::barrier_init(&shared.kv_full[i], 1);
+    sm90::barrier_init(&shared.kv_full[i], 2);
     sm90::barrier_init(&shared.kv_empty[i], kConsumerWarps);
   }
   for (int i = 0; i < kBackwardQueryStages; ++i) {

@@ -1,5 +1,5 @@
-// The two single-thread roles of the main backward kernel: the producer that fills shared memory, and, one for each
-// consumer warpgroup, the writer that empties its staging buffer and keeps the additions to dQ in order.
+// The single-thread roles of the main backward kernel: two producers that fill shared memory, and, one for each consumer
+// warpgroup, the writer that empties its staging buffer and keeps the additions to dQ in order.
 //
 // Order of dQ. A query tile's dQ is a sum over key tiles that different blocks hold. It is added up in f32 in the workspace
 // in the order of the key tiles: the first one stores, the next ones add (bulk reduction in L2), each after `turn` says
@@ -25,70 +25,73 @@ __device__ __forceinline__ BackwardTask backward_task_at(const BackwardArgs& arg
   return {key_tile, batch, unit - batch * args.shape.G, span.first, span.last};
 }
 
-template <class Tile>
-__device__ __forceinline__ void load_key_tile(const BackwardArgs& args, BackwardShared<Tile>& shared,
-                                              const BackwardTask& task, int stage) {
-  const int row = task.key_tile * kBackwardKeys;
-  sm90::Barrier* full = &shared.kv_full[stage];
-  sm90::barrier_expect(full, Tile::kKBytes + Tile::kVBytes);
-#pragma unroll
-  for (int p = 0; p < Tile::kDqk / 64; ++p)
-    sm90::tma_load_4d(shared.k[stage] + p * kBackwardKeys * 128, &args.k, full, p * 64, row, task.group, task.batch);
-#pragma unroll
-  for (int p = 0; p < Tile::kDv / 64; ++p)
-    sm90::tma_load_4d(shared.v[stage] + p * kBackwardKeys * 128, &args.v, full, p * 64, row, task.group, task.batch);
+/// What the consumers are told about a step.
+__device__ __forceinline__ int step_word(const BackwardArgs& args, const BackwardTask& task, int tile) {
+  const QueryTile span = args.workspace.query_tile[task.batch * args.query_tiles + tile];
+  int flags = task.key_tile >= span.full_first && task.key_tile < span.full_end ? 0 : kStepMasked;
+  if (task.key_tile == span.last) flags |= task.key_tile > span.first ? kStepFinal | kStepJoin : kStepFinal;
+  return tile << 3 | flags;
 }
 
-template <class Tile>
+/// Stage and parity of use number `count` of a ring; one register instead of RingState's two, of which these threads have few.
+template <int kStages>
+struct Use {
+  std::uint32_t index, parity;
+  __device__ __forceinline__ explicit Use(std::uint32_t count) : index(count % kStages), parity(count / kStages % 2) {}
+};
+
+/// Loads one of the two pairs of operands: Q with LSE, and K (kScores), or dO with D, and V. Splitting them over two threads
+/// keeps each within 24 registers. The one for Q also draws the tasks and tells everybody.
+template <class Tile, bool kScores>
 __device__ void backward_produce(const BackwardArgs& args, BackwardShared<Tile>& shared) {
-  sm90::RingState<2> slot;
-  sm90::RingState<kBackwardQueryStages> stage;
-  sm90::RingState<Tile::kKeyStages> keys;
+  constexpr int kPanels = (kScores ? Tile::kDqk : Tile::kDv) / 64;
   const int ratio = args.shape.H / args.shape.G;
-  for (;;) {
-    const BackwardTask task = backward_task_at(args, atomicAdd(args.workspace.next_task, 1));
-    sm90::barrier_wait(&shared.task_empty[slot.index], slot.parity ^ 1);
-    shared.task[slot.index] = task;
-    sm90::barrier_arrive(&shared.task_full[slot.index]);
-    slot.advance();
+  std::uint32_t tasks = 0, steps = 0, key_tiles = 0;
+  for (;; ++tasks) {
+    const Use<2> slot(tasks);
+    BackwardTask task;
+    if constexpr (kScores) {
+      task = backward_task_at(args, atomicAdd(args.workspace.next_task, 1));
+      sm90::barrier_wait(&shared.task_empty[slot.index], slot.parity ^ 1);
+      shared.task[slot.index] = task;
+      sm90::barrier_arrive(&shared.task_full[slot.index]);
+    } else {
+      sm90::barrier_wait(&shared.task_full[slot.index], slot.parity);
+      task = shared.task[slot.index];
+      sm90::barrier_arrive(&shared.task_empty[slot.index]);
+    }
     if (task.key_tile < 0) return;
     bool need_keys = true;
-    for (int h = 0; h < ratio; ++h) {
-      const int head = task.group * ratio + h;
-      const int pair = task.batch * args.shape.H + head;
-      for (int tile = task.last; tile >= task.first; --tile) {
-        const QueryTile span = args.workspace.query_tile[task.batch * args.query_tiles + tile];
-        const bool final = task.key_tile == span.last;
-        const int flags = (task.key_tile >= span.full_first && task.key_tile < span.full_end ? 0 : kStepMasked) |
-                          (final ? kStepFinal : 0) | (final && task.key_tile > span.first ? kStepJoin : 0);
-        const std::int64_t stats = (static_cast<std::int64_t>(pair) * args.query_tiles + tile) * Tile::kRows;
-
-        sm90::barrier_wait(&shared.q_empty[stage.index], stage.parity ^ 1);
-        shared.step[stage.index] = tile << 3 | flags;
-        sm90::Barrier* full = &shared.q_full[stage.index];
-        sm90::barrier_expect(full, Tile::kQBytes + Tile::kRows * 4);
+    for (int head = task.group * ratio; head < (task.group + 1) * ratio; ++head) {
+      for (int tile = task.last; tile >= task.first; --tile, ++steps) {
+        const Use<kBackwardQueryStages> stage(steps);
+        sm90::Barrier* full = kScores ? &shared.q_full[stage.index] : &shared.d_out_full[stage.index];
+        int step = 0;
+        if constexpr (kScores) step = step_word(args, task, tile);
+        sm90::barrier_wait(kScores ? &shared.q_empty[stage.index] : &shared.d_out_empty[stage.index], stage.parity ^ 1);
+        if constexpr (kScores) shared.step[stage.index] = step;
+        sm90::barrier_expect(full, (kScores ? Tile::kQBytes : Tile::kDOutBytes) + Tile::kRows * 4);
+        unsigned char* rows = kScores ? shared.q[stage.index] : shared.d_out[stage.index];
 #pragma unroll
-        for (int p = 0; p < Tile::kDqk / 64; ++p)
-          sm90::tma_load_4d(shared.q[stage.index] + p * Tile::kRows * 128, &args.q, full, p * 64, tile * Tile::kRows,
-                            head, task.batch);
-        sm90::tma_load_bulk(shared.lse2[stage.index], args.workspace.lse2 + stats, Tile::kRows * 4, full);
-
-        if (need_keys) {
-          sm90::barrier_wait(&shared.kv_empty[keys.index], keys.parity ^ 1);
-          load_key_tile(args, shared, task, keys.index);
-          keys.advance();
-          need_keys = false;
-        }
-
-        sm90::barrier_wait(&shared.d_out_empty[stage.index], stage.parity ^ 1);
-        full = &shared.d_out_full[stage.index];
-        sm90::barrier_expect(full, Tile::kDOutBytes + Tile::kRows * 4);
-#pragma unroll
-        for (int p = 0; p < Tile::kDv / 64; ++p)
-          sm90::tma_load_4d(shared.d_out[stage.index] + p * Tile::kRows * 128, &args.d_out, full, p * 64,
+        for (int p = 0; p < kPanels; ++p)
+          sm90::tma_load_4d(rows + p * Tile::kRows * 128, kScores ? &args.q : &args.d_out, full, p * 64,
                             tile * Tile::kRows, head, task.batch);
-        sm90::tma_load_bulk(shared.delta[stage.index], args.workspace.delta + stats, Tile::kRows * 4, full);
-        stage.advance();
+        const std::int64_t at =
+            (static_cast<std::int64_t>(task.batch * args.shape.H + head) * args.query_tiles + tile) * Tile::kRows;
+        sm90::tma_load_bulk(kScores ? shared.lse2[stage.index] : shared.delta[stage.index],
+                            (kScores ? args.workspace.lse2 : args.workspace.delta) + at, Tile::kRows * 4, full);
+        if (need_keys) {
+          need_keys = false;
+          const Use<Tile::kKeyStages> keys(key_tiles++);
+          full = &shared.kv_full[keys.index];
+          sm90::barrier_wait(&shared.kv_empty[keys.index], keys.parity ^ 1);
+          sm90::barrier_expect(full, kScores ? Tile::kKBytes : Tile::kVBytes);
+          rows = kScores ? shared.k[keys.index] : shared.v[keys.index];
+#pragma unroll
+          for (int p = 0; p < kPanels; ++p)
+            sm90::tma_load_4d(rows + p * kBackwardKeys * 128, kScores ? &args.k : &args.v, full, p * 64,
+                              task.key_tile * kBackwardKeys, task.group, task.batch);
+        }
       }
     }
   }

@@ -5,7 +5,7 @@
 //   dQ_part = dS K                                                (dS through shared memory, each warpgroup a 64 x 64 piece)
 // Saves nothing; writes dK and dV once a task; dQ leaves in the order described in backward_roles.cuh.
 //
-// Persistent, 384 threads: warpgroup 0 holds the producer and the two writers (a thread each), warpgroups 1 and 2 compute.
+// Persistent, 384 threads: warpgroup 0 holds two producers and two writers (a thread each), warpgroups 1 and 2 compute.
 // The tensor cores always have work queued: S of the next query tile is issued before dQ and dK of this one are awaited, dP
 // runs under the exponentials and dV under dS. The only meeting of the two warpgroups is the one before dQ.
 #pragma once
@@ -294,9 +294,11 @@ __global__ void __launch_bounds__(384, 1) backward_kernel(const __grid_constant_
     const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x >> 5), 0);
     if ((threadIdx.x & 31) == 0) {
       if (warp == 0)
-        backward_produce(args, shared);
-      else if (warp <= kBackwardConsumers)
-        backward_write(args, shared, warp - 1);
+        backward_produce<Tile, true>(args, shared);
+      else if (warp == 1)
+        backward_produce<Tile, false>(args, shared);
+      else
+        backward_write(args, shared, warp - 2);
     }
   } else {
     sm90::registers_grow<kBackwardConsumerRegisters>();

@@ -19,8 +19,8 @@ inline constexpr int kBackwardConsumers = 2;
 /// Stages of Q and dO: one in use, one on its way.
 inline constexpr int kBackwardQueryStages = 2;
 
-/// Registers after the split: 128 (40 + 2 * 232) = 64512 of 65536.
-inline constexpr int kBackwardProducerRegisters = 32;
+/// Registers after the split: 128 (24 + 2 * 240) = 64512 = 384 * 168, what the block starts with.
+inline constexpr int kBackwardProducerRegisters = 24;
 inline constexpr int kBackwardConsumerRegisters = 240;
 
 /// Query rows of a tile.
