@@ -2,8 +2,8 @@
 //   flash_backward_check            every case, then timings
 //   flash_backward_check check [D]  cases only (of head size D)
 //   flash_backward_check time [D]   timings only
-// A case passes when no output element is left unwritten, nothing else is written, the error against the f64 oracle is at
-// most twice that of a plain bf16 program (maximum and root mean square), and a second run with other rubbish in the
+// A case passes when no output element is left unwritten, nothing else is written, the error against the f64 oracle is
+// at most twice that of a plain bf16 program (maximum and root mean square), and a second run with other rubbish in the
 // workspace and another order of blocks gives the same bits. Exit code 1 when anything fails.
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -222,16 +222,17 @@ bool compare(const char* what, const std::vector<double>& ours, const std::vecto
   const Error mine = difference(ours, exact), theirs = difference(plain, exact);
   double size = 0;
   for (double x : exact) size = std::max(size, std::abs(x));
-  const double floor = size * 1e-6 + 2e-5;  // f32 sums of Dv products of size 1: what is left where dP - D should vanish
+  const double floor =
+      size * 1e-6 + 2e-5;  // f32 sums of Dv products of size 1: what is left where dP - D should vanish
   const bool good = !mine.nan && mine.max <= 2 * theirs.max + floor && mine.rms <= 2 * theirs.rms + floor;
   char text[256];
   std::snprintf(text, sizeof text, "  %s max %.2fx rms %.2fx", what, mine.max / (theirs.max + floor),
                 mine.rms / (theirs.rms + floor));
   report += text;
   if (!good) {
-    std::snprintf(text, sizeof text, " [%s at head-row %zu token %zu feature %zu: %g, exact %g]", mine.nan ? "NaN" : "bad",
-                  mine.worst / features / tokens, mine.worst / features % tokens, mine.worst % features,
-                  ours[mine.worst], exact[mine.worst]);
+    std::snprintf(text, sizeof text, " [%s at head-row %zu token %zu feature %zu: %g, exact %g]",
+                  mine.nan ? "NaN" : "bad", mine.worst / features / tokens, mine.worst / features % tokens,
+                  mine.worst % features, ours[mine.worst], exact[mine.worst]);
     report += text;
   }
   return good;
@@ -256,8 +257,8 @@ bool run_case(const Case& c) {
     for (int h = 0; h < s.H; ++h)
       for (int t = 0; t < s.Tq; ++t)
         for (int f = 0; f < s.Dv; ++f)
-          out[((std::size_t(b) * s.Tq + t) * s.H + h) * s.Dv + f] = __float2bfloat16(
-              static_cast<float>(exact.out[((std::size_t(b) * s.H + h) * s.Tq + t) * s.Dv + f]));
+          out[((std::size_t(b) * s.Tq + t) * s.H + h) * s.Dv + f] =
+              __float2bfloat16(static_cast<float>(exact.out[((std::size_t(b) * s.H + h) * s.Tq + t) * s.Dv + f]));
   a.out.set(out);
   a.lse.set(lse);
 
@@ -274,7 +275,8 @@ bool run_case(const Case& c) {
   const bool same = std::memcmp(d_queries[0].data(), d_queries[1].data(), d_queries[0].size() * 2) == 0 &&
                     std::memcmp(d_keys[0].data(), d_keys[1].data(), d_keys[0].size() * 2) == 0;
   const int k_column = layout.k_column(s), v_column = layout.v_column(s);
-  const bool clean = untouched(d_queries[0], layout.row, 0, k_column) && untouched(d_keys[0], layout.row, k_column, layout.row);
+  const bool clean =
+      untouched(d_queries[0], layout.row, 0, k_column) && untouched(d_keys[0], layout.row, k_column, layout.row);
   std::string report;
   bool good = compare("dQ", unpack(d_queries[0], s.B, s.Tq, s.H, s.Dqk, layout.row, 0), exact.d_q, plain.d_q, s.Tq,
                       s.Dqk, report);
@@ -283,8 +285,8 @@ bool run_case(const Case& c) {
   good &= compare("dV", unpack(d_keys[0], s.B, s.Tk, s.G, s.Dv, layout.row, v_column), exact.d_v, plain.d_v, s.Tk, s.Dv,
                   report);
   good = good && same && clean;
-  std::printf("%-4s %-22s B%d Tq%-5d Tk%-5d H%d G%d D%-4d%s%s%s\n", good ? "ok" : "FAIL", c.name, s.B, s.Tq, s.Tk, s.H, s.G,
-              s.Dqk, report.c_str(), same ? "" : "  NOT REPEATABLE", clean ? "" : "  WROTE OUTSIDE");
+  std::printf("%-4s %-22s B%d Tq%-5d Tk%-5d H%d G%d D%-4d%s%s%s\n", good ? "ok" : "FAIL", c.name, s.B, s.Tq, s.Tk, s.H,
+              s.G, s.Dqk, report.c_str(), same ? "" : "  NOT REPEATABLE", clean ? "" : "  WROTE OUTSIDE");
   std::fflush(stdout);
   return good;
 }
@@ -347,7 +349,8 @@ int check_all(int only) {
 }
 
 __global__ void fill_random(bf16* x, std::size_t count, unsigned seed) {
-  for (std::size_t i = blockIdx.x * std::size_t{blockDim.x} + threadIdx.x; i < count; i += std::size_t{gridDim.x} * blockDim.x) {
+  for (std::size_t i = blockIdx.x * std::size_t{blockDim.x} + threadIdx.x; i < count;
+       i += std::size_t{gridDim.x} * blockDim.x) {
     unsigned h = static_cast<unsigned>(i) * 2654435761u + seed;
     h ^= h >> 16, h *= 0x7feb352du, h ^= h >> 15, h *= 0x846ca68bu, h ^= h >> 16;
     x[i] = __float2bfloat16((static_cast<float>(h & 0xffff) - 32767.5f) * (1.732f / 32768));

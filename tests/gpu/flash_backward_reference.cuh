@@ -69,8 +69,8 @@ __device__ inline double block_reduce(double x, bool maximum) {
   __syncthreads();
   for (int step = 128; step > 0; step /= 2) {
     if (threadIdx.x < step)
-      part[threadIdx.x] = maximum ? fmax(part[threadIdx.x], part[threadIdx.x + step])
-                                  : part[threadIdx.x] + part[threadIdx.x + step];
+      part[threadIdx.x] =
+          maximum ? fmax(part[threadIdx.x], part[threadIdx.x + step]) : part[threadIdx.x] + part[threadIdx.x + step];
     __syncthreads();
   }
   const double result = part[0];

@@ -12,8 +12,8 @@
 
 namespace sfa::flash {
 
-/// Key tiles that the rows of one query tile see: [first, last]; first > last when they see none. Every row sees all keys of
-/// the tiles [full_first, full_end).
+/// Key tiles that the rows of one query tile see: [first, last]; first > last when they see none. Every row sees all
+/// keys of the tiles [full_first, full_end).
 struct alignas(16) QueryTile {
   int first, last;
   int full_first, full_end;
@@ -28,22 +28,22 @@ inline constexpr int kDqPiece = 64 * 64;
 
 /// Views into the caller's workspace. Tq is padded to whole query tiles.
 struct BackwardWorkspace {
-  float* lse2 = nullptr;             // [B, H, query_tiles * rows]: LSE / ln 2, +inf for rows without keys and padding
-  float* delta = nullptr;            // [B, H, query_tiles * rows]: D_i, 0 for padding
-  float* dq_sum = nullptr;           // [B, H, query_tiles, 2, kDqPiece]: dQ / scale over the key tiles so far
-  int* turn = nullptr;               // [B, H, query_tiles, 2]: key tiles that have been added to dq_sum
-  QueryTile* query_tile = nullptr;   // [B, query_tiles]
-  KeyTile* key_tile = nullptr;       // [B, key_tiles]
-  int* next_task = nullptr;          // [1]
+  float* lse2 = nullptr;            // [B, H, query_tiles * rows]: LSE / ln 2, +inf for rows without keys and padding
+  float* delta = nullptr;           // [B, H, query_tiles * rows]: D_i, 0 for padding
+  float* dq_sum = nullptr;          // [B, H, query_tiles, 2, kDqPiece]: dQ / scale over the key tiles so far
+  int* turn = nullptr;              // [B, H, query_tiles, 2]: key tiles that have been added to dq_sum
+  QueryTile* query_tile = nullptr;  // [B, query_tiles]
+  KeyTile* key_tile = nullptr;      // [B, key_tiles]
+  int* next_task = nullptr;         // [1]
 };
 
 struct BackwardArgs {
-  CUtensorMap q, k, v, d_out;        // boxes of one tile x 64 features
-  CUtensorMap d_q, d_k, d_v;         // boxes of 64 rows x 64 features
+  CUtensorMap q, k, v, d_out;  // boxes of one tile x 64 features
+  CUtensorMap d_q, d_k, d_v;   // boxes of 64 rows x 64 features
   Shape shape;
   Ranges ranges;
   float scale = 0;
-  float scale_log2 = 0;              // scale / ln 2
+  float scale_log2 = 0;  // scale / ln 2
   BackwardWorkspace workspace;
   int query_tiles = 0;
   int key_tiles = 0;

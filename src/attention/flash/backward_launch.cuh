@@ -17,7 +17,8 @@ cudaError_t launch_backward(const BackwardArgs& args, cudaStream_t stream) {
   static_assert(kBytes <= 227 * 1024, "a block of sm_90 has 227 KiB of shared memory");
   int device = 0, processors = 0;
   if (const cudaError_t error = cudaGetDevice(&device)) return error;
-  if (const cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device)) return error;
+  if (const cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device))
+    return error;
   if (const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes))
     return error;
   const int tasks = args.shape.B * args.shape.G * args.key_tiles;

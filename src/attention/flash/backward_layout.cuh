@@ -1,8 +1,8 @@
 // Shared memory, barriers and tasks of the main backward kernel: what its three roles have in common.
 //
-// A task is one tile of kBackwardKeys keys of one (batch, key/value head); its block visits, for every query head of the
-// group, the query tiles that see it, last one first. Tasks are numbered so that heads come in groups (heads_together)
-// and, inside a group, low key tiles first: with a causal range those are the longest.
+// A task is one tile of kBackwardKeys keys of one (batch, key/value head); its block visits, for every query head of
+// the group, the query tiles that see it, last one first. Tasks are numbered so that heads come in groups
+// (heads_together) and, inside a group, low key tiles first: with a causal range those are the longest.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +33,7 @@ struct BackwardTile {
 };
 
 struct BackwardTask {
-  int key_tile;     // -1: no more work
+  int key_tile;  // -1: no more work
   int batch;
   int group;        // key/value head
   int first, last;  // query tiles; first > last: none

@@ -1,8 +1,8 @@
 // First kernel of the backward. Computes, for every query row,
 //   D_i = sum_c dO[i, c] O[i, c]          (f32, [B, H, padded Tq])
 //   LSE_i / ln 2, with +inf for rows without keys and for padding, so that their P is 0 without a test
-// and the tables of which tiles meet; zeroes the counters; writes dQ = 0 for tiles of rows that see no key, which the main
-// kernel does not visit. One block a (head, query tile, batch); 8 or 16 lanes a row, 16 bytes a lane.
+// and the tables of which tiles meet; zeroes the counters; writes dQ = 0 for tiles of rows that see no key, which the
+// main kernel does not visit. One block a (head, query tile, batch); 8 or 16 lanes a row, 16 bytes a lane.
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
@@ -117,8 +117,8 @@ __global__ void __launch_bounds__(kThreads) backward_prepare(const __grid_consta
 
   const QueryTile mine = query_tile_at(shape, args.ranges, batch, tile, kRows);
   if (mine.first > mine.last) {
-    auto* d_q = static_cast<__nv_bfloat16*>(args.d_q_pointer) + batch * args.d_q_stride.batch +
-                head * args.d_q_stride.head;
+    auto* d_q =
+        static_cast<__nv_bfloat16*>(args.d_q_pointer) + batch * args.d_q_stride.batch + head * args.d_q_stride.head;
     const int chunks = shape.Dqk / 8;
     for (int i = threadIdx.x; i < kRows * chunks; i += kThreads) {
       const std::int64_t row = tile * kRows + i / chunks;

@@ -17,7 +17,8 @@ __device__ __forceinline__ KeySpan key_span(const Shape& shape, const Ranges& ra
   if (ranges.causal) span.hi = min(max(position + 1, 0), shape.Tk);
   if (ranges.window > 0) span.lo = max(0, position + 1 - ranges.window);
   if (ranges.first_key != nullptr)
-    span.lo = max(span.lo, __ldg(ranges.first_key + static_cast<std::int64_t>(batch) * shape.Tq + min(row, shape.Tq - 1)));
+    span.lo =
+        max(span.lo, __ldg(ranges.first_key + static_cast<std::int64_t>(batch) * shape.Tq + min(row, shape.Tq - 1)));
   return span;
 }
 

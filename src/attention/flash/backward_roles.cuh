@@ -1,10 +1,10 @@
-// The single-thread roles of the main backward kernel: two producers that fill shared memory, and, one for each consumer
-// warpgroup, the writer that empties its staging buffer and keeps the additions to dQ in order.
+// The single-thread roles of the main backward kernel: two producers that fill shared memory, and, one for each
+// consumer warpgroup, the writer that empties its staging buffer and keeps the additions to dQ in order.
 //
-// Order of dQ. A query tile's dQ is a sum over key tiles that different blocks hold. It is added up in f32 in the workspace
-// in the order of the key tiles: the first one stores, the next ones add (bulk reduction in L2), each after `turn` says
-// that its predecessor has finished; the last one reads the sum back and writes dQ in bf16. So bits do not depend on
-// timing, no pass zeroes or converts the sum, and nothing but the staging buffer waits for the predecessor.
+// Order of dQ. A query tile's dQ is a sum over key tiles that different blocks hold. It is added up in f32 in the
+// workspace in the order of the key tiles: the first one stores, the next ones add (bulk reduction in L2), each after
+// `turn` says that its predecessor has finished; the last one reads the sum back and writes dQ in bf16. So bits do not
+// depend on timing, no pass zeroes or converts the sum, and nothing but the staging buffer waits for the predecessor.
 // A block waits only for lower tasks, and tasks are taken in order, so the lowest unfinished task always runs on.
 #pragma once
 
@@ -33,15 +33,16 @@ __device__ __forceinline__ int step_word(const BackwardArgs& args, const Backwar
   return tile << 3 | flags;
 }
 
-/// Stage and parity of use number `count` of a ring; one register instead of RingState's two, of which these threads have few.
+/// Stage and parity of use number `count` of a ring; one register instead of RingState's two, of which these threads
+/// have few.
 template <int kStages>
 struct Use {
   std::uint32_t index, parity;
   __device__ __forceinline__ explicit Use(std::uint32_t count) : index(count % kStages), parity(count / kStages % 2) {}
 };
 
-/// Loads one of the two pairs of operands: Q with LSE, and K (kScores), or dO with D, and V. Splitting them over two threads
-/// keeps each within 24 registers. The one for Q also draws the tasks and tells everybody.
+/// Loads one of the two pairs of operands: Q with LSE, and K (kScores), or dO with D, and V. Splitting them over two
+/// threads keeps each within 24 registers. The one for Q also draws the tasks and tells everybody.
 template <class Tile, bool kScores>
 __device__ void backward_produce(const BackwardArgs& args, BackwardShared<Tile>& shared) {
   constexpr int kPanels = (kScores ? Tile::kDqk : Tile::kDv) / 64;
@@ -160,7 +161,8 @@ __device__ void backward_write(const BackwardArgs& args, BackwardShared<Tile>& s
       }
       constexpr int kValuePanels = Tile::kDv / 64;
       const bool value = p < kValuePanels;
-      sm90::tma_store_4d(value ? &args.d_v : &args.d_k, shared.staging[part] + p % Tile::kPanelsAtOnce * Tile::kPanelBytes,
+      sm90::tma_store_4d(value ? &args.d_v : &args.d_k,
+                         shared.staging[part] + p % Tile::kPanelsAtOnce * Tile::kPanelBytes,
                          (value ? p : p - kValuePanels) * 64, row, task.group, task.batch);
       if (p % Tile::kPanelsAtOnce == Tile::kPanelsAtOnce - 1 || p == Tile::kGradientPanels - 1) {
         sm90::tma_store_commit();

@@ -1,6 +1,7 @@
-// The recomputed product of queries and keys, S^T = K Q^T, as a policy of the backward core: 64 keys of a warpgroup times
-// the rows of a query tile. Keys are the A operand, so that P^T and dS^T come out as the register operands of dV and dK.
-// (A 2:4 sparse policy therefore wants the keys in compressed form: loaded into registers once a task, in `begin`.)
+// The recomputed product of queries and keys, S^T = K Q^T, as a policy of the backward core: 64 keys of a warpgroup
+// times the rows of a query tile. Keys are the A operand, so that P^T and dS^T come out as the register operands of dV
+// and dK. (A 2:4 sparse policy therefore wants the keys in compressed form: loaded into registers once a task, in
+// `begin`.)
 #pragma once
 
 #include <cstdint>

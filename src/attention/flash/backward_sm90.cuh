@@ -2,12 +2,13 @@
 //   S^T = K Q^T         dP^T = V dO^T                             (64 keys a warpgroup, operands in shared memory)
 //   P^T = exp2(scale_log2 S^T - LSE / ln 2),  dS^T = P^T * (dP^T - D)
 //   dV += P^T dO        dK += dS^T Q                              (A from registers, sums stay in registers)
-//   dQ_part = dS K                                                (dS through shared memory, each warpgroup a 64 x 64 piece)
+//   dQ_part = dS K                                                (dS through shared memory, each warpgroup a 64 x 64
+//   piece)
 // Saves nothing; writes dK and dV once a task; dQ leaves in the order described in backward_roles.cuh.
 //
 // Persistent, 384 threads: warpgroup 0 holds two producers and two writers (a thread each), warpgroups 1 and 2 compute.
-// The tensor cores always have work queued: S of the next query tile is issued before dQ and dK of this one are awaited, dP
-// runs under the exponentials and dV under dS. The only meeting of the two warpgroups is the one before dQ.
+// The tensor cores always have work queued: S of the next query tile is issued before dQ and dK of this one are
+// awaited, dP runs under the exponentials and dV under dS. The only meeting of the two warpgroups is the one before dQ.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -43,7 +44,8 @@ __device__ __forceinline__ void pack_step(std::uint32_t (&a)[4], const float* d)
 }
 
 /// 64 x 64 of a fragment, times scale, as bf16 into a panel of 128-byte rows (128-byte swizzle).
-__device__ __forceinline__ void store_panel(std::uint32_t panel, const float* d, float scale, const FragmentPlace& place) {
+__device__ __forceinline__ void store_panel(std::uint32_t panel, const float* d, float scale,
+                                            const FragmentPlace& place) {
 #pragma unroll
   for (int pair = 0; pair < 4; ++pair) {
     const float* x = d + pair * 8;
@@ -107,8 +109,8 @@ struct BackwardConsumer {
     for (int t = 0; t < Tile::kRows / 16; ++t) pack_step(p[t], s + 8 * t);
   }
 
-  /// P, dP -> dS in bf16 as operand of dK and, transposed by reading it so, of dQ in shared memory. P comes rounded: what
-  /// dV saw; the f32 values would hold kRows / 2 more registers for an error below that of rounding dS.
+  /// P, dP -> dS in bf16 as operand of dK and, transposed by reading it so, of dQ in shared memory. P comes rounded:
+  /// what dV saw; the f32 values would hold kRows / 2 more registers for an error below that of rounding dS.
   __device__ __forceinline__ void score_gradients(std::uint32_t (&ds)[Tile::kRows / 16][4],
                                                   const std::uint32_t (&p)[Tile::kRows / 16][4]) {
     const float* delta = shared.delta[stage.index] + place.column;
@@ -123,8 +125,7 @@ struct BackwardConsumer {
         x[1] = __uint_as_float(pair & 0xffff0000u) * (x[1] - d.y);
       }
     }
-    const std::uint32_t base =
-        sm90::smem_address(shared.ds[stage.index]) + (part * 64 + place.matrix_row) * 128;
+    const std::uint32_t base = sm90::smem_address(shared.ds[stage.index]) + (part * 64 + place.matrix_row) * 128;
 #pragma unroll
     for (int t = 0; t < Tile::kRows / 16; ++t) {
       pack_step(ds[t], dp + 8 * t);
@@ -184,7 +185,8 @@ struct BackwardConsumer {
       store_panel(sm90::smem_address(shared.staging[part]), dq, args.scale, place);
     } else {
 #pragma unroll
-      for (int i = 0; i < 8; ++i) staging[i * 128] = make_float4(dq[4 * i], dq[4 * i + 1], dq[4 * i + 2], dq[4 * i + 3]);
+      for (int i = 0; i < 8; ++i)
+        staging[i * 128] = make_float4(dq[4 * i], dq[4 * i + 1], dq[4 * i + 2], dq[4 * i + 3]);
     }
     pass_staging();
   }
@@ -223,8 +225,8 @@ struct BackwardConsumer {
     if (leader) sm90::barrier_arrive(&shared.d_out_empty[stage.index]);
     const int done = stage.index;
     stage.advance();
-    // Behind the last tile S of this one is computed again and dropped: a branch around the product would make the compiler
-    // serialise all products of the loop.
+    // Behind the last tile S of this one is computed again and dropped: a branch around the product would make the
+    // compiler serialise all products of the loop.
     if (more) sm90::barrier_wait(&shared.q_full[stage.index], stage.parity);
     sm90::wgmma_fence();
     issue_scores(more ? stage.index : done);
@@ -241,7 +243,8 @@ struct BackwardConsumer {
     for (int p = 0; p < Tile::kGradientPanels; ++p) {
       constexpr int kValuePanels = Tile::kDv / 64;
       if (p % Tile::kPanelsAtOnce == 0) await_staging();
-      const std::uint32_t panel = sm90::smem_address(shared.staging[part]) + p % Tile::kPanelsAtOnce * Tile::kPanelBytes;
+      const std::uint32_t panel =
+          sm90::smem_address(shared.staging[part]) + p % Tile::kPanelsAtOnce * Tile::kPanelBytes;
       if (p < kValuePanels)
         store_panel(panel, dv + p * 32, 1.0f, place);
       else

@@ -4,11 +4,11 @@
 // products cost 10 kRows kKeys D FLOP = 2560 clk for kRows D = 8192 at 4096 FLOP a clock.
 //
 // Registers a consumer thread: dK and dV take Dqk/2 + Dv/2, S and dP kRows/2 each, P and dS in bf16 kRows/4 each, dQ
-// kRows Dqk / 256; S, P and dS are dead when the next is alive, so the peak is dK + dV + S + dP + P (224 at 64 x 128 rows
-// and at 128 x 64 rows) out of 240.
+// kRows Dqk / 256; S, P and dS are dead when the next is alive, so the peak is dK + dV + S + dP + P (224 at 64 x 128
+// rows and at 128 x 64 rows) out of 240.
 //
-// Shared memory (227 KiB): K and V 256 (Dqk + Dv) bytes a stage, Q and dO 2 stages of 2 kRows (Dqk + Dv), dS 2 stages of
-// 256 kRows, dQ staging 32 KiB. At D = 64 a second stage of K and V fits and hides the start of the next key tile.
+// Shared memory (227 KiB): K and V 256 (Dqk + Dv) bytes a stage, Q and dO 2 stages of 2 kRows (Dqk + Dv), dS 2 stages
+// of 256 kRows, dQ staging 32 KiB. At D = 64 a second stage of K and V fits and hides the start of the next key tile.
 #pragma once
 
 namespace sfa::flash {
@@ -24,16 +24,21 @@ inline constexpr int kBackwardProducerRegisters = 24;
 inline constexpr int kBackwardConsumerRegisters = 240;
 
 /// Query rows of a tile.
-constexpr int backward_rows(int dqk, int dv) { return dqk <= 64 && dv <= 64 ? 128 : 64; }
+constexpr int backward_rows(int dqk, int dv) {
+  return dqk <= 64 && dv <= 64 ? 128 : 64;
+}
 /// Stages of K and V.
-constexpr int backward_key_stages(int dqk, int dv) { return dqk <= 64 && dv <= 64 ? 2 : 1; }
+constexpr int backward_key_stages(int dqk, int dv) {
+  return dqk <= 64 && dv <= 64 ? 2 : 1;
+}
 
 /// Of every four exponentials so many run on the FMA units instead of MUFU.
 inline constexpr int kBackwardFmaExponentials = 0;
 
 /// Bytes of Q, dO and dQ sums that the heads in flight may fill: half of L2, so that they stay there with K and V.
 inline constexpr long long kBackwardL2Bytes = 24ll << 20;
-/// At least so many heads at once: about 11 blocks a head, whose ordered additions to dQ then start within 11 short waits.
+/// At least so many heads at once: about 11 blocks a head, whose ordered additions to dQ then start within 11 short
+/// waits.
 inline constexpr int kBackwardMinHeads = 12;
 
 }  // namespace sfa::flash

@@ -24,7 +24,9 @@ Instance instance_for(const Shape& shape) {
   return {};
 }
 
-int ceil_div(int a, int b) { return (a + b - 1) / b; }
+int ceil_div(int a, int b) {
+  return (a + b - 1) / b;
+}
 
 /// Hands out aligned pieces of the workspace; with a null base it only counts.
 struct Carver {
@@ -108,7 +110,9 @@ int heads_together(const Shape& s) {
 
 }  // namespace
 
-bool backward_supported(const Shape& shape) { return instance_for(shape).launch != nullptr; }
+bool backward_supported(const Shape& shape) {
+  return instance_for(shape).launch != nullptr;
+}
 
 std::size_t backward_workspace_bytes(const Shape& shape) {
   const Instance instance = instance_for(shape);
