@@ -52,19 +52,16 @@ __device__ __forceinline__ void barrier_wait(Barrier* barrier, std::uint32_t par
   }
 }
 
-/// Position in a ring of kStages buffers: `index` selects the buffer and its barriers, `parity` is the consumer's wait
-/// parity (the producer waits on the empty barrier with parity ^ 1).
+/// Position in a ring of kStages buffers, in one register: index() selects the buffer and its barriers, parity() is the
+/// consumer's wait parity (the producer waits on the empty barrier with parity() ^ 1). kStages is a power of two.
 template <int kStages>
 struct RingState {
-  std::uint32_t index = 0;
-  std::uint32_t parity = 0;
+  static_assert((kStages & (kStages - 1)) == 0, "ring sizes are powers of two");
+  std::uint32_t count = 0;
 
-  __device__ __forceinline__ void advance() {
-    if (++index == kStages) {
-      index = 0;
-      parity ^= 1;
-    }
-  }
+  __device__ __forceinline__ std::uint32_t index() const { return count % kStages; }
+  __device__ __forceinline__ std::uint32_t parity() const { return count / kStages & 1; }
+  __device__ __forceinline__ void advance() { ++count; }
 };
 
 /// bar.sync / bar.arrive on one of the 16 hardware barriers of a block; `threads` counts every thread that takes part.
