@@ -52,10 +52,25 @@ __device__ __forceinline__ void barrier_wait(Barrier* barrier, std::uint32_t par
   }
 }
 
-/// Position in a ring of kStages buffers, in one register: index() selects the buffer and its barriers, parity() is the
-/// consumer's wait parity (the producer waits on the empty barrier with parity() ^ 1). kStages is a power of two.
+/// Position in a ring of kStages buffers: `index` selects the buffer and its barriers, `parity` is the consumer's wait
+/// parity (the producer waits on the empty barrier with parity ^ 1).
 template <int kStages>
 struct RingState {
+  std::uint32_t index = 0;
+  std::uint32_t parity = 0;
+
+  __device__ __forceinline__ void advance() {
+    if (++index == kStages) {
+      index = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+/// RingState in one register, for kernels that are short of them: index() selects the buffer and its barriers, parity() is the
+/// consumer's wait parity (the producer waits on the empty barrier with parity() ^ 1). kStages is a power of two.
+template <int kStages>
+struct RingCounter {
   static_assert((kStages & (kStages - 1)) == 0, "ring sizes are powers of two");
   std::uint32_t count = 0;
 

@@ -140,7 +140,7 @@ struct Problem {
 struct Errors {
   double max = 0, square = 0, plain_max = 0, plain_square = 0, lse_max = 0, plain_lse_max = 0;
   long long bad = 0;  // not finite, wrong sign of infinity, padding written
-  std::string first_bad;
+  std::string first_bad, worst;
 };
 
 inline Errors compare(const Case& c, const Problem& problem, const OracleOutput& oracle) {
@@ -174,7 +174,11 @@ inline Errors compare(const Case& c, const Problem& problem, const OracleOutput&
             std::to_string(i % s.Dv));
         continue;
       }
-      e.max = std::max(e.max, std::fabs(x - r));
+      if (std::fabs(x - r) > e.max) {
+        e.max = std::fabs(x - r);
+        e.worst = "token " + std::to_string(t) + " head " + std::to_string(i / s.Dv) + " column " +
+                  std::to_string(i % s.Dv) + ": " + std::to_string(x) + ", expected " + std::to_string(r);
+      }
       e.square += (x - r) * (x - r);
       const double p = plain[t * row_elements + i];
       e.plain_max = std::max(e.plain_max, std::fabs(p - r));
@@ -286,6 +290,7 @@ bool check_case(const Case& c, const Problem& problem, const flash::ForwardParam
               e.plain_lse_max, same ? "" : " NOT REPEATABLE",
               e.bad == 0 ? "" : (" BAD " + std::to_string(e.bad) + ": " + e.first_bad).c_str(),
               cpu_difference < 1e-9 ? "" : " ORACLE DIFFERS FROM CPU");
+  if (!good) std::printf("     worst: %s\n", e.worst.c_str());
   std::fflush(stdout);
   return good;
 }

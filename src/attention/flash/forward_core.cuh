@@ -81,7 +81,7 @@ template <class Config>
 __device__ __forceinline__ void produce(const ForwardArgs& args, ForwardStorage<Config>& shared,
                                         const CUtensorMap* q_map, const CUtensorMap* k_map, const CUtensorMap* v_map) {
   using namespace sm90;
-  RingState<Config::kStages> keys, values;
+  RingCounter<Config::kStages> keys, values;
   std::uint32_t query_parity = 0;
   int round = 0;
   int index = args.tile_counter != nullptr ? static_cast<int>(blockIdx.x) : dealt_tile(args, 0);
@@ -270,7 +270,7 @@ struct Consumer {
   using Policy = typename Config::Policy;
   ForwardStorage<Config>& shared;
   const int warpgroup;
-  sm90::RingState<Config::kStages> keys, values;
+  sm90::RingCounter<Config::kStages> keys, values;
   float o[Config::kDv / 2];
   std::uint32_t p[Config::kKeys / 16][4];
   typename Policy::Fragment query;

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "attention/flash/forward_schedule.cuh"
+#include "attention/flash/select24.h"
 #include "cuda/sm90.cuh"
 
 namespace sfa::flash {
@@ -87,19 +88,13 @@ struct DenseRegisters : DenseTile<kDqk_, kRows> {
   }
 };
 
-/// Bytes of 64 query rows compressed 2 of 4: for each step of 32 features and each thread of a warpgroup four words of
-/// values, then for each pair of steps and each thread one word of metadata (q in {0, 1}: even step, {2, 3}: odd step).
-constexpr int select24_block_bytes(int dqk) {
-  return dqk / 32 * 128 * 16 + (dqk + 63) / 64 * 128 * 4;
-}
-
 /// 2:4 sparse: queries compressed, in registers (kDqk / 8 words of values, kDqk / 64 of metadata); half the tensor
 /// time.
 template <int kDqk_, int kRows, int kKeys>
 struct Sparse24 {
   static constexpr int kDqk = kDqk_;
   static constexpr bool kHoldsTile = false;
-  static constexpr int kBlockBytes = select24_block_bytes(kDqk);
+  static constexpr int kBlockBytes = compressed_block_bytes(kDqk);
   static constexpr int kTileBytes = kRows / 64 * kBlockBytes;
   static constexpr int kSteps = kDqk / 32;
 

@@ -5,10 +5,11 @@
 // not below the k-th largest"; that threshold is found bit by bit with ballots. Under topk_2of4 a lane's candidates are
 // the two largest keys of its four: taking features greedily under the constraint yields exactly the k largest of
 // those.
+#include "attention/flash/select24.h"
+
 #include <cuda_runtime.h>
 
-#include "attention/flash/forward_policy.cuh"
-#include "attention/flash/select24_launch.h"
+#include "core/error.h"
 
 namespace sfa::flash {
 namespace {
@@ -58,7 +59,7 @@ __global__ void __launch_bounds__(kSelectWarps * 32) select_kernel(const SelectP
   constexpr int kIndexBits = kD == 64 ? 6 : 7;
   constexpr bool k2of4 = kRule == Selection::topk_2of4;
   constexpr int kCandidates = k2of4 ? 2 : 4;
-  __shared__ __align__(16) unsigned staging[select24_block_bytes(kD) / 4];
+  __shared__ __align__(16) unsigned staging[compressed_block_bytes(kD) / 4];
 
   const int row_blocks = (params.T + kBlockRows - 1) / kBlockRows;
   const int pair = blockIdx.x / row_blocks, row_block = blockIdx.x - pair * row_blocks;
@@ -158,7 +159,7 @@ __global__ void __launch_bounds__(kSelectWarps * 32) select_kernel(const SelectP
   if constexpr (k2of4) {
     if (params.compressed == nullptr) return;
     __syncthreads();
-    constexpr int kWords = select24_block_bytes(kD) / 16;
+    constexpr int kWords = compressed_block_bytes(kD) / 16;
     auto* target = static_cast<uint4*>(params.compressed) + static_cast<std::int64_t>(blockIdx.x) * kWords;
     for (int i = threadIdx.x; i < kWords; i += kSelectWarps * 32)
       target[i] = reinterpret_cast<const uint4*>(staging)[i];
@@ -175,13 +176,22 @@ void launch_rule(const SelectParams& params, int grid, cudaStream_t stream) {
 
 }  // namespace
 
-int launch_select(const SelectParams& params, void* stream) {
+void select_features(const SelectParams& params, void* stream) {
+  require(params.D == 64 || params.D == 128,
+          "feature selection on the GPU is built for rows of 64 and 128 features, not {}", params.D);
+  const int most = params.rule == Selection::topk_2of4 ? params.D / 2 : params.D;
+  require(params.k >= 1 && params.k <= most, "cannot select {} of {} features; between 1 and {} are possible", params.k,
+          params.D, most);
+  require(params.compressed == nullptr || params.rule == Selection::topk_2of4,
+          "the compressed operand needs the 2-of-4 rule");
+  if (params.B == 0 || params.T == 0 || params.heads == 0) return;
   const int grid = params.B * params.heads * ((params.T + kBlockRows - 1) / kBlockRows);
   if (params.D == 64)
     launch_rule<64>(params, grid, static_cast<cudaStream_t>(stream));
   else
     launch_rule<128>(params, grid, static_cast<cudaStream_t>(stream));
-  return static_cast<int>(cudaGetLastError());
+  const cudaError_t status = cudaGetLastError();
+  require(status == cudaSuccess, "feature selection failed to launch: {}", cudaGetErrorString(status));
 }
 
 }  // namespace sfa::flash

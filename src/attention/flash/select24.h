@@ -27,8 +27,13 @@ struct SelectParams {
   void* compressed = nullptr;  ///< topk_2of4 only: [B, heads, ceil(T / 64)] blocks of compressed_block_bytes(D)
 };
 
-/// Bytes of 64 compressed rows; forward_policy.cuh describes the layout.
-std::int64_t compressed_block_bytes(int D);
+/// Bytes of 64 query rows compressed 2 of 4. The block holds, for each step of 32 features and each thread of a
+/// warpgroup, the four words of values that it feeds to the sparse product, then for each pair of steps and each thread
+/// one word of metadata (threads 4 i and 4 i + 1 of a quad: even step, the others: odd step); cuda/sm90_wgmma.cuh has
+/// the fragments.
+constexpr int compressed_block_bytes(int D) {
+  return D / 32 * 128 * 16 + (D + 63) / 64 * 128 * 4;
+}
 
 /// Throws Error on a shape that has no kernel (D is 64 or 128) or a failed launch; `stream` is a cudaStream_t.
 void select_features(const SelectParams& params, void* stream);
