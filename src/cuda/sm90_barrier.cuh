@@ -67,6 +67,18 @@ struct RingState {
   }
 };
 
+/// RingState in one register, for kernels that are short of them: index() selects the buffer and its barriers, parity() is the
+/// consumer's wait parity (the producer waits on the empty barrier with parity() ^ 1). kStages is a power of two.
+template <int kStages>
+struct RingCounter {
+  static_assert((kStages & (kStages - 1)) == 0, "ring sizes are powers of two");
+  std::uint32_t count = 0;
+
+  __device__ __forceinline__ std::uint32_t index() const { return count % kStages; }
+  __device__ __forceinline__ std::uint32_t parity() const { return count / kStages & 1; }
+  __device__ __forceinline__ void advance() { ++count; }
+};
+
 /// bar.sync / bar.arrive on one of the 16 hardware barriers of a block; `threads` counts every thread that takes part.
 /// Barrier 0 belongs to __syncthreads.
 __device__ __forceinline__ void named_barrier_sync(int id, int threads) {

@@ -13,8 +13,8 @@
 
 namespace sfa::flash {
 
-/// Elements between neighbours along batch, token and head; the last dimension has stride 1. All but the last are multiples
-/// of 8 elements (16 bytes), as is every address: tensor TMA asks for it.
+/// Elements between neighbours along batch, token and head; the last dimension has stride 1. All but the last are
+/// multiples of 8 elements (16 bytes), as is every address: tensor TMA asks for it.
 struct Strides {
   std::int64_t batch = 0;
   std::int64_t token = 0;
@@ -51,10 +51,11 @@ struct ForwardParams {
   void* out = nullptr;
   float* lse = nullptr;  ///< [B, H, Tq] contiguous, natural logarithm
   Strides q_stride, k_stride, v_stride, out_stride;
-  /// sparse24 only, instead of q: rows compressed 2 of 4, [B, H, ceil(Tq / 64)] blocks of select24_block_bytes(Dqk).
+  /// sparse24 only, instead of q: rows compressed 2 of 4, [B, H, ceil(Tq / 64)] blocks of compressed_block_bytes(Dqk)
+  /// bytes (select24.h).
   const void* q_compressed = nullptr;
-  /// Two int32 on the device, zero before the first launch and left zero by every launch, for dynamic scheduling; launches
-  /// that may run at the same time need their own. Null: tiles are dealt out in a fixed order.
+  /// Two int32 on the device, zero before the first launch and left zero by every launch, for dynamic scheduling;
+  /// launches that may run at the same time need their own. Null: tiles are dealt out in a fixed order.
   std::int32_t* tile_counter = nullptr;
 };
 
