@@ -1,7 +1,7 @@
 // Checks and times the backward of the flash core on the card it runs on.
 //   flash_backward_check            every case, then timings
 //   flash_backward_check check [D]  cases only (of head size D)
-//   flash_backward_check time [D]   timings only
+//   flash_backward_check time [D [heads together ...]]   timings only, "backward D N TFLOPs ms" a line
 // A case passes when no output element is left unwritten, nothing else is written, the error against the f64 oracle is
 // at most twice that of a plain bf16 program (maximum and root mean square), and a second run with other rubbish in the
 // workspace and another order of blocks gives the same bits. Exit code 1 when anything fails.
@@ -394,10 +394,8 @@ void time_shape(int d, int heads, int n, const std::vector<int>& together) {
   for (int t : together) {
     p.heads_together = t;
     const double ms = median_ms(p, 21);
-    if (t == 0)
-      std::printf("TIME d=%d H=%d n=%d B=%d: %.4f ms %.1f TFLOP/s\n", d, heads, n, batch, ms, flops / ms * 1e-9);
-    else
-      std::printf("     d=%d n=%d heads together %3d: %.4f ms %.1f TFLOP/s\n", d, n, t, ms, flops / ms * 1e-9);
+    std::printf("%s %d %d %.1f TFLOP/s %.4f ms", t == 0 ? "backward" : "  other", d, n, flops / ms * 1e-9, ms);
+    std::printf(t == 0 ? "\n" : " heads together %d\n", t);
     std::fflush(stdout);
   }
 }
