@@ -31,7 +31,7 @@ struct BackwardWorkspace {
   float* lse2 = nullptr;            // [B, H, query_tiles * rows]: LSE / ln 2, +inf for rows without keys and padding
   float* delta = nullptr;           // [B, H, query_tiles * rows]: D_i, 0 for padding
   float* dq_sum = nullptr;          // [B, H, query_tiles, 2, kDqPiece]: dQ / scale over the key tiles so far
-  int* turn = nullptr;              // [B, H, query_tiles, 2]: key tiles that have been added to dq_sum
+  int* turn = nullptr;              // [B, H, query_tiles]: key tiles that have been added to dq_sum
   QueryTile* query_tile = nullptr;  // [B, query_tiles]
   KeyTile* key_tile = nullptr;      // [B, key_tiles]
   int* next_task = nullptr;         // [1]

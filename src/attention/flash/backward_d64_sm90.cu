@@ -4,8 +4,7 @@
 namespace sfa::flash {
 
 cudaError_t launch_backward_d64(const BackwardArgs& args, cudaStream_t stream) {
-  return launch_backward<
-      BackwardTile<64, 64, backward_rows(64, 64), backward_key_stages(64, 64), kBackwardFmaExponentials>>(args, stream);
+  return launch_backward<BackwardTile<64, 64, backward_rows(64, 64), kBackwardFmaExponentials>>(args, stream);
 }
 
 }  // namespace sfa::flash

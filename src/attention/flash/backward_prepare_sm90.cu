@@ -14,6 +14,8 @@ namespace sfa::flash {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kTokens = 16;  // of a block, with all their heads: whole 64-byte pieces of the [B, H, T] results
+constexpr int kUnroll = 4;   // rows in flight a thread
 
 __device__ QueryTile query_tile_at(const Shape& shape, const Ranges& ranges, int batch, int tile, int rows) {
   const int top = tile * rows;
@@ -74,70 +76,86 @@ __device__ void prepare_tables(const BackwardArgs& args, int batch, int tile, in
   if (thread == 0 && batch == 0 && tile == 0) *args.workspace.next_task = 0;
 }
 
-template <int kDv, int kRows>
-__global__ void __launch_bounds__(kThreads) backward_prepare(const __grid_constant__ BackwardArgs args) {
-  sm90::launch_dependents();
-  constexpr int kLanes = kDv / 8;  // lanes a row
-  constexpr int kPass = kThreads / kLanes;
-  const int head = blockIdx.x, tile = blockIdx.y, batch = blockIdx.z;
+/// dQ = 0 for this block's tokens.
+__device__ void zero_queries(const BackwardArgs& args, int batch, int first_token) {
   const Shape& shape = args.shape;
-  const std::int64_t pair = static_cast<std::int64_t>(batch) * shape.H + head;
-  const int lane = threadIdx.x % kLanes, slot = threadIdx.x / kLanes;
+  auto* d_q = static_cast<__nv_bfloat16*>(args.d_q_pointer) + batch * args.d_q_stride.batch;
+  const int chunks = shape.Dqk / 8, width = shape.H * chunks;
+  for (int i = threadIdx.x; i < kTokens * width; i += kThreads) {
+    const std::int64_t token = first_token + i / width;
+    const int head = i % width / chunks, chunk = i % chunks;
+    if (token < shape.Tq)
+      *reinterpret_cast<uint4*>(d_q + token * args.d_q_stride.token + head * args.d_q_stride.head + chunk * 8) =
+          make_uint4(0, 0, 0, 0);
+  }
+}
 
-  const auto* out = static_cast<const __nv_bfloat16*>(args.out) + batch * args.out_stride.batch +
-                    head * args.out_stride.head + lane * 8;
-  const auto* d_out = static_cast<const __nv_bfloat16*>(args.d_out_pointer) + batch * args.d_out_stride.batch +
-                      head * args.d_out_stride.head + lane * 8;
-  uint4 o[kRows / kPass], g[kRows / kPass];
+template <int kDv>
+__global__ void __launch_bounds__(kThreads) backward_prepare(const __grid_constant__ BackwardArgs args, int rows) {
+  extern __shared__ float sums[];  // [H][kTokens]
+  sm90::launch_dependents();
+  constexpr int kLanes = kDv / 8;  // lanes a row of one head
+  constexpr int kPass = kThreads / kLanes;
+  const Shape& shape = args.shape;
+  const int first_token = blockIdx.x * kTokens, batch = blockIdx.y, tile = first_token / rows;
+  const int lane = threadIdx.x % kLanes, slot = threadIdx.x / kLanes;
+  const auto* out = static_cast<const __nv_bfloat16*>(args.out) + batch * args.out_stride.batch + lane * 8;
+  const auto* d_out =
+      static_cast<const __nv_bfloat16*>(args.d_out_pointer) + batch * args.d_out_stride.batch + lane * 8;
+
+  // Row r of the block is token r / H, head r % H: neighbours in memory when the heads are packed.
+  const int count = kTokens * shape.H;
+  for (int base = 0; base < count; base += kUnroll * kPass) {
+    uint4 o[kUnroll], g[kUnroll];
 #pragma unroll
-  for (int pass = 0; pass < kRows / kPass; ++pass) {
-    const std::int64_t row = tile * kRows + pass * kPass + slot;
-    o[pass] = g[pass] = make_uint4(0, 0, 0, 0);
-    if (row < shape.Tq) {
-      o[pass] = __ldg(reinterpret_cast<const uint4*>(out + row * args.out_stride.token));
-      g[pass] = __ldg(reinterpret_cast<const uint4*>(d_out + row * args.d_out_stride.token));
+    for (int u = 0; u < kUnroll; ++u) {
+      const int r = base + u * kPass + slot, head = r % shape.H;
+      const std::int64_t token = first_token + r / shape.H;
+      o[u] = g[u] = make_uint4(0, 0, 0, 0);
+      if (r < count && token < shape.Tq) {
+        o[u] = __ldg(reinterpret_cast<const uint4*>(out + token * args.out_stride.token + head * args.out_stride.head));
+        g[u] = __ldg(
+            reinterpret_cast<const uint4*>(d_out + token * args.d_out_stride.token + head * args.d_out_stride.head));
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      float sum = dot8(o[u], g[u]);
+#pragma unroll
+      for (int offset = kLanes / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+      const int r = base + u * kPass + slot;
+      if (lane == 0 && r < count) sums[r % shape.H * kTokens + r / shape.H] = sum;
     }
   }
-#pragma unroll
-  for (int pass = 0; pass < kRows / kPass; ++pass) {
-    float sum = dot8(o[pass], g[pass]);
-#pragma unroll
-    for (int offset = kLanes / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-    if (lane != 0) continue;
-    const int row = tile * kRows + pass * kPass + slot;
+  __syncthreads();
+
+  for (int i = threadIdx.x; i < count; i += kThreads) {
+    const int head = i / kTokens, row = first_token + i % kTokens;
+    const std::int64_t pair = static_cast<std::int64_t>(batch) * shape.H + head;
     float lse = row < shape.Tq ? args.lse[pair * shape.Tq + row] : -INFINITY;
     lse = lse == -INFINITY ? INFINITY : lse * 1.4426950408889634f;
-    const std::int64_t at = pair * args.query_tiles * kRows + row;
+    const std::int64_t at = pair * args.query_tiles * rows + row;
     args.workspace.lse2[at] = lse;
-    args.workspace.delta[at] = sum;
+    args.workspace.delta[at] = sums[i];
   }
-
-  if (threadIdx.x < 2) args.workspace.turn[(pair * args.query_tiles + tile) * 2 + threadIdx.x] = 0;
-  if (head == 0) prepare_tables(args, batch, tile, kRows);
-
-  const QueryTile mine = query_tile_at(shape, args.ranges, batch, tile, kRows);
-  if (mine.first > mine.last) {
-    auto* d_q =
-        static_cast<__nv_bfloat16*>(args.d_q_pointer) + batch * args.d_q_stride.batch + head * args.d_q_stride.head;
-    const int chunks = shape.Dqk / 8;
-    for (int i = threadIdx.x; i < kRows * chunks; i += kThreads) {
-      const std::int64_t row = tile * kRows + i / chunks;
-      if (row < shape.Tq)
-        *reinterpret_cast<uint4*>(d_q + row * args.d_q_stride.token + i % chunks * 8) = make_uint4(0, 0, 0, 0);
-    }
+  if (first_token % rows == 0) {
+    for (int head = threadIdx.x; head < shape.H; head += kThreads)
+      args.workspace.turn[(static_cast<std::int64_t>(batch) * shape.H + head) * args.query_tiles + tile] = 0;
+    prepare_tables(args, batch, tile, rows);
   }
+  const QueryTile mine = query_tile_at(shape, args.ranges, batch, tile, rows);
+  if (mine.first > mine.last) zero_queries(args, batch, first_token);
 }
 
 }  // namespace
 
 cudaError_t launch_backward_prepare(const BackwardArgs& args, int rows, cudaStream_t stream) {
-  const dim3 grid(args.shape.H, args.query_tiles, args.shape.B);
-  if (args.shape.Dv == 64 && rows == 128)
-    backward_prepare<64, 128><<<grid, kThreads, 0, stream>>>(args);
-  else if (args.shape.Dv == 64)
-    backward_prepare<64, 64><<<grid, kThreads, 0, stream>>>(args);
+  const dim3 grid(args.query_tiles * rows / kTokens, args.shape.B);
+  const std::size_t bytes = std::size_t{kTokens} * args.shape.H * sizeof(float);
+  if (args.shape.Dv == 64)
+    backward_prepare<64><<<grid, kThreads, bytes, stream>>>(args, rows);
   else
-    backward_prepare<128, 64><<<grid, kThreads, 0, stream>>>(args);
+    backward_prepare<128><<<grid, kThreads, bytes, stream>>>(args, rows);
   return cudaGetLastError();
 }
 

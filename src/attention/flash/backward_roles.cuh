@@ -1,10 +1,10 @@
-// The single-thread roles of the main backward kernel: two producers that fill shared memory, and, one for each
-// consumer warpgroup, the writer that empties its staging buffer and keeps the additions to dQ in order.
+// The single-thread roles of the main backward kernel: two producers that fill shared memory, and two writers that
+// empty the staging buffers, one each, and keep the additions to dQ in order.
 //
 // Order of dQ. A query tile's dQ is a sum over key tiles that different blocks hold. It is added up in f32 in the
 // workspace in the order of the key tiles: the first one stores, the next ones add (bulk reduction in L2), each after
 // `turn` says that its predecessor has finished; the last one reads the sum back and writes dQ in bf16. So bits do not
-// depend on timing, no pass zeroes or converts the sum, and nothing but the staging buffer waits for the predecessor.
+// depend on timing, no pass zeroes or converts the sum, and nothing but a staging buffer waits for the predecessor.
 // A block waits only for lower tasks, and tasks are taken in order, so the lowest unfinished task always runs on.
 #pragma once
 
@@ -32,14 +32,6 @@ __device__ __forceinline__ int step_word(const BackwardArgs& args, const Backwar
   if (task.key_tile == span.last) flags |= task.key_tile > span.first ? kStepFinal | kStepJoin : kStepFinal;
   return tile << 3 | flags;
 }
-
-/// Stage and parity of use number `count` of a ring; one register instead of RingState's two, of which these threads
-/// have few.
-template <int kStages>
-struct Use {
-  std::uint32_t index, parity;
-  __device__ __forceinline__ explicit Use(std::uint32_t count) : index(count % kStages), parity(count / kStages % 2) {}
-};
 
 /// Loads one of the two pairs of operands: Q with LSE, and K (kScores), or dO with D, and V. Splitting them over two
 /// threads keeps each within 24 registers. The one for Q also draws the tasks and tells everybody.
@@ -83,14 +75,12 @@ __device__ void backward_produce(const BackwardArgs& args, BackwardShared<Tile>&
                             (kScores ? args.workspace.lse2 : args.workspace.delta) + at, Tile::kRows * 4, full);
         if (need_keys) {
           need_keys = false;
-          const Use<Tile::kKeyStages> keys(key_tiles++);
-          full = &shared.kv_full[keys.index];
-          sm90::barrier_wait(&shared.kv_empty[keys.index], keys.parity ^ 1);
-          sm90::barrier_expect(full, kScores ? Tile::kKBytes : Tile::kVBytes);
-          rows = kScores ? shared.k[keys.index] : shared.v[keys.index];
+          sm90::barrier_wait(&shared.kv_empty, key_tiles++ % 2 ^ 1);
+          sm90::barrier_expect(&shared.kv_full, kScores ? Tile::kKBytes : Tile::kVBytes);
+          rows = kScores ? shared.k : shared.v;
 #pragma unroll
           for (int p = 0; p < kPanels; ++p)
-            sm90::tma_load_4d(rows + p * kBackwardKeys * 128, kScores ? &args.k : &args.v, full, p * 64,
+            sm90::tma_load_4d(rows + p * kBackwardKeys * 128, kScores ? &args.k : &args.v, &shared.kv_full, p * 64,
                               task.key_tile * kBackwardKeys, task.group, task.batch);
         }
       }
@@ -98,17 +88,19 @@ __device__ void backward_produce(const BackwardArgs& args, BackwardShared<Tile>&
   }
 }
 
-/// One step of the writer for consumer warpgroup `part`: its 64 x 64 piece of dQ of query tile `tile`.
+/// One step of a writer: dQ of query tile `tile`, both warpgroups' pieces. Everything here is latency, about one step
+/// long, which is why two writers take turns.
 template <class Tile>
 __device__ __forceinline__ void write_dq(const BackwardArgs& args, BackwardShared<Tile>& shared,
-                                         const BackwardTask& task, int head, int tile, int part, std::uint32_t parity) {
+                                         const BackwardTask& task, int head, int tile,
+                                         const Use<kBackwardWriters>& use) {
+  constexpr std::uint32_t kBytes = kBackwardConsumers * kDqPiece * 4;
   const QueryTile span = args.workspace.query_tile[task.batch * args.query_tiles + tile];
-  const std::int64_t piece =
-      ((static_cast<std::int64_t>(task.batch) * args.shape.H + head) * args.query_tiles + tile) * 2 + part;
-  float* sum = args.workspace.dq_sum + piece * kDqPiece;
-  int* turn = args.workspace.turn + piece;
+  const std::int64_t at = static_cast<std::int64_t>(task.batch * args.shape.H + head) * args.query_tiles + tile;
+  float* sum = args.workspace.dq_sum + at * (kBackwardConsumers * kDqPiece);
+  int* turn = args.workspace.turn + at;
   const int before = task.key_tile - span.first;  // key tiles whose share comes first
-  void* staging = shared.staging[part];
+  auto* staging = shared.staging[use.index];
   const bool final = task.key_tile == span.last;
 
   if (before > 0) {
@@ -117,21 +109,23 @@ __device__ __forceinline__ void write_dq(const BackwardArgs& args, BackwardShare
     sm90::fence_async_all();
   }
   if (final && before > 0) {
-    sm90::barrier_expect(&shared.staging_joined[part], kDqPiece * 4);
-    sm90::tma_load_bulk(staging, sum, kDqPiece * 4, &shared.staging_joined[part]);
+    sm90::barrier_expect(&shared.staging_joined[use.index], kBytes);
+    sm90::tma_load_bulk(staging, sum, kBytes, &shared.staging_joined[use.index]);
   }
-  sm90::barrier_wait(&shared.staging_full[part], parity);
+  sm90::barrier_wait(&shared.staging_full[use.index], use.parity);
   if (final) {
-    const int row = tile * Tile::kRows + (Tile::kRows == 128 ? part * 64 : 0);
-    sm90::tma_store_4d(&args.d_q, staging, Tile::kRows == 128 ? 0 : part * 64, row, head, task.batch);
+#pragma unroll
+    for (int part = 0; part < kBackwardConsumers; ++part)
+      sm90::tma_store_4d(&args.d_q, staging[part], Tile::kRows == 128 ? 0 : part * 64,
+                         tile * Tile::kRows + (Tile::kRows == 128 ? part * 64 : 0), head, task.batch);
   } else if (before > 0) {
-    sm90::tma_reduce_add_bulk_f32(sum, staging, kDqPiece * 4);
+    sm90::tma_reduce_add_bulk_f32(sum, staging, kBytes);
   } else {
-    sm90::tma_store_bulk(sum, staging, kDqPiece * 4);
+    sm90::tma_store_bulk(sum, staging, kBytes);
   }
   sm90::tma_store_commit();
   sm90::tma_store_wait_read<0>();
-  sm90::barrier_arrive(&shared.staging_empty[part]);
+  sm90::barrier_arrive(&shared.staging_empty[use.index]);
   if (!final) {
     sm90::tma_store_wait<0>();
     sm90::fence_async_all();
@@ -139,36 +133,46 @@ __device__ __forceinline__ void write_dq(const BackwardArgs& args, BackwardShare
   }
 }
 
+/// dV and dK of a task, filling number `filling` of the staging buffers, of BackwardTile::kGradientFillings.
 template <class Tile>
-__device__ void backward_write(const BackwardArgs& args, BackwardShared<Tile>& shared, int part) {
+__device__ __forceinline__ void write_key_gradients(const BackwardArgs& args, BackwardShared<Tile>& shared,
+                                                    const BackwardTask& task, int filling,
+                                                    const Use<kBackwardWriters>& use) {
+  constexpr int kValuePanels = Tile::kDv / 64;
+  sm90::barrier_wait(&shared.staging_full[use.index], use.parity);
+#pragma unroll
+  for (int i = 0; i < Tile::kPanelsAtOnce; ++i) {
+    const int p = filling * Tile::kPanelsAtOnce + i;
+    if (p >= Tile::kGradientPanels) break;
+#pragma unroll
+    for (int part = 0; part < kBackwardConsumers; ++part)
+      sm90::tma_store_4d(p < kValuePanels ? &args.d_v : &args.d_k,
+                         shared.staging[use.index][part] + i * Tile::kPanelBytes,
+                         (p < kValuePanels ? p : p - kValuePanels) * 64, task.key_tile * kBackwardKeys + part * 64,
+                         task.group, task.batch);
+  }
+  sm90::tma_store_commit();
+  sm90::tma_store_wait_read<0>();
+  sm90::barrier_arrive(&shared.staging_empty[use.index]);
+}
+
+/// Writer `mine` empties buffer `mine`: every kBackwardWriters-th filling.
+template <class Tile>
+__device__ void backward_write(const BackwardArgs& args, BackwardShared<Tile>& shared, int mine) {
   TaskReader<Tile> tasks;
-  std::uint32_t parity = 0;  // of the next filling of the staging buffer
+  std::uint32_t filling = 0;
   const int ratio = args.shape.H / args.shape.G;
   for (;;) {
     const BackwardTask task = tasks.next(shared);
     if (task.key_tile < 0) break;
-    for (int h = 0; h < ratio; ++h)
-      for (int tile = task.last; tile >= task.first; --tile) {
-        write_dq(args, shared, task, task.group * ratio + h, tile, part, parity);
-        parity ^= 1;
+    for (int head = task.group * ratio; head < (task.group + 1) * ratio; ++head)
+      for (int tile = task.last; tile >= task.first; --tile, ++filling) {
+        const Use<kBackwardWriters> use(filling);
+        if (use.index == mine) write_dq(args, shared, task, head, tile, use);
       }
-    const int row = task.key_tile * kBackwardKeys + part * 64;
-#pragma unroll
-    for (int p = 0; p < Tile::kGradientPanels; ++p) {
-      if (p % Tile::kPanelsAtOnce == 0) {
-        sm90::barrier_wait(&shared.staging_full[part], parity);
-        parity ^= 1;
-      }
-      constexpr int kValuePanels = Tile::kDv / 64;
-      const bool value = p < kValuePanels;
-      sm90::tma_store_4d(value ? &args.d_v : &args.d_k,
-                         shared.staging[part] + p % Tile::kPanelsAtOnce * Tile::kPanelBytes,
-                         (value ? p : p - kValuePanels) * 64, row, task.group, task.batch);
-      if (p % Tile::kPanelsAtOnce == Tile::kPanelsAtOnce - 1 || p == Tile::kGradientPanels - 1) {
-        sm90::tma_store_commit();
-        sm90::tma_store_wait_read<0>();
-        sm90::barrier_arrive(&shared.staging_empty[part]);
-      }
+    for (int i = 0; i < Tile::kGradientFillings; ++i, ++filling) {
+      const Use<kBackwardWriters> use(filling);
+      if (use.index == mine) write_key_gradients(args, shared, task, i, use);
     }
   }
   sm90::tma_store_wait<0>();

@@ -66,15 +66,15 @@ struct BackwardConsumer {
 
   float dk[Tile::kDqk / 2], dv[Tile::kDv / 2];
   float s[Tile::kRows / 2], dp[Tile::kRows / 2], dq[kDqPiece / 128];
-  sm90::RingState<kBackwardQueryStages> stage;
-  sm90::RingState<Tile::kKeyStages> keys;
-  std::uint32_t staging_parity = 1, joined_parity = 0;
+  std::uint32_t steps_done = 0;  // of all tasks: Q, dO, dS and statistics lie in stage steps_done % 2
+  std::uint32_t phases = 0;      // bits 0, 1: fillings of the staging buffers mod 4; 2, 3: parity of their next join;
+                                 // 4: parity of the next K and V
 
   __device__ __forceinline__ BackwardConsumer(const BackwardArgs& a, BackwardShared<Tile>& b, int warpgroup)
       : args(a), shared(b), part(warpgroup) {}
 
   __device__ __forceinline__ void issue_scores(int at) {
-    DenseScores<Tile::kDqk, Tile::kRows>::issue(s, sm90::smem_address(shared.k[keys.index]) + part * 64 * 128,
+    DenseScores<Tile::kDqk, Tile::kRows>::issue(s, sm90::smem_address(shared.k) + part * 64 * 128,
                                                 sm90::smem_address(shared.q[at]));
   }
 
@@ -94,7 +94,7 @@ struct BackwardConsumer {
 
   /// S -> P in bf16, the operand of dV.
   __device__ __forceinline__ void exponentials(std::uint32_t (&p)[Tile::kRows / 16][4]) {
-    const float* lse2 = shared.lse2[stage.index] + place.column;
+    const float* lse2 = shared.lse2[steps_done % 2] + place.column;
     const float scale = args.scale_log2;
 #pragma unroll
     for (int j = 0; j < Tile::kRows / 8; ++j) {
@@ -113,7 +113,7 @@ struct BackwardConsumer {
   /// what dV saw; the f32 values would hold kRows / 2 more registers for an error below that of rounding dS.
   __device__ __forceinline__ void score_gradients(std::uint32_t (&ds)[Tile::kRows / 16][4],
                                                   const std::uint32_t (&p)[Tile::kRows / 16][4]) {
-    const float* delta = shared.delta[stage.index] + place.column;
+    const float* delta = shared.delta[steps_done % 2] + place.column;
 #pragma unroll
     for (int j = 0; j < Tile::kRows / 8; ++j) {
       const float2 d = *reinterpret_cast<const float2*>(delta + 8 * j);
@@ -125,7 +125,7 @@ struct BackwardConsumer {
         x[1] = __uint_as_float(pair & 0xffff0000u) * (x[1] - d.y);
       }
     }
-    const std::uint32_t base = sm90::smem_address(shared.ds[stage.index]) + (part * 64 + place.matrix_row) * 128;
+    const std::uint32_t base = sm90::smem_address(shared.ds[steps_done % 2]) + (part * 64 + place.matrix_row) * 128;
 #pragma unroll
     for (int t = 0; t < Tile::kRows / 16; ++t) {
       pack_step(ds[t], dp + 8 * t);
@@ -147,34 +147,36 @@ struct BackwardConsumer {
   /// This warpgroup's 64 x 64 of dS K: of 128 rows its 64, of 64 rows all with its 64 features.
   __device__ __forceinline__ void issue_dq() {
     constexpr int kPanel = kBackwardKeys * 128;
-    const std::uint64_t a = sm90::swizzle128_descriptor(sm90::smem_address(shared.ds[stage.index]) +
+    const std::uint64_t a = sm90::swizzle128_descriptor(sm90::smem_address(shared.ds[steps_done % 2]) +
                                                         (Tile::kRows == 128 ? part * kPanel : 0));
-    const std::uint64_t b = sm90::swizzle128_descriptor(sm90::smem_address(shared.k[keys.index]) +
-                                                        (Tile::kRows == 128 ? 0 : part * kPanel));
+    const std::uint64_t b =
+        sm90::swizzle128_descriptor(sm90::smem_address(shared.k) + (Tile::kRows == 128 ? 0 : part * kPanel));
 #pragma unroll
     for (int t = 0; t < kBackwardKeys / 16; ++t)
       sm90::Wgmma<64>::ss<sm90::Major::kMN, sm90::Major::kMN>(dq, sm90::descriptor_advance(a, t * 2048),
                                                               sm90::descriptor_advance(b, t * 2048), t > 0);
   }
 
-  __device__ __forceinline__ void await_staging() {
-    sm90::barrier_wait(&shared.staging_empty[part], staging_parity);
-    staging_parity ^= 1;
+  /// The staging buffer for the next filling, once its writer has emptied it.
+  __device__ __forceinline__ int await_staging() {
+    const Use<kBackwardWriters> use(phases % 4);
+    phases = phases / 4 * 4 + (phases + 1) % 4;
+    sm90::barrier_wait(&shared.staging_empty[use.index], use.parity ^ 1);
+    return use.index;
   }
-  __device__ __forceinline__ void pass_staging() {
+  __device__ __forceinline__ void pass_staging(int buffer) {
     sm90::fence_async_shared();
-    sm90::barrier_arrive(&shared.staging_full[part]);
+    sm90::barrier_arrive(&shared.staging_full[buffer]);
   }
 
   /// Hands the piece of dQ to the writer: f32 in fragment order, or the finished bf16 panel.
   __device__ __forceinline__ void stage_dq(int flags) {
-    const int thread = threadIdx.x & 127;
-    float4* staging = reinterpret_cast<float4*>(shared.staging[part]) + thread;
-    await_staging();
+    const int buffer = await_staging();
+    float4* staging = reinterpret_cast<float4*>(shared.staging[buffer][part]) + (threadIdx.x & 127);
     if (flags & kStepFinal) {
       if (flags & kStepJoin) {
-        sm90::barrier_wait(&shared.staging_joined[part], joined_parity);
-        joined_parity ^= 1;
+        sm90::barrier_wait(&shared.staging_joined[buffer], phases >> (2 + buffer) & 1);
+        phases ^= 4u << buffer;
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
           const float4 x = staging[i * 128];
@@ -182,23 +184,24 @@ struct BackwardConsumer {
         }
         sm90::named_barrier_sync(kBarrierStaging + part, 128);
       }
-      store_panel(sm90::smem_address(shared.staging[part]), dq, args.scale, place);
+      store_panel(sm90::smem_address(shared.staging[buffer][part]), dq, args.scale, place);
     } else {
 #pragma unroll
       for (int i = 0; i < 8; ++i)
         staging[i * 128] = make_float4(dq[4 * i], dq[4 * i + 1], dq[4 * i + 2], dq[4 * i + 3]);
     }
-    pass_staging();
+    pass_staging(buffer);
   }
 
   /// One query tile. On entry its S is being computed; on exit that of the next one, unless this is the last.
   __device__ __forceinline__ void step(const BackwardTask& task, bool more) {
+    const Use<kBackwardQueryStages> stage(steps_done);
     const int flags = shared.step[stage.index];
     std::uint32_t p[Tile::kRows / 16][4], ds[Tile::kRows / 16][4];
 
     sm90::barrier_wait(&shared.d_out_full[stage.index], stage.parity);
     sm90::wgmma_fence();
-    DenseScores<Tile::kDv, Tile::kRows>::issue(dp, sm90::smem_address(shared.v[keys.index]) + part * 64 * 128,
+    DenseScores<Tile::kDv, Tile::kRows>::issue(dp, sm90::smem_address(shared.v) + part * 64 * 128,
                                                sm90::smem_address(shared.d_out[stage.index]));
     sm90::wgmma_commit();
 
@@ -223,33 +226,33 @@ struct BackwardConsumer {
 
     sm90::wgmma_wait<2>();  // dV
     if (leader) sm90::barrier_arrive(&shared.d_out_empty[stage.index]);
-    const int done = stage.index;
-    stage.advance();
+    const Use<kBackwardQueryStages> next(++steps_done);
     // Behind the last tile S of this one is computed again and dropped: a branch around the product would make the
     // compiler serialise all products of the loop.
-    if (more) sm90::barrier_wait(&shared.q_full[stage.index], stage.parity);
+    if (more) sm90::barrier_wait(&shared.q_full[next.index], next.parity);
     sm90::wgmma_fence();
-    issue_scores(more ? stage.index : done);
+    issue_scores(more ? next.index : stage.index);
     sm90::wgmma_commit();
     sm90::wgmma_wait<2>();  // dQ
     sm90::wgmma_pin(dq);
     stage_dq(flags);
     sm90::wgmma_wait<0>();  // dK, and S of the next tile
-    if (leader) sm90::barrier_arrive(&shared.q_empty[done]);
+    if (leader) sm90::barrier_arrive(&shared.q_empty[stage.index]);
   }
 
   __device__ __forceinline__ void store_key_gradients() {
+    constexpr int kValuePanels = Tile::kDv / 64;
+    int buffer = 0;
 #pragma unroll
     for (int p = 0; p < Tile::kGradientPanels; ++p) {
-      constexpr int kValuePanels = Tile::kDv / 64;
-      if (p % Tile::kPanelsAtOnce == 0) await_staging();
+      if (p % Tile::kPanelsAtOnce == 0) buffer = await_staging();
       const std::uint32_t panel =
-          sm90::smem_address(shared.staging[part]) + p % Tile::kPanelsAtOnce * Tile::kPanelBytes;
+          sm90::smem_address(shared.staging[buffer][part]) + p % Tile::kPanelsAtOnce * Tile::kPanelBytes;
       if (p < kValuePanels)
         store_panel(panel, dv + p * 32, 1.0f, place);
       else
         store_panel(panel, dk + (p - kValuePanels) * 32, args.scale, place);
-      if (p % Tile::kPanelsAtOnce == Tile::kPanelsAtOnce - 1 || p == Tile::kGradientPanels - 1) pass_staging();
+      if (p % Tile::kPanelsAtOnce == Tile::kPanelsAtOnce - 1 || p == Tile::kGradientPanels - 1) pass_staging(buffer);
     }
   }
 
@@ -265,16 +268,17 @@ struct BackwardConsumer {
       for (int i = 0; i < Tile::kDv / 2; ++i) dv[i] = 0;
       int steps = max(0, task.last - task.first + 1) * ratio;
       if (steps > 0) {
+        const Use<kBackwardQueryStages> stage(steps_done);
         sm90::barrier_wait(&shared.q_full[stage.index], stage.parity);
-        sm90::barrier_wait(&shared.kv_full[keys.index], keys.parity);
+        sm90::barrier_wait(&shared.kv_full, phases >> 4 & 1);
         sm90::wgmma_fence();
         issue_scores(stage.index);
         sm90::wgmma_commit();
 #pragma unroll 1
         for (; steps > 0; --steps) step(task, steps > 1);
         sm90::wgmma_wait<0>();
-        if (leader) sm90::barrier_arrive(&shared.kv_empty[keys.index]);
-        keys.advance();
+        if (leader) sm90::barrier_arrive(&shared.kv_empty);
+        phases ^= 16;
         sm90::wgmma_pin(dk);
         sm90::wgmma_pin(dv);
       }

@@ -50,7 +50,7 @@ BackwardWorkspace carve(const Shape& shape, int rows, void* base, std::size_t* b
   w.lse2 = carver.take<float>(pairs * query_tiles * rows);
   w.delta = carver.take<float>(pairs * query_tiles * rows);
   w.dq_sum = carver.take<float>(pairs * query_tiles * kBackwardConsumers * kDqPiece);
-  w.turn = carver.take<int>(pairs * query_tiles * kBackwardConsumers);
+  w.turn = carver.take<int>(pairs * query_tiles);
   w.query_tile = carver.take<QueryTile>(shape.B * query_tiles);
   w.key_tile = carver.take<KeyTile>(shape.B * key_tiles);
   w.next_task = carver.take<int>(1);
