@@ -17,7 +17,10 @@ class Context {
  public:
   /// Throws Error with a sentence when the device is not there (no GPU, driver too old, built without CUDA).
   explicit Context(Device where);
+  /// A context on which memory can be counted (planning is set) and nothing else; needs no such device.
+  static Context for_planning(Device where);
   ~Context();
+  Context(Context&&) = default;
   Context(const Context&) = delete;
   Context& operator=(const Context&) = delete;
 
@@ -25,9 +28,15 @@ class Context {
   [[nodiscard]] bool on_cuda() const { return device_ == Device::cuda; }
   [[nodiscard]] CudaState& cuda() const { return *cuda_; }
 
-  /// CPU only: every op rounds each element it stores to bf16 (tensors stay f32), which is the arithmetic of a GPU that keeps
-  /// bf16 weights and activations. Losses, softmax statistics and gradients of parameters stay unrounded, as they do there.
+  /// CPU only: every op rounds each element it stores to bf16 (tensors stay f32), which is the arithmetic of a GPU that
+  /// keeps bf16 weights and activations. Losses, softmax statistics and gradients of parameters stay unrounded, as they
+  /// do there.
   bool round_bf16 = false;
+
+  /// True while memory is being counted: every op then takes from its scratch arena what it would take, and does
+  /// nothing else. Running a model's step this way is how scratch memory is planned, so that the plan can't drift from
+  /// the code.
+  bool planning = false;
 
   /// Waits until all work queued on this context has finished; device faults surface here.
   void synchronize() const;
@@ -39,6 +48,9 @@ class Context {
   [[nodiscard]] std::string device_name() const;
 
  private:
+  struct PlanningOnly {};
+  Context(Device where, PlanningOnly) : planning(true), device_(where) {}
+
   Device device_;
   std::shared_ptr<CudaState> cuda_;
 };

@@ -6,4 +6,5 @@
 namespace sfa::cuda_ops {
 void select_topk(Context& ctx, const Select& args);
 void select_mask_gradient(Context& ctx, const Tensor& d_x, const Tensor& indices);
+void select_expand(Context& ctx, const Tensor& values, const Tensor& indices, const Tensor& dense);
 }  // namespace sfa::cuda_ops
