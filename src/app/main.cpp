@@ -5,13 +5,19 @@
 #include "app/commands.h"
 #include "core/build_config.h"
 #include "core/error.h"
+#include "core/log.h"
 
 int main(int argc, char** argv) {
   CLI::App app{"Pretraining of language models with feature-sparse attention"};
   app.name("sfa");
   app.set_version_flag("--version", sfa::kVersion);
   app.require_subcommand(1);
+  sfa::start_logging();
+  sfa::app::add_data_command(app);
   sfa::app::add_train_command(app);
+  sfa::app::add_eval_command(app);
+  sfa::app::add_generate_command(app);
+  sfa::app::add_config_command(app);
   try {
     app.parse(argc, argv);
     return 0;

@@ -80,7 +80,7 @@ void plan_model(Model& model, ModelArenas& arenas, std::int64_t B, std::int64_t 
   Context counting = Context::for_planning(model.device());
   const Tensor tokens(nullptr, DType::i32, model.device(), {B, T});
   const Tensor losses(nullptr, DType::f32, model.device(), {B * T});
-  const Batch batch{tokens, tokens, Tensor{}};
+  const ModelInput batch{tokens, tokens, Tensor{}};
   model.plan(arenas, B, T);
   if (training)
     model.forward_backward(counting, arenas, batch, 1.0f, losses);

@@ -41,7 +41,7 @@ struct ModelConfig {
 };
 
 /// A micro-batch on the model's device.
-struct Batch {
+struct ModelInput {
   Tensor tokens;     // [B,T] i32
   Tensor targets;    // [B,T] i32, -1 = not counted
   Tensor first_key;  // optional [B,T] i32: document masks (Ranges::first_key)
@@ -86,9 +86,9 @@ class Model {
   virtual void plan(ModelArenas& arenas, std::int64_t B, std::int64_t T) = 0;
 
   /// losses [B*T] f32. Adds to the gradients of all parameters the gradient of loss_scale * sum of losses.
-  virtual void forward_backward(Context& ctx, ModelArenas& arenas, const Batch& batch, float loss_scale, const Tensor& losses) = 0;
+  virtual void forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput& batch, float loss_scale, const Tensor& losses) = 0;
   /// Losses only.
-  virtual void evaluate(Context& ctx, ModelArenas& arenas, const Batch& batch, const Tensor& losses) = 0;
+  virtual void evaluate(Context& ctx, ModelArenas& arenas, const ModelInput& batch, const Tensor& losses) = 0;
 
   /// Caches for `capacity` tokens in each of B sequences; up to `chunk` tokens are fed at a time.
   virtual std::unique_ptr<Generation> start_generation(Context& ctx, std::int64_t B, std::int64_t capacity, std::int64_t chunk) = 0;

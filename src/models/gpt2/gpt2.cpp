@@ -95,7 +95,7 @@ void Gpt2::plan(ModelArenas& arenas, std::int64_t B, std::int64_t T) {
   acts_ = plan_activations(arenas.activations, arenas.scratch, B, T);
 }
 
-void Gpt2::forward(Context& ctx, Arena& scratch, const Batch& batch) {
+void Gpt2::forward(Context& ctx, Arena& scratch, const ModelInput& batch) {
   const std::int64_t B = batch.tokens.dim(0), T = batch.tokens.dim(1), C = config_.hidden_size;
   require(B * T == acts_.embedded.dim(0), "internal error: a step of {} x {} tokens was not planned", B, T);
   const Ranges ranges{.causal = true, .window = config_.attention.window, .first_key = batch.first_key};
@@ -109,7 +109,7 @@ void Gpt2::forward(Context& ctx, Arena& scratch, const Batch& batch) {
   gpt2_norm_forward(ctx, config_, weights_.norm_f, residual, branch, acts_.norm_f);
 }
 
-void Gpt2::forward_backward(Context& ctx, ModelArenas& arenas, const Batch& batch, float loss_scale, const Tensor& losses) {
+void Gpt2::forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput& batch, float loss_scale, const Tensor& losses) {
   Arena& scratch = arenas.scratch;
   const std::int64_t B = batch.tokens.dim(0), T = batch.tokens.dim(1), N = B * T, C = config_.hidden_size;
   const Ranges ranges{.causal = true, .window = config_.attention.window, .first_key = batch.first_key};
@@ -124,7 +124,7 @@ void Gpt2::forward_backward(Context& ctx, ModelArenas& arenas, const Batch& batc
   embedding_backward(ctx, {batch.tokens, d_residual.view({B, T, C}), gradients_.wte, gradients_.wpe, scratch});
 }
 
-void Gpt2::evaluate(Context& ctx, ModelArenas& arenas, const Batch& batch, const Tensor& losses) {
+void Gpt2::evaluate(Context& ctx, ModelArenas& arenas, const ModelInput& batch, const Tensor& losses) {
   forward(ctx, arenas.scratch, batch);
   classifier_loss(ctx, {acts_.norm_f.y, weights_.wte, batch.targets, config_.vocab_size, 1.0f, losses, Tensor{}, Tensor{}, arenas.scratch});
 }

@@ -16,8 +16,8 @@ class Gpt2 final : public Model {
 
   void bind(const Tensor& parameters, const Tensor& gradients) override;
   void plan(ModelArenas& arenas, std::int64_t B, std::int64_t T) override;
-  void forward_backward(Context& ctx, ModelArenas& arenas, const Batch& batch, float loss_scale, const Tensor& losses) override;
-  void evaluate(Context& ctx, ModelArenas& arenas, const Batch& batch, const Tensor& losses) override;
+  void forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput& batch, float loss_scale, const Tensor& losses) override;
+  void evaluate(Context& ctx, ModelArenas& arenas, const ModelInput& batch, const Tensor& losses) override;
   std::unique_ptr<Generation> start_generation(Context& ctx, std::int64_t B, std::int64_t capacity, std::int64_t chunk) override;
   Tensor feed(Context& ctx, Generation& generation, const Tensor& tokens) override;
   [[nodiscard]] ModelCost cost(std::int64_t T) const override;
@@ -57,7 +57,7 @@ class Gpt2 final : public Model {
   void declare_parameters();
   Weights views(const Tensor& flat) const;
   Activations plan_activations(Arena& saved, Arena& scratch, std::int64_t B, std::int64_t T) const;
-  void forward(Context& ctx, Arena& scratch, const Batch& batch);
+  void forward(Context& ctx, Arena& scratch, const ModelInput& batch);
 
   std::unique_ptr<Attention> attention_;
   Weights weights_, gradients_;
