@@ -79,7 +79,9 @@ struct DTypeOf<std::int64_t> {
 
 template <class T>
 T* Tensor::as() const {
-  require(dtype == DTypeOf<std::remove_const_t<T>>::value, "internal error: tensor {} read as another type", describe());
+  // Not require(): its arguments are evaluated first, and a description of every tensor that is read costs more than small ops do.
+  if (dtype != DTypeOf<std::remove_const_t<T>>::value) [[unlikely]]
+    fail("internal error: tensor {} read as another type", describe());
   return static_cast<T*>(data);
 }
 

@@ -1,10 +1,12 @@
-// Backward of one key head, or of a share of its key tiles, from O and the log-sum-exp alone (FlashAttention-2, arXiv 2307.08691, Alg. 2):
+// Backward of one key head, or of a share of its key tiles, from O and the log-sum-exp alone (FlashAttention-2, arXiv
+// 2307.08691, Alg. 2):
 //   P = 2^(S - lse2);  dP = dO V^T;  dS = P (dP - delta), delta_i = sum_c dO_ic O_ic
 //   dV += P^T dO;  dK += scale dS^T Q;  dQ += scale dS K
-// A tile of keys is the outer loop and holds dK and dV; rows of dQ are added to in the order of key tiles. Sums over the query heads that
-// share the key head run in the order of heads. Nothing of Tq x Tk is kept.
-// Sparse (SFA, Eq. 6): S as in the forward; dQ is a dot product of a row of dS with each of the k rows of the feature-major tile of keys that
-// the query's support names, dK is gathered feature-major (k scaled rows a query) and read out at the supports of the keys.
+// A tile of keys is the outer loop and holds dK and dV; rows of dQ are added to in the order of key tiles. Sums over
+// the query heads that share the key head run in the order of heads. Nothing of Tq x Tk is kept. Sparse (SFA, Eq. 6): S
+// as in the forward; dQ is a dot product of a row of dS with each of the k rows of the feature-major tile of keys that
+// the query's support names, dK is gathered feature-major (k scaled rows a query) and read out at the supports of the
+// keys.
 #pragma once
 
 #include "attention/flash/cpu/forward.h"
@@ -32,12 +34,15 @@ struct BackwardTile {
   int rows = 0;  // queries a tile
   int qk_width = 0, v_width = 0;
 
-  float *keys_t = nullptr, *keys = nullptr, *values_t = nullptr;  // [Dqk][kTileKeys], [kTileKeys][qk_width], [Dv][kTileKeys]
-  float *d_keys = nullptr, *d_values = nullptr;                   // [kTileKeys][qk_width] (sparse: [Dqk][kTileKeys]), [kTileKeys][v_width]
-  float *queries = nullptr, *d_out = nullptr, *d_queries = nullptr;  // [rows][qk_width], [rows][v_width], [rows][qk_width]
-  std::int32_t* offsets = nullptr;                                   // sparse: queries is [rows][k_q]
-  float *weights = nullptr, *d_scores = nullptr;                     // [rows][kTileKeys]: S, then P; dP, then dS
-  std::int32_t *lo = nullptr, *hi = nullptr;                         // [rows]
+  float *keys_t = nullptr, *keys = nullptr,
+        *values_t = nullptr;  // [Dqk][kTileKeys], [kTileKeys][qk_width], [Dv][kTileKeys]
+  float *d_keys = nullptr,
+        *d_values = nullptr;  // [kTileKeys][qk_width] (sparse: [Dqk][kTileKeys]), [kTileKeys][v_width]
+  float *queries = nullptr, *d_out = nullptr,
+        *d_queries = nullptr;                     // [rows][qk_width], [rows][v_width], [rows][qk_width]
+  std::int32_t* offsets = nullptr;                // sparse: queries is [rows][k_q]
+  float *weights = nullptr, *d_scores = nullptr;  // [rows][kTileKeys]: S, then P; dP, then dS
+  std::int32_t *lo = nullptr, *hi = nullptr;      // [rows]
 
   std::int64_t bind(Workspace w) {
     qk_width = padded<V>(p.Dqk);
@@ -82,8 +87,10 @@ struct BackwardTile {
       }
       return;
     }
-    gemm<V>({queries + r0 * qk_width, qk_width, 1, keys_t, kTileKeys, weights + r0 * kTileKeys, kTileKeys, 0, false}, r1 - r0, kTileKeys,
-            [&](int r, int n) { return Extent{0, p.Dqk, clip(lo[r0 + r], first), clip(hi[r0 + r + n - 1], first)}; });
+    gemm<V>({queries + r0 * qk_width, qk_width, 1, keys_t, kTileKeys, weights + r0 * kTileKeys, kTileKeys, 0, false},
+            r1 - r0, kTileKeys, [&](int r, int n) {
+              return Extent{0, p.Dqk, clip(lo[r0 + r], first), clip(hi[r0 + r + n - 1], first)};
+            });
   }
 
   // S, dP -> P, dS, zero where a key is not seen.
@@ -152,10 +159,12 @@ struct BackwardTile {
 
   void dense_gradients(std::int64_t h, std::int64_t first_query, int r0, int r1, std::int64_t first, int n) {
     gemm<V>({d_scores + r0 * kTileKeys, kTileKeys, 1, keys, qk_width, d_queries, qk_width, 0, false}, r1 - r0, qk_width,
-            [&](int r, int m) { return Extent{clip(lo[r0 + r], first), clip(hi[r0 + r + m - 1], first), 0, qk_width}; });
+            [&](int r, int m) {
+              return Extent{clip(lo[r0 + r], first), clip(hi[r0 + r + m - 1], first), 0, qk_width};
+            });
     unpack_rows<V>(d_queries, r1 - r0, p.Dqk, p.scale, true, unit.d_q.at(unit.b, first_query + r0, h), unit.d_q.token);
-    gemm<V>({d_scores + r0 * kTileKeys, 1, kTileKeys, queries + r0 * qk_width, qk_width, d_keys, qk_width, 0, true}, n, qk_width,
-            [&](int j, int m) { return rows_of(r0, r1, first, j, m, qk_width); });
+    gemm<V>({d_scores + r0 * kTileKeys, 1, kTileKeys, queries + r0 * qk_width, qk_width, d_keys, qk_width, 0, true}, n,
+            qk_width, [&](int j, int m) { return rows_of(r0, r1, first, j, m, qk_width); });
   }
 
   void query_tile(std::int64_t h, std::int64_t first_query, int r0, int r1, std::int64_t first, int n) {
@@ -166,11 +175,13 @@ struct BackwardTile {
       pack_rows<V>(p.q.at(unit.b, first_query, h), p.q.token, r1, p.Dqk, p.scale * kLog2e, queries);
     pack_rows<V>(p.d_out.at(unit.b, first_query, h), p.d_out.token, r1, p.Dv, 1.0f, d_out);
     scores(r0, r1, first);
-    gemm<V>({d_out + r0 * v_width, v_width, 1, values_t, kTileKeys, d_scores + r0 * kTileKeys, kTileKeys, 0, false}, r1 - r0, kTileKeys,
-            [&](int r, int m) { return Extent{0, p.Dv, clip(lo[r0 + r], first), clip(hi[r0 + r + m - 1], first)}; });
+    gemm<V>({d_out + r0 * v_width, v_width, 1, values_t, kTileKeys, d_scores + r0 * kTileKeys, kTileKeys, 0, false},
+            r1 - r0, kTileKeys, [&](int r, int m) {
+              return Extent{0, p.Dv, clip(lo[r0 + r], first), clip(hi[r0 + r + m - 1], first)};
+            });
     probabilities(r0, r1, first, p.lse + place, unit.delta + place);
-    gemm<V>({weights + r0 * kTileKeys, 1, kTileKeys, d_out + r0 * v_width, v_width, d_values, v_width, 0, true}, n, v_width,
-            [&](int j, int m) { return rows_of(r0, r1, first, j, m, v_width); });
+    gemm<V>({weights + r0 * kTileKeys, 1, kTileKeys, d_out + r0 * v_width, v_width, d_values, v_width, 0, true}, n,
+            v_width, [&](int j, int m) { return rows_of(r0, r1, first, j, m, v_width); });
     p.sparse ? sparse_gradients(h, first_query, r0, r1) : dense_gradients(h, first_query, r0, r1, first, n);
   }
 
@@ -211,7 +222,8 @@ struct BackwardTile {
     for (std::int64_t h = unit.g * p.group(); h < (unit.g + 1) * p.group(); ++h)
       for (std::int64_t first_query = 0; first_query < p.Tq; first_query += rows) {
         const int count = static_cast<int>(p.Tq - first_query < rows ? p.Tq - first_query : rows);
-        // Spans never decrease: whole tiles of queries before or behind those that see the keys are passed over by their last or first row.
+        // Spans never decrease: whole tiles of queries before or behind those that see the keys are passed over by
+        // their last or first row.
         std::int32_t edge_lo, edge_hi;
         fill_spans<V>(p, unit.b, first_query + count - 1, 1, &edge_lo, &edge_hi);
         if (edge_hi <= first) continue;
@@ -234,7 +246,9 @@ struct BackwardTile {
         for (int c = 0; c < p.Dqk; ++c) row[c] = 0.0f;
       }
     if (p.sparse) set_zero<V>(keys_t, std::int64_t{p.Dqk} * kTileKeys);
-    for (std::int64_t first = std::int64_t{unit.part} * kTileKeys; first < p.Tk; first += std::int64_t{unit.parts} * kTileKeys) key_tile(first);
+    for (std::int64_t first = std::int64_t{unit.part} * kTileKeys; first < p.Tk;
+         first += std::int64_t{unit.parts} * kTileKeys)
+      key_tile(first);
   }
 };
 

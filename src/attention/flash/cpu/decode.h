@@ -1,6 +1,7 @@
-// Few queries over many keys (generation over a KV cache): keys and values are read once, where they lie, without packing. A unit serves
-// all queries of one key head over one stretch of keys and leaves a partial result; the driver joins the stretches in order.
-// Sparse keys are k values and k feature numbers: a score is k gathers from the query's full-width row, which stays in cache.
+// Few queries over many keys (generation over a KV cache): keys and values are read once, where they lie, without
+// packing. A unit serves all queries of one key head over one stretch of keys and leaves a partial result; the driver
+// joins the stretches in order. Sparse keys are k values and k feature numbers: a score is k gathers from the query's
+// full-width row, which stays in cache.
 #pragma once
 
 #include "attention/flash/cpu/backward.h"
@@ -115,7 +116,8 @@ struct DecodeTile {
     F s[kVectors], highest = V::set(kMinusInfinity);
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      s[v] = V::select(V::range(begin - v * V::kLanes, end - v * V::kLanes), V::load(scores + v * V::kLanes), V::set(kMinusInfinity));
+      s[v] = V::select(V::range(begin - v * V::kLanes, end - v * V::kLanes), V::load(scores + v * V::kLanes),
+                       V::set(kMinusInfinity));
       highest = V::max(highest, s[v]);
     }
     float* o = out + r * v_width;
@@ -189,7 +191,13 @@ std::int64_t decode_workspace(const Problem& p, int queries) {
 /// The table of one instruction set.
 template <class V>
 constexpr Kernels kernels_of(const char* name) {
-  return {name, forward_unit<V>, backward_unit<V>, decode_unit<V>, forward_workspace<V>, backward_workspace<V>, decode_workspace<V>};
+  return {name,
+          forward_unit<V>,
+          backward_unit<V>,
+          decode_unit<V>,
+          forward_workspace<V>,
+          backward_workspace<V>,
+          decode_workspace<V>};
 }
 
 }  // namespace sfa::flash_cpu

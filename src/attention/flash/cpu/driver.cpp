@@ -15,7 +15,9 @@ namespace {
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
-std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+std::int64_t divide_up(std::int64_t a, std::int64_t b) {
+  return (a + b - 1) / b;
+}
 
 // `floats` of workspace for each of `units` or as many threads as there are, whichever is less.
 struct Workspaces {
@@ -68,7 +70,8 @@ void decode(const Problem& p, const Workspaces& workspaces, float* partials) {
 #pragma omp for schedule(dynamic, 1)
     for (std::int64_t u = 0; u < p.B * p.G * parts; ++u) {
       const std::int64_t bg = u / parts, s = u % parts;
-      const DecodeUnit unit{bg / p.G, bg % p.G, s * stretch, std::min(p.Tk, (s + 1) * stretch), partials + u * rows * (p.Dv + 2)};
+      const DecodeUnit unit{bg / p.G, bg % p.G, s * stretch, std::min(p.Tk, (s + 1) * stretch),
+                            partials + u * rows * (p.Dv + 2)};
       unit_kernel(p, unit, workspaces.mine());
     }
     join_stretches(p, partials, parts);
@@ -82,7 +85,8 @@ void tiled(const Problem& p, const Workspaces& workspaces) {
 #pragma omp parallel for num_threads(workspaces.threads) schedule(dynamic, 1)
   for (std::int64_t u = 0; u < tiles * heads; ++u) {
     const std::int64_t first = (tiles - 1 - u / heads) * kForwardQueries, bh = u % heads;
-    unit_kernel(p, {bh / p.H, bh % p.H, first, static_cast<int>(std::min<std::int64_t>(kForwardQueries, p.Tq - first))}, workspaces.mine());
+    unit_kernel(p, {bh / p.H, bh % p.H, first, static_cast<int>(std::min<std::int64_t>(kForwardQueries, p.Tq - first))},
+                workspaces.mine());
   }
 }
 
@@ -120,11 +124,14 @@ void join_parts(const Problem& p, const float* parts, std::int64_t count) {
 
 void forward(const Problem& p, Arena& scratch, bool planning) {
   ArenaScope scope(scratch);
-  const std::int64_t tile = std::min<std::int64_t>(p.Tq, kForwardQueries), few = std::min<std::int64_t>(p.Tq, kDecodeQueries);
+  const std::int64_t tile = std::min<std::int64_t>(p.Tq, kForwardQueries),
+                     few = std::min<std::int64_t>(p.Tq, kDecodeQueries);
   const std::int64_t most_parts = std::min<std::int64_t>(kDecodeParts, divide_up(p.Tk, kDecodeKeys));
   const Kernels& k = kernels();
   const std::int64_t units = std::max(p.B * p.H * divide_up(p.Tq, kForwardQueries), p.B * p.G * most_parts);
-  const Workspaces workspaces(scratch, units, std::max(k.forward_workspace(p, static_cast<int>(tile)), k.decode_workspace(p, static_cast<int>(few))));
+  const Workspaces workspaces(
+      scratch, units,
+      std::max(k.forward_workspace(p, static_cast<int>(tile)), k.decode_workspace(p, static_cast<int>(few))));
   const Tensor partials = scratch.take(DType::f32, {p.B * p.H * few, most_parts, p.Dv + 2});
   if (planning) return;
   if (p.Tq <= kDecodeQueries && p.Tk > kTileKeys)
@@ -137,10 +144,14 @@ void backward(const Problem& p, Arena& scratch, bool planning) {
   ArenaScope scope(scratch);
   const std::int64_t tiles = divide_up(p.Tk, kTileKeys);
   // Few heads: the key tiles of a head are dealt to several units, each with its own sums for d_q.
-  const std::int64_t parts = std::clamp<std::int64_t>(divide_up(kBackwardUnits, p.B * p.G), 1, std::min<std::int64_t>(kBackwardParts, std::max<std::int64_t>(tiles / 2, 1)));
+  const std::int64_t parts =
+      std::clamp<std::int64_t>(divide_up(kBackwardUnits, p.B * p.G), 1,
+                               std::min<std::int64_t>(kBackwardParts, std::max<std::int64_t>(tiles / 2, 1)));
   const Tensor delta = scratch.take(DType::f32, {p.B, p.H, p.Tq});
   const Tensor d_q = scratch.take(DType::f32, {parts - 1, p.B, p.Tq, p.H, p.Dqk});
-  const Workspaces workspaces(scratch, p.B * p.G * parts, kernels().backward_workspace(p, static_cast<int>(std::min<std::int64_t>(p.Tq, kBackwardQueries))));
+  const Workspaces workspaces(
+      scratch, p.B * p.G * parts,
+      kernels().backward_workspace(p, static_cast<int>(std::min<std::int64_t>(p.Tq, kBackwardQueries))));
   if (planning) return;
   const auto unit_kernel = kernels().backward;
 #pragma omp parallel num_threads(workspaces.threads)
@@ -151,7 +162,8 @@ void backward(const Problem& p, Arena& scratch, bool planning) {
       const std::int64_t part = u / (p.B * p.G), bg = u % (p.B * p.G);
       Rows sums = p.d_q;
       if (part > 0) sums = {d_q.as<float>() + (part - 1) * d_q.stride[0], d_q.stride[1], d_q.stride[2], d_q.stride[3]};
-      unit_kernel(p, {bg / p.G, bg % p.G, static_cast<int>(part), static_cast<int>(parts), sums, delta.as<float>()}, workspaces.mine());
+      unit_kernel(p, {bg / p.G, bg % p.G, static_cast<int>(part), static_cast<int>(parts), sums, delta.as<float>()},
+                  workspaces.mine());
     }
     if (parts > 1 || p.round_bf16) join_parts(p, d_q.as<float>(), parts);
   }

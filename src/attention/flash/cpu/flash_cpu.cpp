@@ -12,11 +12,14 @@ namespace {
 
 using flash_cpu::Problem;
 
-flash_cpu::Rows rows_of(const Tensor& t) { return {t.as<float>(), t.stride[0], t.stride[1], t.stride[2]}; }
+flash_cpu::Rows rows_of(const Tensor& t) {
+  return {t.as<float>(), t.stride[0], t.stride[1], t.stride[2]};
+}
 
 flash_cpu::SparseRows sparse_rows_of(const Tensor& values, const Tensor& indices) {
-  return {values.as<float>(), indices.as<std::uint8_t>(), values.stride[0], values.stride[1], values.stride[2],
-          indices.stride[0], indices.stride[1], indices.stride[2], static_cast<int>(values.dim(3))};
+  return {values.as<float>(), indices.as<std::uint8_t>(), values.stride[0],
+          values.stride[1],   values.stride[2],           indices.stride[0],
+          indices.stride[1],  indices.stride[2],          static_cast<int>(values.dim(3))};
 }
 
 // The parts that forward and backward arguments have in common.
@@ -99,24 +102,33 @@ class SfaFlashCpu final : public SfaAttention {
     if (ctx.planning) return;
     const flash_cpu::Rows from = rows_of(views.v), to = rows_of(s.k.v);
     const std::int64_t T = views.v.dim(1);
-    const std::size_t bytes = static_cast<std::size_t>(dims_.G * dims_.Dv) * sizeof(float);  // the heads of a token lie side by side
+    const std::size_t bytes =
+        static_cast<std::size_t>(dims_.G * dims_.Dv) * sizeof(float);  // the heads of a token lie side by side
 #pragma omp parallel for schedule(static)
-    for (std::int64_t n = 0; n < views.v.dim(0) * T; ++n) std::memcpy(to.at(n / T, n % T, 0), from.at(n / T, n % T, 0), bytes);
+    for (std::int64_t n = 0; n < views.v.dim(0) * T; ++n)
+      std::memcpy(to.at(n / T, n % T, 0), from.at(n / T, n % T, 0), bytes);
   }
 
-  void core(Context& ctx, const Forward& a) const override { run_forward(ctx, a, dims_, true); }
-  void core_backward(Context& ctx, const Backward& a) const override { run_backward(ctx, a, dims_, true); }
+  void core(Context& ctx, const Forward& a) const override {
+    run_forward(ctx, a, dims_, true);
+  }
+  void core_backward(Context& ctx, const Backward& a) const override {
+    run_backward(ctx, a, dims_, true);
+  }
 };
 
 std::string why_not(const AttentionDims& dims, DType dtype) {
   if (dtype != DType::f32) return fmt::format("the CPU computes in f32, not {}", name_of(dtype));
-  if (dims.Dqk > 256 || dims.Dv > 256) return fmt::format("heads of {} and {} features are wider than 256", dims.Dqk, dims.Dv);
+  if (dims.Dqk > 256 || dims.Dv > 256)
+    return fmt::format("heads of {} and {} features are wider than 256", dims.Dqk, dims.Dv);
   return "";
 }
 
 }  // namespace
 
-std::string dense_flash_cpu_why_not(const AttentionConfig&, const AttentionDims& dims, DType dtype) { return why_not(dims, dtype); }
+std::string dense_flash_cpu_why_not(const AttentionConfig&, const AttentionDims& dims, DType dtype) {
+  return why_not(dims, dtype);
+}
 
 std::unique_ptr<Attention> make_dense_flash_cpu(const AttentionConfig& config, const AttentionDims& dims, DType dtype) {
   return std::make_unique<DenseFlashCpu>(config, dims, dtype);

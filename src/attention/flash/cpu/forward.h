@@ -1,10 +1,13 @@
-// One tile of queries of one head, forward: O = softmax(S) V and the log-sum-exp of every row, with the softmax taken online over tiles of
-// keys (Milakov and Gimelshein, arXiv 1805.02867; FlashAttention-2, arXiv 2307.08691). The product of queries and keys is the policy:
+// One tile of queries of one head, forward: O = softmax(S) V and the log-sum-exp of every row, with the softmax taken
+// online over tiles of keys (Milakov and Gimelshein, arXiv 1805.02867; FlashAttention-2, arXiv 2307.08691). The product
+// of queries and keys is the policy:
 //   dense    S = Q K^T by the matrix product, over a feature-major tile of keys
-//   sparse   a row of S is the sum of k rows of the feature-major tile of keys, scaled by the query's values (exact SFA, Eq. 5)
-// The product with V is the matrix product on P, or, where few pairs share a feature, exact by lists: a pair without a common feature
-// has weight 2^-m, so that a row of O over one tile is 2^-m * (sum of the tile's V) + sum over listed pairs of (2^(s-m) - 2^-m) V_j.
-// A row takes that form only while at least a fifth of the tile scores zero, which bounds the cancellation.
+//   sparse   a row of S is the sum of k rows of the feature-major tile of keys, scaled by the query's values (exact
+//   SFA, Eq. 5)
+// The product with V is the matrix product on P, or, where few pairs share a feature, exact by lists: a pair without a
+// common feature has weight 2^-m, so that a row of O over one tile is 2^-m * (sum of the tile's V) + sum over listed
+// pairs of (2^(s-m) - 2^-m) V_j. A row takes that form only while at least a fifth of the tile scores zero, which
+// bounds the cancellation.
 #pragma once
 
 #include "attention/flash/cpu/gemm.h"
@@ -36,15 +39,16 @@ struct ForwardTile {
   std::int64_t b = 0, h = 0, g = 0, first_query = 0;
   int rows = 0, width = 0;  // width: padded Dv
 
-  float *keys = nullptr, *values = nullptr, *values_sum = nullptr;  // tiles [Dqk][kTileKeys], [kTileKeys][width], [width]
-  float* queries = nullptr;                                         // [rows][padded Dqk], or [rows][k_q]
-  std::int32_t* offsets = nullptr;                                  // sparse: [rows][k_q]
-  float* scores = nullptr;                                          // [rows][kTileKeys]: S, then P, or the listed weights
-  std::int32_t* listed = nullptr;                                   // sparse: [rows][kTileKeys] keys of the listed weights
-  std::int32_t* counts = nullptr;                                   // sparse: [rows]
-  float* base = nullptr;                                            // sparse: [rows] weight of the keys that are not listed
-  float *out = nullptr, *top = nullptr, *total = nullptr;           // [rows][width], [rows], [rows][lanes]
-  std::int32_t *lo = nullptr, *hi = nullptr;                        // [rows]
+  float *keys = nullptr, *values = nullptr,
+        *values_sum = nullptr;                             // tiles [Dqk][kTileKeys], [kTileKeys][width], [width]
+  float* queries = nullptr;                                // [rows][padded Dqk], or [rows][k_q]
+  std::int32_t* offsets = nullptr;                         // sparse: [rows][k_q]
+  float* scores = nullptr;                                 // [rows][kTileKeys]: S, then P, or the listed weights
+  std::int32_t* listed = nullptr;                          // sparse: [rows][kTileKeys] keys of the listed weights
+  std::int32_t* counts = nullptr;                          // sparse: [rows]
+  float* base = nullptr;                                   // sparse: [rows] weight of the keys that are not listed
+  float *out = nullptr, *top = nullptr, *total = nullptr;  // [rows][width], [rows], [rows][lanes]
+  std::int32_t *lo = nullptr, *hi = nullptr;               // [rows]
 
   std::int64_t bind(Workspace w) {
     width = padded<V>(p.Dv);
@@ -77,7 +81,8 @@ struct ForwardTile {
     if (before == kMinusInfinity) return;
     const F factor = V::exp2(V::set(before - now));
     V::store(total + r * V::kLanes, V::mul(factor, V::load(total + r * V::kLanes)));
-    for (int c = 0; c < width; c += V::kLanes) V::store(out + r * width + c, V::mul(factor, V::load(out + r * width + c)));
+    for (int c = 0; c < width; c += V::kLanes)
+      V::store(out + r * width + c, V::mul(factor, V::load(out + r * width + c)));
   }
 
   // s -> P of one row, keys outside [begin, end) of the tile excluded.
@@ -154,8 +159,10 @@ struct ForwardTile {
 
   void dense_scores(int r0, int r1, std::int64_t first) {
     const int D = p.Dqk, stride = padded<V>(D);
-    gemm<V>({queries + r0 * stride, stride, 1, keys, kTileKeys, scores + r0 * kTileKeys, kTileKeys, 0, false}, r1 - r0, kTileKeys,
-            [&](int r, int n) { return Extent{0, D, clip(lo[r0 + r], first), clip(hi[r0 + r + n - 1], first)}; });
+    gemm<V>({queries + r0 * stride, stride, 1, keys, kTileKeys, scores + r0 * kTileKeys, kTileKeys, 0, false}, r1 - r0,
+            kTileKeys, [&](int r, int n) {
+              return Extent{0, D, clip(lo[r0 + r], first), clip(hi[r0 + r + n - 1], first)};
+            });
     for (int r = r0; r < r1; ++r) {
       F s[kVectors];
 #pragma GCC unroll 8
@@ -166,7 +173,9 @@ struct ForwardTile {
 
   void product_with_values(int r0, int r1, std::int64_t first) {
     gemm<V>({scores + r0 * kTileKeys, kTileKeys, 1, values, width, out + r0 * width, width, 0, true}, r1 - r0, width,
-            [&](int r, int n) { return Extent{clip(lo[r0 + r], first), clip(hi[r0 + r + n - 1], first), 0, width}; });
+            [&](int r, int n) {
+              return Extent{clip(lo[r0 + r], first), clip(hi[r0 + r + n - 1], first), 0, width};
+            });
   }
 
   // O of row r, a panel of `Vectors` vectors from column c, by lists.
@@ -176,7 +185,8 @@ struct ForwardTile {
     const F rest = V::set(base[r]);
     float* row = out + r * width + c;
 #pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v) o[v] = V::fma(rest, V::load(values_sum + c + v * V::kLanes), V::load(row + v * V::kLanes));
+    for (int v = 0; v < Vectors; ++v)
+      o[v] = V::fma(rest, V::load(values_sum + c + v * V::kLanes), V::load(row + v * V::kLanes));
     const float* weights = scores + r * kTileKeys;
     const std::int32_t* lanes = listed + r * kTileKeys;
     const float* from = values + c;
@@ -284,7 +294,8 @@ struct ForwardTile {
 template <class V>
 void forward_unit(const Problem& p, const ForwardUnit& unit, float* workspace) {
   ForwardTile<V> tile{p};
-  tile.b = unit.b, tile.h = unit.h, tile.g = unit.h / p.group(), tile.first_query = unit.first_query, tile.rows = unit.queries;
+  tile.b = unit.b, tile.h = unit.h, tile.g = unit.h / p.group(), tile.first_query = unit.first_query,
+  tile.rows = unit.queries;
   tile.bind({workspace, 0});
   tile.run();
 }

@@ -1,4 +1,5 @@
-// The one matrix product of the CPU kernels, on packed tiles: C (+)= A B, with A's elements broadcast and B's rows read as vectors.
+// The one matrix product of the CPU kernels, on packed tiles: C (+)= A B, with A's elements broadcast and B's rows read
+// as vectors.
 #pragma once
 
 #include <cstdint>
@@ -6,11 +7,11 @@
 namespace sfa::flash_cpu {
 
 struct Gemm {
-  const float* a;              // element (r, t) at a[r * a_row + t * a_step]
+  const float* a;  // element (r, t) at a[r * a_row + t * a_step]
   std::int64_t a_row, a_step;
-  const float* b;              // row t at b + t * b_row, a multiple of the vector wide
+  const float* b;  // row t at b + t * b_row, a multiple of the vector wide
   std::int64_t b_row;
-  float* c;                    // row r at c + r * c_row
+  float* c;  // row r at c + r * c_row
   std::int64_t c_row;
   int depth;
   bool accumulate;
@@ -63,14 +64,14 @@ void gemm_panel(const Gemm& g, int rows, int vectors) {
   if constexpr (Vectors > 1) gemm_panel<V, Vectors - 1>(g, rows, vectors);
 }
 
-/// What a block of rows needs: steps of the depth outside [depth_begin, depth_end) are known to be zero in A, and columns outside
-/// [column_begin, column_end) are not read by anybody.
+/// What a block of rows needs: steps of the depth outside [depth_begin, depth_end) are known to be zero in A, and
+/// columns outside [column_begin, column_end) are not read by anybody.
 struct Extent {
   int depth_begin, depth_end, column_begin, column_end;
 };
 
-/// rows x columns (columns a multiple of the vector), row blocks inside panels, so that a panel of B stays in the first-level cache.
-/// extent(first_row, rows) -> Extent.
+/// rows x columns (columns a multiple of the vector), row blocks inside panels, so that a panel of B stays in the
+/// first-level cache. extent(first_row, rows) -> Extent.
 template <class V, class ExtentOf>
 void gemm(const Gemm& g, int rows, int columns, ExtentOf extent) {
   constexpr int kPanelWidth = V::kPanel * V::kLanes;

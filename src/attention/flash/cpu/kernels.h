@@ -1,8 +1,10 @@
-// What the kernels of one instruction set offer to the drivers (flash_cpu.cpp, backward_cpu.cpp, decode_cpu.cpp): plain structs of pointers and
-// strides, and a table of functions. One unit of work is one call; its result depends on its arguments alone, never on the thread.
+// What the kernels of one instruction set offer to the drivers (flash_cpu.cpp, backward_cpu.cpp, decode_cpu.cpp): plain
+// structs of pointers and strides, and a table of functions. One unit of work is one call; its result depends on its
+// arguments alone, never on the thread.
 //
-// All products run in f32 on tiles of kTileKeys keys and up to kTileQueries queries, packed into a thread's workspace. Scores are held in
-// units of log2: queries are packed times scale * log2(e), so that P = 2^(S - lse2) with lse2 = lse * log2(e).
+// All products run in f32 on tiles of kTileKeys keys and up to kTileQueries queries, packed into a thread's workspace.
+// Scores are held in units of log2: queries are packed times scale * log2(e), so that P = 2^(S - lse2) with lse2 = lse
+// * log2(e).
 #pragma once
 
 #include <cstdint>
@@ -13,7 +15,9 @@ namespace sfa::flash_cpu {
 struct Rows {
   float* data = nullptr;
   std::int64_t batch = 0, token = 0, head = 0;  // strides in elements
-  [[nodiscard, gnu::always_inline]] float* at(std::int64_t b, std::int64_t t, std::int64_t h) const { return data + b * batch + t * token + h * head; }
+  [[nodiscard, gnu::always_inline]] float* at(std::int64_t b, std::int64_t t, std::int64_t h) const {
+    return data + b * batch + t * token + h * head;
+  }
 };
 
 /// Sparse rows: `active` values and ascending feature numbers a row.
@@ -58,8 +62,9 @@ struct ForwardUnit {
   int queries;
 };
 
-/// The keys of one key head whose tile number is `part` modulo `parts`, backward: writes their d_k and d_v, and adds to d_q, which holds
-/// partial sums of this part: Tq rows of query heads g * group ... (g + 1) * group - 1, laid out as Rows for (b, token, head).
+/// The keys of one key head whose tile number is `part` modulo `parts`, backward: writes their d_k and d_v, and adds to
+/// d_q, which holds partial sums of this part: Tq rows of query heads g * group ... (g + 1) * group - 1, laid out as
+/// Rows for (b, token, head).
 struct BackwardUnit {
   std::int64_t b, g;
   int part, parts;
@@ -70,7 +75,8 @@ struct BackwardUnit {
 /// Keys [first, last) for all queries of one key head when there are few queries: partial results, joined afterwards.
 struct DecodeUnit {
   std::int64_t b, g, first, last;
-  float* partial;  // [group * Tq] rows of Dv + 2 floats: unnormalised output, highest score, sum (scores in units of log2)
+  float*
+      partial;  // [group * Tq] rows of Dv + 2 floats: unnormalised output, highest score, sum (scores in units of log2)
 };
 
 struct Kernels {
@@ -78,7 +84,8 @@ struct Kernels {
   void (*forward)(const Problem&, const ForwardUnit&, float* workspace);
   void (*backward)(const Problem&, const BackwardUnit&, float* workspace);
   void (*decode)(const Problem&, const DecodeUnit&, float* workspace);
-  /// Floats of workspace, aligned to 64 bytes, that a unit of any kind needs when it has at most `queries` queries a tile.
+  /// Floats of workspace, aligned to 64 bytes, that a unit of any kind needs when it has at most `queries` queries a
+  /// tile.
   std::int64_t (*forward_workspace)(const Problem&, int queries);
   std::int64_t (*backward_workspace)(const Problem&, int queries);
   std::int64_t (*decode_workspace)(const Problem&, int queries);
@@ -86,7 +93,8 @@ struct Kernels {
 
 extern const Kernels kAvx2Kernels, kAvx512Kernels;
 
-/// The widest set that this processor can run; SFA_CPU_ISA=avx2 in the environment asks for the baseline (for tests and comparisons).
+/// The widest set that this processor can run; SFA_CPU_ISA=avx2 in the environment asks for the baseline (for tests and
+/// comparisons).
 const Kernels& kernels();
 
 }  // namespace sfa::flash_cpu

@@ -1,5 +1,6 @@
-// Packing of tiles: what the products read lies side by side, padded with zeros to whole vectors and whole tiles. Rows of a model's packed
-// projection are thousands of bytes apart, which falls on few sets of a first-level cache; copies of them don't.
+// Packing of tiles: what the products read lies side by side, padded with zeros to whole vectors and whole tiles. Rows
+// of a model's packed projection are thousands of bytes apart, which falls on few sets of a first-level cache; copies
+// of them don't.
 #pragma once
 
 #include <immintrin.h>
@@ -28,7 +29,8 @@ void pack_rows(const float* from, std::int64_t stride, int rows, int features, f
 
 /// to[r][0 .. features) (+)= factor * from[r][0 .. features) of padded rows.
 template <class V>
-void unpack_rows(const float* from, int rows, int features, float factor, bool accumulate, float* to, std::int64_t stride) {
+void unpack_rows(const float* from, int rows, int features, float factor, bool accumulate, float* to,
+                 std::int64_t stride) {
   const int whole = features / V::kLanes * V::kLanes, width = padded<V>(features);
   const auto f = V::set(factor);
   const auto tail = V::range(0, features - whole);
@@ -104,8 +106,8 @@ struct SparseTile {
 
 /// Sparse queries of one head: values times factor, and features as offsets into a feature-major tile.
 template <class V>
-void pack_sparse_queries(const SparseRows& q, std::int64_t b, std::int64_t h, std::int64_t first, int rows, float factor, float* values,
-                         std::int32_t* offsets) {
+void pack_sparse_queries(const SparseRows& q, std::int64_t b, std::int64_t h, std::int64_t first, int rows,
+                         float factor, float* values, std::int32_t* offsets) {
   for (int r = 0; r < rows; ++r) {
     const float* value = q.value_at(b, first + r, h);
     const std::uint8_t* index = q.index_at(b, first + r, h);
@@ -121,9 +123,11 @@ void set_zero(float* to, std::int64_t n) {  // n a multiple of the vector
   for (std::int64_t i = 0; i < n; i += V::kLanes) V::store(to + i, V::zero());
 }
 
-/// First and last + 1 visible key of `rows` queries of batch entry b, as attention.h defines them; both arrays never decrease.
+/// First and last + 1 visible key of `rows` queries of batch entry b, as attention.h defines them; both arrays never
+/// decrease.
 template <class V>
-void fill_spans(const Problem& p, std::int64_t b, std::int64_t first_query, int rows, std::int32_t* lo, std::int32_t* hi) {
+void fill_spans(const Problem& p, std::int64_t b, std::int64_t first_query, int rows, std::int32_t* lo,
+                std::int32_t* hi) {
   for (int r = 0; r < rows; ++r) {
     const std::int64_t place = first_query + r + p.query_offset;
     std::int64_t end = p.causal ? place + 1 : p.Tk;

@@ -1,4 +1,5 @@
-// Tile sizes and thresholds of the CPU kernels, each with the measurement that chose it (docs/kernels_cpu.md has the tables).
+// Tile sizes and thresholds of the CPU kernels, each with the measurement that chose it (docs/kernels_cpu.md has the
+// tables).
 #pragma once
 
 namespace sfa::flash_cpu {
@@ -13,10 +14,12 @@ inline constexpr int kDecodeQueries = 4;
 /// Keys a decode unit at least, and units a head at most.
 inline constexpr int kDecodeKeys = 256;
 inline constexpr int kDecodeParts = 64;
-/// Backward: the key tiles of a head are dealt to several units while there are fewer than so many, up to so many parts.
+/// Backward: the key tiles of a head are dealt to several units while there are fewer than so many, up to so many
+/// parts.
 inline constexpr int kBackwardUnits = 32;
 inline constexpr int kBackwardParts = 8;
-/// A tile is served by lists of overlapping pairs when the previous one had at most this share of them, and a row when it has.
+/// A tile is served by lists of overlapping pairs when the previous one had at most this share of them, and a row when
+/// it has.
 inline constexpr float kListShare = 0.62f;
 inline constexpr float kListShareRow = 0.8f;
 

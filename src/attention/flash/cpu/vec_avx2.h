@@ -11,7 +11,8 @@ struct Avx2 {
   using F = __m256;
   using Mask = __m256i;
   static constexpr int kLanes = 8;
-  // Register blocks of the matrix product: rows for a panel of 1, 2 vectors (rows * vectors accumulators + vectors + 1 <= 16).
+  // Register blocks of the matrix product: rows for a panel of 1, 2 vectors (rows * vectors accumulators + vectors + 1
+  // <= 16).
   static constexpr int kPanel = 2;
   static constexpr int kRowsOf[3] = {0, 8, 6};
 
@@ -39,7 +40,8 @@ struct Avx2 {
   /// Lanes i with lo <= i < hi.
   static Mask range(int lo, int hi) {
     const __m256i iota = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
-    return _mm256_andnot_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32(lo), iota), _mm256_cmpgt_epi32(_mm256_set1_epi32(hi), iota));
+    return _mm256_andnot_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32(lo), iota),
+                               _mm256_cmpgt_epi32(_mm256_set1_epi32(hi), iota));
   }
   static F select(Mask m, F yes, F no) { return _mm256_blendv_ps(no, yes, _mm256_castsi256_ps(m)); }
   static F load_masked(Mask m, const float* p) { return _mm256_maskload_ps(p, m); }
@@ -48,11 +50,13 @@ struct Avx2 {
     return static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_NEQ_UQ)));
   }
 
-  /// 2^x, minimax polynomial of degree 6 on [-1/2, 1/2], relative error below 2e-9 before rounding; 0 for x below -126 and for -inf, NaN for NaN.
+  /// 2^x, minimax polynomial of degree 6 on [-1/2, 1/2], relative error below 2e-9 before rounding; 0 for x below -126
+  /// and for -inf, NaN for NaN.
   static F exp2(F x) {
     const F tiny = set(-126.0f);
     const F low = _mm256_cmp_ps(x, tiny, _CMP_LT_OQ);
-    const F clamped = _mm256_max_ps(tiny, _mm256_min_ps(set(127.9f), x));  // NaN is the second operand, so it passes through both
+    const F clamped =
+        _mm256_max_ps(tiny, _mm256_min_ps(set(127.9f), x));  // NaN is the second operand, so it passes through both
     const F n = _mm256_round_ps(clamped, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const F r = sub(clamped, n);
     F p = set(1.5345812e-4f);
@@ -66,9 +70,11 @@ struct Avx2 {
     return _mm256_andnot_ps(low, _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), power)));
   }
 
-  /// Writes the lanes of x named by `bits` side by side, and their numbers base + lane; up to kLanes elements past the end are overwritten.
+  /// Writes the lanes of x named by `bits` side by side, and their numbers base + lane; up to kLanes elements past the
+  /// end are overwritten.
   static void compress(std::uint32_t bits, F x, int base, float* values, std::int32_t* lanes) {
-    // Byte j of `order` is the lane that comes j-th: BMI2 deposits a full byte for every set bit, then extracts the numbers of those lanes.
+    // Byte j of `order` is the lane that comes j-th: BMI2 deposits a full byte for every set bit, then extracts the
+    // numbers of those lanes.
     const std::uint64_t bytes = _pdep_u64(bits, 0x0101010101010101ull) * 0xff;
     const std::uint64_t order = _pext_u64(0x0706050403020100ull, bytes);
     const __m256i lane = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<long long>(order)));
