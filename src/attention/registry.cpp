@@ -54,7 +54,7 @@ Ranges::Span Ranges::at(std::int64_t b, std::int64_t i, std::int64_t Tk) const {
 }
 
 PackedViews packed_views(const Tensor& qkv, const AttentionDims& d) {
-  require(qkv.rank == 3 && qkv.dim(2) == d.row(), "internal error: packed rows of {} in {}", d.row(), qkv.describe());
+  require(qkv.rank == 3 && qkv.dim(2) == d.row(), "internal error: packed rows of {} in {}", d.row(), qkv);
   return {qkv.slice(2, 0, d.H * d.Dqk).split_last(d.H), qkv.slice(2, d.H * d.Dqk, d.G * d.Dqk).split_last(d.G),
           qkv.slice(2, (d.H + d.G) * d.Dqk, d.G * d.Dv).split_last(d.G)};
 }

@@ -5,11 +5,14 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <memory>
 
 #include "core/context.h"
 #include "core/error.h"
 
 namespace sfa {
+
+struct GemmPlans;  // algorithms of cuBLASLt, chosen once a shape; cuda/gemm.cu
 
 struct CudaState {
   cudaStream_t stream = nullptr;
@@ -18,6 +21,7 @@ struct CudaState {
   std::size_t workspace_bytes = 0;
   int sm_count = 0;
   int compute_capability = 0;  // 90 for 9.0
+  std::shared_ptr<GemmPlans> gemm_plans;
   CudaState();
   ~CudaState();
   CudaState(const CudaState&) = delete;

@@ -1,4 +1,5 @@
-// sum_add: one block; every thread sums a fixed stride, then a tree over the block. Inputs are at most a few hundred thousand losses.
+// sum_add: one block; every thread sums a fixed stride, then a tree over the block. Inputs are at most a few hundred
+// thousand losses.
 #include "cuda/state.h"
 #include "ops/reduce/reduce_cuda.h"
 

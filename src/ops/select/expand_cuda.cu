@@ -29,8 +29,17 @@ __global__ void expand_kernel(Expand e, const T* values, const std::uint8_t* ind
 }  // namespace
 
 void select_expand(Context& ctx, const Tensor& values, const Tensor& indices, const Tensor& dense) {
-  const Expand e{dense.dim(0) * dense.dim(1) * dense.dim(2), dense.dim(1), dense.dim(2), dense.dim(3), values.dim(3),
-                 values.stride[0], values.stride[1], values.stride[2], indices.stride[0], indices.stride[1], indices.stride[2]};
+  const Expand e{dense.dim(0) * dense.dim(1) * dense.dim(2),
+                 dense.dim(1),
+                 dense.dim(2),
+                 dense.dim(3),
+                 values.dim(3),
+                 values.stride[0],
+                 values.stride[1],
+                 values.stride[2],
+                 indices.stride[0],
+                 indices.stride[1],
+                 indices.stride[2]};
   const unsigned blocks = static_cast<unsigned>((e.rows * 32 + 255) / 256);
   const std::uint8_t* support = indices.as<std::uint8_t>();
   if (dense.dtype == DType::bf16)
