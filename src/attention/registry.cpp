@@ -1,3 +1,4 @@
+// The table of attention variants, the choice among them, and what all of them share: ranges, packed rows, forward and backward in steps.
 #include <algorithm>
 #include <cmath>
 
