@@ -73,7 +73,10 @@ class FlashKernels {
   void backward(Context& ctx, const Tensor& q, const Tensor& k, const Attention::Backward& a, float scale) const {
     if constexpr (kHasCuda) {
       ArenaScope scope(a.scratch);
-      flash::BackwardParams p{.shape = shape_of(q, k, a.k.v), .ranges = ranges_of(a.ranges), .scale = scale};
+      flash::BackwardParams p;
+      p.shape = shape_of(q, k, a.k.v);
+      p.ranges = ranges_of(a.ranges);
+      p.scale = scale;
       const Tensor workspace =
           a.scratch.take(DType::u8, {static_cast<std::int64_t>(flash::backward_workspace_bytes(p.shape))});
       if (ctx.planning) return;
@@ -104,7 +107,10 @@ class FlashKernels {
 };
 
 flash::ForwardParams forward_params(const Tensor& q, const Tensor& k, const Attention::Forward& a, float scale) {
-  flash::ForwardParams p{.shape = shape_of(q, k, a.k.v), .ranges = ranges_of(a.ranges), .scale = scale};
+  flash::ForwardParams p;
+  p.shape = shape_of(q, k, a.k.v);
+  p.ranges = ranges_of(a.ranges);
+  p.scale = scale;
   p.q = q.data;
   p.k = k.data;
   p.v = a.k.v.data;
