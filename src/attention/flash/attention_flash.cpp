@@ -206,12 +206,13 @@ class SfaFlash final : public SfaAttention {
   void select_two_of_four(Context& ctx, const AttentionState& s, const Tensor& q) const {
     if (ctx.planning) return;
     if constexpr (kHasCuda) {
-      flash::SelectParams p{.B = static_cast<int>(q.dim(0)),
-                            .T = static_cast<int>(q.dim(1)),
-                            .heads = static_cast<int>(q.dim(2)),
-                            .D = static_cast<int>(q.dim(3)),
-                            .k = config_.k_q,
-                            .rule = flash::Selection::topk_2of4};
+      flash::SelectParams p;
+      p.B = static_cast<int>(q.dim(0));
+      p.T = static_cast<int>(q.dim(1));
+      p.heads = static_cast<int>(q.dim(2));
+      p.D = static_cast<int>(q.dim(3));
+      p.k = config_.k_q;
+      p.rule = flash::Selection::topk_2of4;
       p.x = q.data;
       p.x_stride = strides_of(q);
       p.values = s.q.values.data;
