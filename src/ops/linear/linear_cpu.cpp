@@ -30,6 +30,20 @@ inline float gelu_derivative(float a) {
   return 0.5f * (1.0f + t) + 0.5f * a * (1.0f - t * t) * kSqrt2OverPi * (1.0f + 3.0f * kCubic * a * a);
 }
 
+void add_row(float* row, const float* bias, std::int64_t n) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) row[i] += bias[i];
+}
+
+void gelu_row(float* row, std::int64_t n) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) row[i] = gelu(row[i]);
+}
+
+void round_row(float* row, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) row[i] = round_to_bf16(row[i]);
+}
+
 }  // namespace
 
 void gemm(const Gemm& g) {
@@ -59,20 +73,14 @@ void linear_forward(Context& ctx, const LinearForward& args) {
 #pragma omp parallel for schedule(static)
   for (std::int64_t n = 0; n < N; ++n) {
     float* row = y + n * O;
-    if (bias) {
-#pragma omp simd
-      for (std::int64_t o = 0; o < O; ++o) row[o] += bias[o];
-    }
+    if (bias) add_row(row, bias, O);
     if (pre) {
       float* kept = pre + n * O;
-#pragma omp simd
-      for (std::int64_t o = 0; o < O; ++o) {
-        kept[o] = round ? round_to_bf16(row[o]) : row[o];
-        row[o] = gelu(row[o]);
-      }
+      std::copy_n(row, O, kept);
+      if (round) round_row(kept, O);
+      gelu_row(row, O);
     }
-    if (round)
-      for (std::int64_t o = 0; o < O; ++o) row[o] = round_to_bf16(row[o]);
+    if (round) round_row(row, O);
   }
 }
 
