@@ -75,7 +75,7 @@ TEST_F(ClassifierGpu, LossAndGradientsMatchCpu) {
   for (DType type : kFloatTypes)
     for (const auto& [N, C, V, Vp] :
          {Case{1, 8, 3, 8}, Case{17, 33, 257, 320}, Case{129, 64, 1000, 1000}, Case{128, 64, 1001, 1003},
-          Case{600, 32, 50257, 50304}, Case{1000, 128, 257, 320}}) {
+          Case{600, 32, 50257, 50304}, Case{1000, 128, 257, 320}, Case{11000, 8, 50257, 50304}}) {
       use(type);
       SCOPED_TRACE(fmt::format("{} N={} C={} V={} Vp={}", name_of(type), N, C, V, Vp));
       std::vector<std::int32_t> ids = integer_values(5, N, static_cast<std::int32_t>(V));

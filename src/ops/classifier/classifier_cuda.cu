@@ -128,7 +128,7 @@ void classifier_loss(Context& ctx, const Classifier& args) {
   const std::int64_t N = args.x.dim(0), C = args.x.dim(1), Vp = args.weight.dim(0);
   if (N == 0) return;
   const bool backward = !args.d_x.empty();
-  const std::int64_t chunk = classifier_chunk_rows(N, Vp);
+  const std::int64_t chunk = classifier_chunk_rows(N, Vp, Device::cuda);
   ArenaScope scope(args.scratch);
   const Tensor all_logits = args.scratch.take(args.x.dtype, {chunk, Vp});
   if (ctx.planning) return;
