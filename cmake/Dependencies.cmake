@@ -43,6 +43,19 @@ if(XXHASH_INCLUDE_DIR AND XXHASH_LIBRARY)
 endif()
 sfa_need(XXHASH_FOUND "xxHash" "libxxhash-dev")
 
+find_path(PCRE2_INCLUDE_DIR pcre2.h)
+find_library(PCRE2_LIBRARY pcre2-8)
+if(PCRE2_INCLUDE_DIR AND PCRE2_LIBRARY)
+  set(PCRE2_FOUND TRUE)
+endif()
+sfa_need(PCRE2_FOUND "PCRE2 (8-bit library)" "libpcre2-dev")
+find_path(UTF8PROC_INCLUDE_DIR utf8proc.h)
+find_library(UTF8PROC_LIBRARY utf8proc)
+if(UTF8PROC_INCLUDE_DIR AND UTF8PROC_LIBRARY)
+  set(UTF8PROC_FOUND TRUE)
+endif()
+sfa_need(UTF8PROC_FOUND "utf8proc" "libutf8proc-dev")
+
 # yaml-cpp names its target yaml-cpp up to 0.7 and yaml-cpp::yaml-cpp after.
 if(TARGET yaml-cpp::yaml-cpp)
   set(YAML_CPP_TARGET yaml-cpp::yaml-cpp)
@@ -50,10 +63,12 @@ else()
   set(YAML_CPP_TARGET yaml-cpp)
 endif()
 target_include_directories(sfa_dependencies SYSTEM INTERFACE ${HDF5_INCLUDE_DIRS} ${CBLAS_INCLUDE_DIR}
-                                                             ${XXHASH_INCLUDE_DIR})
+                                                             ${XXHASH_INCLUDE_DIR} ${PCRE2_INCLUDE_DIR}
+                                                             ${UTF8PROC_INCLUDE_DIR})
 target_link_libraries(
   sfa_dependencies INTERFACE Threads::Threads OpenMP::OpenMP_CXX spdlog::spdlog fmt::fmt ${YAML_CPP_TARGET}
-                             nlohmann_json::nlohmann_json ${HDF5_LIBRARIES} ${CBLAS_LIBRARY} ${XXHASH_LIBRARY})
+                             nlohmann_json::nlohmann_json ${HDF5_LIBRARIES} ${CBLAS_LIBRARY} ${XXHASH_LIBRARY}
+                             ${PCRE2_LIBRARY} ${UTF8PROC_LIBRARY})
 
 # CUDA: the toolkit with cuBLASLt. AUTO takes it when nvcc is there.
 set(SFA_MINIMUM_CUDA 12.4)

@@ -390,7 +390,7 @@ Problem<T> problem_of(const ReferenceForward& a) {
   p.lse_stride_b = a.lse.stride[0];
   p.lse_stride_h = a.lse.stride[1];
   require(p.Dqk <= kMaxFeatures && p.Dv <= kMaxFeatures && p.H % p.G == 0 && a.q_indices.empty() == a.k_indices.empty(),
-          "internal error: attention reference: q {}, k {}, v {}", a.q.describe(), a.k.describe(), a.v.describe());
+          "internal error: attention reference: q {}, k {}, v {}", a.q, a.k, a.v);
   return p;
 }
 

@@ -1,3 +1,4 @@
+// The table of attention variants, the choice among them, and what all of them share: ranges, packed rows, forward and backward in steps.
 #include <algorithm>
 #include <cmath>
 
@@ -51,7 +52,7 @@ Ranges::Span Ranges::at(std::int64_t b, std::int64_t i, std::int64_t Tk) const {
 }
 
 PackedViews packed_views(const Tensor& qkv, const AttentionDims& d) {
-  require(qkv.rank == 3 && qkv.dim(2) == d.row(), "internal error: packed rows of {} in {}", d.row(), qkv.describe());
+  require(qkv.rank == 3 && qkv.dim(2) == d.row(), "internal error: packed rows of {} in {}", d.row(), qkv);
   return {qkv.slice(2, 0, d.H * d.Dqk).split_last(d.H), qkv.slice(2, d.H * d.Dqk, d.G * d.Dqk).split_last(d.G),
           qkv.slice(2, (d.H + d.G) * d.Dqk, d.G * d.Dv).split_last(d.G)};
 }

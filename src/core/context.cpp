@@ -35,7 +35,7 @@ void Context::copy(void* to, Device to_device, const void* from, Device from_dev
 }
 
 void Context::zero(const Tensor& t) const {
-  require(t.contiguous(), "internal error: zero of the strided tensor {}", t.describe());
+  require(t.contiguous(), "internal error: zero of the strided tensor {}", t);
   if (planning) return;
   if (t.device == Device::cpu) {
     std::memset(t.data, 0, static_cast<std::size_t>(t.bytes()));
@@ -65,7 +65,7 @@ bool cuda_available(std::string* why) {
 
 void round_output(const Context& ctx, const Tensor& t) {
   if (!ctx.round_bf16 || ctx.planning || t.device != Device::cpu || t.empty()) return;
-  require(t.contiguous(), "internal error: rounding of the strided tensor {}", t.describe());
+  require(t.contiguous(), "internal error: rounding of the strided tensor {}", t);
   float* data = t.as<float>();
   const std::int64_t n = t.numel();
 #pragma omp parallel for schedule(static)

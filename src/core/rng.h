@@ -53,9 +53,9 @@ inline std::array<std::uint32_t, 4> philox(std::uint64_t seed, std::uint32_t pur
   return {r.v[0], r.v[1], r.v[2], r.v[3]};
 }
 
-/// Uniform in (0, 1), 24 bits: never 0, so that its logarithm is finite.
+/// Uniform in (0, 1), 23 bits: never 0, so that its logarithm is finite, and never 1 (the largest, 1 - 2^-24, needs all bits of a float).
 SFA_HOST_DEVICE inline float uniform_from_bits(std::uint32_t bits) {
-  return (static_cast<float>(bits >> 8) + 0.5f) * (1.0f / 16777216.0f);
+  return (static_cast<float>(bits >> 9) + 0.5f) * (1.0f / 8388608.0f);
 }
 
 /// Element `i` of a standard normal stream (Box-Muller over pairs of one Philox block), computed in double so that every

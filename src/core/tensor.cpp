@@ -40,7 +40,7 @@ bool Tensor::contiguous() const {
 Tensor Tensor::slice(int axis, std::int64_t begin, std::int64_t count) const {
   if (axis < 0) axis += rank;
   require(axis >= 0 && axis < rank && begin >= 0 && count >= 0 && begin + count <= shape[at(axis)],
-          "internal error: slice [{}, {}) of axis {} of {}", begin, begin + count, axis, describe());
+          "internal error: slice [{}, {}) of axis {} of {}", begin, begin + count, axis, *this);
   Tensor t = *this;
   t.shape[at(axis)] = count;
   if (data != nullptr)
@@ -49,7 +49,7 @@ Tensor Tensor::slice(int axis, std::int64_t begin, std::int64_t count) const {
 }
 
 Tensor Tensor::view(std::initializer_list<std::int64_t> dims) const {
-  require(contiguous(), "internal error: view of the strided tensor {}", describe());
+  require(contiguous(), "internal error: view of the strided tensor {}", *this);
   Tensor t(data, dtype, device, dims);
   std::int64_t known = 1, open = -1;
   for (int i = 0; i < t.rank; ++i) {
@@ -68,13 +68,13 @@ Tensor Tensor::view(std::initializer_list<std::int64_t> dims) const {
       step *= full[at(i)];
     }
   }
-  require(t.numel() == numel(), "internal error: {} viewed as {}", describe(), t.describe());
+  require(t.numel() == numel(), "internal error: {} viewed as {}", *this, t);
   return t;
 }
 
 Tensor Tensor::split_last(std::int64_t parts) const {
   require(rank >= 1 && rank < kMaxRank && parts > 0 && dim(-1) % parts == 0, "internal error: {} split into {} parts",
-          describe(), parts);
+          *this, parts);
   Tensor t = *this;
   const std::int64_t each = dim(-1) / parts;
   t.rank = rank + 1;

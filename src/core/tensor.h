@@ -77,9 +77,22 @@ struct DTypeOf<std::int64_t> {
   static constexpr DType value = DType::i64;
 };
 
+}  // namespace sfa
+
+/// Tensors are passed to messages as they are, so that nothing is formatted unless a message is made.
+template <>
+struct fmt::formatter<sfa::Tensor> : fmt::formatter<std::string> {
+  template <class FormatContext>
+  auto format(const sfa::Tensor& t, FormatContext& ctx) const {
+    return fmt::formatter<std::string>::format(t.describe(), ctx);
+  }
+};
+
+namespace sfa {
+
 template <class T>
 T* Tensor::as() const {
-  require(dtype == DTypeOf<std::remove_const_t<T>>::value, "internal error: tensor {} read as another type", describe());
+  require(dtype == DTypeOf<std::remove_const_t<T>>::value, "internal error: tensor {} read as another type", *this);
   return static_cast<T*>(data);
 }
 

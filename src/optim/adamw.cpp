@@ -72,8 +72,8 @@ void gradient_norm_finish(Context& ctx, const Tensor& partials, const Tensor& st
 void adamw_update(Context& ctx, const AdamW& args) {
   require(args.grad.numel() == args.master.numel() && args.m.numel() == args.master.numel() &&
               args.v.numel() == args.master.numel() && args.param.numel() == args.master.numel(),
-          "internal error: adamw_update: grad {}, master {}, param {}", args.grad.describe(), args.master.describe(),
-          args.param.describe());
+          "internal error: adamw_update: grad {}, master {}, param {}", args.grad, args.master,
+          args.param);
   if constexpr (kHasCuda) {
     if (ctx.on_cuda()) return cuda_ops::adamw_update(ctx, args);
   }

@@ -7,6 +7,7 @@
 #include <filesystem>
 
 #include "core/error.h"
+#include "tokenizer/bpe_files.h"
 #include "tokenizer/byte_tokenizer.h"
 
 namespace sfa {
@@ -39,6 +40,20 @@ void Tokenizer::set_vocabulary(std::string name, const std::vector<std::string>&
 }
 
 namespace {
+namespace fs = std::filesystem;
+
+std::unique_ptr<Tokenizer> bpe(BpeDefinition definition, const std::string& spec) {
+  definition.name = spec;
+  return std::make_unique<BpeTokenizer>(std::move(definition));
+}
+
+std::string beside(const std::string& file, const char* name) {
+  return (fs::path(file).parent_path() / name).string();
+}
+std::string inside(const std::string& folder, const char* name) {
+  return (fs::path(folder) / name).string();
+}
+
 // One row a kind of tokenizer: how to recognise it, how to load it. The first row that matches is taken.
 struct Kind {
   bool (*matches)(const std::string& spec);
@@ -48,14 +63,30 @@ struct Kind {
 constexpr std::array kKinds{
     Kind{[](const std::string& spec) { return spec == "bytes"; },
          [](const std::string&) -> std::unique_ptr<Tokenizer> { return std::make_unique<ByteTokenizer>(); }},
+    Kind{[](const std::string& spec) { return fs::exists(inside(spec, "tokenizer.json")); },
+         [](const std::string& spec) { return bpe(read_tokenizer_json(inside(spec, "tokenizer.json")), spec); }},
+    Kind{[](const std::string& spec) { return fs::exists(inside(spec, "vocab.json")); },
+         [](const std::string& spec) {
+           return bpe(read_gpt2_files(inside(spec, "vocab.json"), inside(spec, "merges.txt")), spec);
+         }},
+    Kind{[](const std::string& spec) { return fs::path(spec).filename() == "vocab.json"; },
+         [](const std::string& spec) { return bpe(read_gpt2_files(spec, beside(spec, "merges.txt")), spec); }},
+    Kind{[](const std::string& spec) { return spec.ends_with(".json"); },
+         [](const std::string& spec) { return bpe(read_tokenizer_json(spec), spec); }},
+    Kind{[](const std::string& spec) { return spec.ends_with(".tiktoken"); },
+         [](const std::string& spec) { return bpe(read_tiktoken(spec), spec); }},
 };
 }  // namespace
 
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& spec) {
+  require(spec == "bytes" || fs::exists(spec), "tokenizer '{}' is neither 'bytes' nor a file or folder that exists",
+          spec);
   for (const Kind& kind : kKinds)
     if (kind.matches(spec)) return kind.load(spec);
-  require(std::filesystem::exists(spec), "tokenizer '{}' is neither 'bytes' nor a file that exists", spec);
-  fail("tokenizer file '{}' is of an unknown kind; known is 'bytes'", spec);
+  fail(
+      "tokenizer '{}' is of an unknown kind; known are 'bytes', tokenizer.json, vocab.json with merges.txt beside it, "
+      "*.tiktoken, and a folder that holds one of them",
+      spec);
 }
 
 }  // namespace sfa

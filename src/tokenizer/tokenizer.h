@@ -54,8 +54,9 @@ class Tokenizer {
   std::uint32_t end_of_text_ = 0;
 };
 
-/// "bytes" (the 256 byte values and 256 = end of text), or the path of a tokenizer file.
-/// Throws Error with one sentence when the file is missing, damaged or of an unknown kind.
+/// "bytes" (the 256 byte values and 256 = end of text), tokenizer.json, vocab.json (merges.txt beside it), *.tiktoken,
+/// or a folder that holds one of the first two. The name of what is loaded is `spec`, so that it can be loaded again by
+/// its name. Throws Error with one sentence when the file is missing, damaged or of an unknown kind.
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& spec);
 
 }  // namespace sfa

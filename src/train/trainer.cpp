@@ -1,13 +1,17 @@
 #include "train/trainer.h"
 
+#include <unistd.h>
+
 #include <csignal>
 
 #include <chrono>
 #include <cmath>
+#include <optional>
 
 #include "checkpoint/model_checkpoint.h"
 #include "core/build_config.h"
 #include "core/log.h"
+#include "core/progress.h"
 #include "eval/loaded_model.h"
 #include "train/metrics.h"
 #include "train/run_folder.h"
@@ -200,7 +204,13 @@ int Run::go() {
   }
   std::signal(SIGINT, on_stop);
   std::signal(SIGTERM, on_stop);
-  Progress progress(step_, last);
+  // On a terminal a bar stands below the lines; elsewhere the lines are enough.
+  std::optional<Progress> bar;
+  if (isatty(STDERR_FILENO) == 1) bar.emplace("train", static_cast<std::uint64_t>(last - step_));
+  const std::int64_t first = step_;
+  const auto clear = [&] {
+    if (bar) bar->finish();
+  };
   interval_start_ = Clock::now();
   while (step_ < last) {
     train_step(step_);
@@ -208,16 +218,16 @@ int Run::go() {
     const bool stop = stop_signal != 0, end = done == last;
     if (done % config_.train.log_every == 0 || end || stop) {
       const StepState state = state_.optimizer().read_state(state_.context());
-      progress.clear();
+      clear();
       log_step(done, state, state_.step_loss(state_.context(), config_.data.batch_size * config_.data.seq_len));
     }
     const auto due = [&](std::int64_t every) { return end || (every > 0 && done % every == 0); };
     if (due(config_.train.eval_every) && !stop) {
-      progress.clear();
+      clear();
       validate(done);
     }
     if (due(config_.checkpoint.every) || stop) {
-      progress.clear();
+      clear();
       const auto started = Clock::now();
       save(done);
       interval_start_ += Clock::now() - started;
@@ -226,7 +236,7 @@ int Run::go() {
       spdlog::info("stopped by signal {} at step {} of {}; go on with --resume", static_cast<int>(stop_signal), done, last);
       return 0;
     }
-    progress.show(done, fmt::format("{:.0f} tok/s", tokens_per_second_));
+    if (bar) bar->update(static_cast<std::uint64_t>(done - first), fmt::format("step {}/{}  {:.0f} tok/s", done, last, tokens_per_second_));
   }
   return 0;
 }

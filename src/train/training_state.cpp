@@ -1,3 +1,4 @@
+// TrainingState of trainer.h: the memory of a run, planned and bound, and one optimizer step on it.
 #include <algorithm>
 
 #include "eval/loaded_model.h"

@@ -160,13 +160,17 @@ TEST_F(TokenizeTest, KilledAtAnyMomentItLeavesNothingThatOpens) {
   const std::string out = path("out.h5");
   for (int i = 0; i < 12; ++i) {
     int pipe_ends[2];
-    ASSERT_EQ(::pipe2(pipe_ends, O_CLOEXEC), 0);
+    ASSERT_EQ(::pipe2(pipe_ends, O_CLOEXEC | O_NONBLOCK), 0);  // a child that does not read must not hang the test
+    ::fcntl(pipe_ends[0], F_SETFL, 0);
     const bool endless = i < 4;
     const pid_t child = endless ? start({"data", "tokenize", "--output", out, "-"}, pipe_ends[0])
                                 : start({"data", "tokenize", "--output", out, path("a.txt")}, -1);
     if (endless) {
       const std::string text(1 << 20, 'x');
-      for (int block = 0; block < 1 + i; ++block) (void)!::write(pipe_ends[1], text.data(), text.size());
+      for (int block = 0; block < 20 * (1 + i); ++block) {
+        (void)!::write(pipe_ends[1], text.data(), text.size());
+        ::usleep(1000);
+      }
     } else {
       ::usleep(static_cast<useconds_t>(3000 * (i - 3)));
     }

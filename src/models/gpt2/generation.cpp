@@ -45,7 +45,7 @@ std::unique_ptr<Generation> Gpt2::start_generation(Context& ctx, std::int64_t B,
 Tensor Gpt2::feed(Context& ctx, Generation& generation, const Tensor& tokens) {
   auto& g = dynamic_cast<Gpt2Generation&>(generation);
   const std::int64_t B = g.batch, n = tokens.dim(1), C = config_.hidden_size, place = g.caches[0].length;
-  require(tokens.dim(0) == B && n >= 1 && n <= g.chunk, "internal error: {} fed, the chunk is {} x {}", tokens.describe(), B, g.chunk);
+  require(tokens.dim(0) == B && n >= 1 && n <= g.chunk, "internal error: {} fed, the chunk is {} x {}", tokens, B, g.chunk);
   g.memory.activations.release(0);
   g.memory.scratch.release(0);
   Arena& scratch = g.memory.scratch;

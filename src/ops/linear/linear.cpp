@@ -9,7 +9,7 @@ namespace {
 void check(const Tensor& x, const Tensor& weight, const Tensor& y, const char* what) {
   require(x.rank == 2 && weight.rank == 2 && y.rank == 2 && x.dim(0) == y.dim(0) && x.dim(1) == weight.dim(1) &&
               y.dim(1) == weight.dim(0) && x.contiguous() && weight.contiguous() && y.contiguous(),
-          "internal error: {}: x {}, weight {}, y {}", what, x.describe(), weight.describe(), y.describe());
+          "internal error: {}: x {}, weight {}, y {}", what, x, weight, y);
 }
 }  // namespace
 

@@ -9,8 +9,8 @@ namespace sfa {
 void residual_norm_forward(Context& ctx, const ResidualNormForward& args) {
   require(args.residual.rank == 2 && args.residual.contiguous() && args.y.contiguous() && args.y.numel() == args.residual.numel() &&
               args.weight.numel() == args.residual.dim(1) && args.x.empty() == args.residual_out.empty(),
-          "internal error: residual_norm_forward: residual {}, y {}, weight {}", args.residual.describe(), args.y.describe(),
-          args.weight.describe());
+          "internal error: residual_norm_forward: residual {}, y {}, weight {}", args.residual, args.y,
+          args.weight);
   if (ctx.planning) return;
   if constexpr (kHasCuda) {
     if (ctx.on_cuda()) return cuda_ops::residual_norm_forward(ctx, args);
@@ -21,7 +21,7 @@ void residual_norm_forward(Context& ctx, const ResidualNormForward& args) {
 void residual_norm_backward(Context& ctx, const ResidualNormBackward& args) {
   require(args.d_y.rank == 2 && args.d_y.contiguous() && args.d_residual.numel() == args.d_y.numel() &&
               args.residual_out.numel() == args.d_y.numel(),
-          "internal error: residual_norm_backward: d_y {}, residual_out {}", args.d_y.describe(), args.residual_out.describe());
+          "internal error: residual_norm_backward: d_y {}, residual_out {}", args.d_y, args.residual_out);
   if constexpr (kHasCuda) {
     if (ctx.on_cuda()) return cuda_ops::residual_norm_backward(ctx, args);
   }
