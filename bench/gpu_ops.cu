@@ -14,6 +14,7 @@
 #include "core/arena.h"
 #include "core/context.h"
 #include "core/rng.h"
+#include "cuda/gemm.h"
 #include "cuda/state.h"
 #include "ops/classifier/classifier.h"
 #include "ops/embedding/embedding.h"
@@ -25,7 +26,7 @@
 namespace sfa {
 namespace {
 
-constexpr std::int64_t kB = 64, kT = 1024, kC = 768, kH = 12, kV = 50257, kVp = 50304, kN = kB * kT;
+constexpr std::int64_t kB = 64, kT = 1024, kC = 768, kV = 50257, kVp = 50304, kN = kB * kT;
 
 class Bench {
  public:
@@ -174,22 +175,26 @@ void bench_ends(Bench& b) {
 }
 
 void bench_select(Bench& b) {
-  const Tensor qkv = b.random(DType::bf16, {kB, kT, 3 * kC}), q = qkv.slice(2, 0, kC).split_last(kH);
-  for (std::int64_t k : {8, 16}) {
-    const Tensor values = b.tensor(DType::bf16, {kB, kT, kH, k}), indices = b.tensor(DType::u8, {kB, kT, kH, k});
-    const double row = 2.0 * kN * kC, sparse = 3.0 * kN * static_cast<double>(kH * k);
-    const std::string suffix = " d=64 k=" + std::to_string(k);
-    b.time("select" + suffix, 2 * row + sparse, 0, [&](Context& ctx, Arena&) {
-      select_topk(ctx, {q, k, false, values, indices, q});
-    });
-    b.time("select 2:4" + suffix, 2 * row + sparse, 0, [&](Context& ctx, Arena&) {
-      select_topk(ctx, {q, k, true, values, indices, q});
-    });
-    b.time("select, no dense" + suffix, row + sparse, 0, [&](Context& ctx, Arena&) {
-      select_topk(ctx, {q, k, false, values, indices, Tensor{}});
-    });
-    b.time("mask gradient" + suffix, 2 * row + sparse / 3, 0,
-           [&](Context& ctx, Arena&) { select_mask_gradient(ctx, q, indices); });
+  for (std::int64_t D : {64, 128}) {
+    const Tensor qkv = b.random(DType::bf16, {kB, kT, 3 * kC}), q = qkv.slice(2, 0, kC).split_last(kC / D);
+    for (std::int64_t k : {8, 16}) {
+      const std::int64_t heads = kC / D;
+      const Tensor values = b.tensor(DType::bf16, {kB, kT, heads, k}),
+                   indices = b.tensor(DType::u8, {kB, kT, heads, k});
+      const double row = 2.0 * kN * kC, sparse = 3.0 * kN * static_cast<double>(heads * k);
+      const std::string suffix = " d=" + std::to_string(D) + " k=" + std::to_string(k);
+      b.time("select" + suffix, 2 * row + sparse, 0, [&](Context& ctx, Arena&) {
+        select_topk(ctx, {q, k, false, values, indices, q});
+      });
+      b.time("select 2:4" + suffix, 2 * row + sparse, 0, [&](Context& ctx, Arena&) {
+        select_topk(ctx, {q, k, true, values, indices, q});
+      });
+      b.time("select, no dense" + suffix, row + sparse, 0, [&](Context& ctx, Arena&) {
+        select_topk(ctx, {q, k, false, values, indices, Tensor{}});
+      });
+      b.time("mask gradient" + suffix, 2 * row + sparse / 3, 0,
+             [&](Context& ctx, Arena&) { select_mask_gradient(ctx, q, indices); });
+    }
   }
 }
 
@@ -221,6 +226,7 @@ int main(int argc, char** argv) try {
   sfa::bench_ends(bench);
   sfa::bench_select(bench);
   sfa::bench_optimizer(bench);
+  for (const std::string& line : sfa::gemm_report(bench.ctx.cuda())) std::printf("%s\n", line.c_str());
 } catch (const std::exception& e) {
   std::fprintf(stderr, "%s\n", e.what());
   return 1;
