@@ -1,3 +1,5 @@
+// The table of attention variants, the choice among them, and what all of them share: ranges, packed rows, forward and
+// backward in steps.
 #include <algorithm>
 #include <cmath>
 
@@ -33,14 +35,17 @@ std::unique_ptr<Attention> make_attention(const AttentionConfig& config, const A
       best = &row;
   }
   require(!known.empty(), "model.attention.type: '{}' is not known; there are dense and sfa", config.type);
-  require(best != nullptr || !reasons.empty(), "model.attention.impl: there is no '{}' for type '{}' on {}; there is: auto, {}",
-          config.impl, config.type, name_of(device), known);
+  require(best != nullptr || !reasons.empty(),
+          "model.attention.impl: there is no '{}' for type '{}' on {}; there is: auto, {}", config.impl, config.type,
+          name_of(device), known);
   require(best != nullptr, "model.attention: no implementation of '{}' on {} serves this case ({})", config.type,
           name_of(device), reasons);
   return best->make(config, dims, dtype);
 }
 
-float AttentionDims::scale() const { return 1.0f / std::sqrt(static_cast<float>(Dqk)); }
+float AttentionDims::scale() const {
+  return 1.0f / std::sqrt(static_cast<float>(Dqk));
+}
 
 Ranges::Span Ranges::at(std::int64_t b, std::int64_t i, std::int64_t Tk) const {
   const std::int64_t p = i + query_offset;
@@ -58,7 +63,8 @@ PackedViews packed_views(const Tensor& qkv, const AttentionDims& d) {
 
 void Attention::prepare_backward(Context&, const AttentionState&, const Tensor&) const {}
 
-void attention_forward(Context& ctx, const Attention& attention, AttentionState& state, const Ranges& ranges, Arena& scratch) {
+void attention_forward(Context& ctx, const Attention& attention, AttentionState& state, const Ranges& ranges,
+                       Arena& scratch) {
   attention.prepare(ctx, state);
   attention.core(ctx, {state.q, state.k, ranges, state.out, state.lse, scratch});
 }
@@ -73,9 +79,11 @@ Keys KvCache::filled() const {
   return view;
 }
 
-void attention_forward_cached(Context& ctx, const Attention& attention, AttentionState& state, KvCache& cache, Ranges ranges, Arena& scratch) {
-  require(cache.length + state.out.dim(1) <= cache.capacity, "the key/value cache holds {} tokens; {} more do not fit into {}",
-          cache.length, state.out.dim(1), cache.capacity);
+void attention_forward_cached(Context& ctx, const Attention& attention, AttentionState& state, KvCache& cache,
+                              Ranges ranges, Arena& scratch) {
+  require(cache.length + state.out.dim(1) <= cache.capacity,
+          "the key/value cache holds {} tokens; {} more do not fit into {}", cache.length, state.out.dim(1),
+          cache.capacity);
   ranges.query_offset = cache.length;
   attention.prepare(ctx, state);
   attention.append(ctx, state.k, cache);

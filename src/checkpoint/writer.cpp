@@ -109,15 +109,14 @@ class Layout {
                              : H5Screate_simple(static_cast<int>(dims.size()), dims.data(), nullptr),
                 "describe the dataset " + name),
         H5Sclose);
-    const hdf5::Handle links(H5Pcreate(H5P_LINK_CREATE), H5Pclose);
-    H5Pset_create_intermediate_group(links.get(), 1);
+    create_groups(tensor.name);
     const hdf5::Handle properties(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
     H5Pset_layout(properties.get(), H5D_CONTIGUOUS);
     H5Pset_alloc_time(properties.get(), H5D_ALLOC_TIME_EARLY);
     H5Pset_fill_time(properties.get(), H5D_FILL_TIME_NEVER);
     H5Pset_obj_track_times(properties.get(), false);
     const hdf5::Handle dataset(checked(H5Dcreate2(file_.get(), name.c_str(), stored_type(tensor.dtype), space.get(),
-                                                  links.get(), properties.get(), H5P_DEFAULT),
+                                                  H5P_DEFAULT, properties.get(), H5P_DEFAULT),
                                        "create the dataset " + name),
                                H5Dclose);
     hdf5::write_attribute(dataset.get(), "dtype", std::string(name_of(tensor.dtype)));
@@ -135,8 +134,23 @@ class Layout {
   [[nodiscard]] const Fd& memory() const { return memory_; }
 
  private:
+  // The groups above a dataset, by hand: those that HDF5 makes by itself carry the time.
+  void create_groups(const std::string& name) {
+    for (std::size_t slash = name.find('/'); slash != std::string::npos; slash = name.find('/', slash + 1)) {
+      const std::string group = name.substr(0, slash);
+      if (!groups_.insert(group).second) continue;
+      const hdf5::Handle properties(H5Pcreate(H5P_GROUP_CREATE), H5Pclose);
+      H5Pset_obj_track_times(properties.get(), false);
+      const hdf5::Handle created(
+          checked(H5Gcreate2(file_.get(), group.c_str(), H5P_DEFAULT, properties.get(), H5P_DEFAULT),
+                  "create the group " + group),
+          H5Gclose);
+    }
+  }
+
   Fd memory_;
   hdf5::Handle file_;
+  std::set<std::string> groups_;
 };
 
 }  // namespace

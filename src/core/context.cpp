@@ -17,7 +17,9 @@ Context::Context(Device where) : device_(where) {
 
 Context::~Context() = default;
 
-Context Context::for_planning(Device where) { return Context(where, PlanningOnly{}); }
+Context Context::for_planning(Device where) {
+  return Context(where, PlanningOnly{});
+}
 
 void Context::synchronize() const {
   if constexpr (kHasCuda) {

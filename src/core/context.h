@@ -28,12 +28,14 @@ class Context {
   [[nodiscard]] bool on_cuda() const { return device_ == Device::cuda; }
   [[nodiscard]] CudaState& cuda() const { return *cuda_; }
 
-  /// CPU only: every op rounds each element it stores to bf16 (tensors stay f32), which is the arithmetic of a GPU that keeps
-  /// bf16 weights and activations. Losses, softmax statistics and gradients of parameters stay unrounded, as they do there.
+  /// CPU only: every op rounds each element it stores to bf16 (tensors stay f32), which is the arithmetic of a GPU that
+  /// keeps bf16 weights and activations. Losses, softmax statistics and gradients of parameters stay unrounded, as they
+  /// do there.
   bool round_bf16 = false;
 
-  /// True while memory is being counted: every op then takes from its scratch arena what it would take, and does nothing else. Running a
-  /// model's step this way is how scratch memory is planned, so that the plan can't drift from the code.
+  /// True while memory is being counted: every op then takes from its scratch arena what it would take, and does
+  /// nothing else. Running a model's step this way is how scratch memory is planned, so that the plan can't drift from
+  /// the code.
   bool planning = false;
 
   /// Waits until all work queued on this context has finished; device faults surface here.

@@ -1,3 +1,4 @@
+// ShardSet of loader.h: the token files that patterns name, as one sequence of tokens.
 #include <glob.h>
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// ValidationSet of loader.h: the whole validation split in windows that do not overlap.
 #include <algorithm>
 
 #include "core/error.h"

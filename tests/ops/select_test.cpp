@@ -142,7 +142,8 @@ TEST_P(SelectTest, WithoutDenseRows) {
   const auto got = elements<std::uint8_t>(ctx, indices);
   for (std::int64_t r = 0; r < rows; ++r) {
     const std::vector<float> one(x.begin() + r * D, x.begin() + (r + 1) * D);
-    EXPECT_EQ(std::vector<std::uint8_t>(got.begin() + r * k, got.begin() + (r + 1) * k), selected_features(one, k, false));
+    EXPECT_EQ(std::vector<std::uint8_t>(got.begin() + r * k, got.begin() + (r + 1) * k),
+              selected_features(one, k, false));
   }
   EXPECT_EQ(values_of(ctx, from), x) << "the input was changed";
 }

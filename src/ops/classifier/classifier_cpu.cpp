@@ -54,7 +54,16 @@ void classifier_loss(Context& ctx, const Classifier& args) {
   for (std::int64_t n0 = 0; n0 < N; n0 += chunk) {
     const std::int64_t rows = std::min(chunk, N - n0);
     float* part = logits.as<float>();
-    gemm({.transpose_b = true, .M = rows, .N = Vp, .K = C, .a = x + n0 * C, .lda = C, .b = weight, .ldb = C, .c = part, .ldc = Vp});
+    gemm({.transpose_b = true,
+          .M = rows,
+          .N = Vp,
+          .K = C,
+          .a = x + n0 * C,
+          .lda = C,
+          .b = weight,
+          .ldb = C,
+          .c = part,
+          .ldc = Vp});
     const Tensor used = logits.slice(0, 0, rows);
     round_output(ctx, used);
 #pragma omp parallel for schedule(static)
@@ -62,9 +71,26 @@ void classifier_loss(Context& ctx, const Classifier& args) {
       losses[n0 + n] = softmax_row(part + n * Vp, args.V, Vp, targets[n0 + n], backward, args.loss_scale);
     if (!backward) continue;
     round_output(ctx, used);
-    gemm({.M = rows, .N = C, .K = Vp, .a = part, .lda = Vp, .b = weight, .ldb = C, .c = args.d_x.as<float>() + n0 * C, .ldc = C});
-    gemm({.transpose_a = true, .M = Vp, .N = C, .K = rows, .a = part, .lda = Vp, .b = x + n0 * C, .ldb = C, .beta = 1.0f,
-          .c = args.d_weight.as<float>(), .ldc = C});
+    gemm({.M = rows,
+          .N = C,
+          .K = Vp,
+          .a = part,
+          .lda = Vp,
+          .b = weight,
+          .ldb = C,
+          .c = args.d_x.as<float>() + n0 * C,
+          .ldc = C});
+    gemm({.transpose_a = true,
+          .M = Vp,
+          .N = C,
+          .K = rows,
+          .a = part,
+          .lda = Vp,
+          .b = x + n0 * C,
+          .ldb = C,
+          .beta = 1.0f,
+          .c = args.d_weight.as<float>(),
+          .ldc = C});
   }
   if (backward) round_output(ctx, args.d_x);
 }

@@ -19,8 +19,7 @@ void select_topk(Context& ctx, const Select& args) {
 }
 
 void select_mask_gradient(Context& ctx, const Tensor& d_x, const Tensor& indices) {
-  require(d_x.rank == 4 && indices.rank == 4, "internal error: select_mask_gradient: d_x {}, indices {}", d_x,
-          indices);
+  require(d_x.rank == 4 && indices.rank == 4, "internal error: select_mask_gradient: d_x {}, indices {}", d_x, indices);
   if (ctx.planning) return;
   if constexpr (kHasCuda) {
     if (ctx.on_cuda()) return cuda_ops::select_mask_gradient(ctx, d_x, indices);

@@ -8,8 +8,8 @@
 namespace sfa::cpu_ops {
 namespace {
 
-// Orders rows of features as the contract wants: larger magnitude first, then lower index. The magnitude's bits (sign cleared) order like
-// the magnitude itself, NaN above infinity; the complemented index below them breaks ties.
+// Orders rows of features as the contract wants: larger magnitude first, then lower index. The magnitude's bits (sign
+// cleared) order like the magnitude itself, NaN above infinity; the complemented index below them breaks ties.
 inline std::uint64_t sort_key(float x, std::int64_t index) {
   const std::uint32_t magnitude = std::bit_cast<std::uint32_t>(x) & 0x7fffffffu;
   return (std::uint64_t{magnitude} << 8) | static_cast<std::uint64_t>(255 - index);

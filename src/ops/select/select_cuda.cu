@@ -204,8 +204,7 @@ void select_topk(Context& ctx, const Select& args) {
   const std::int64_t D = args.x.dim(3), rows = args.x.dim(0) * args.x.dim(1) * args.x.dim(2);
   if (rows == 0) return;
   require(args.values.contiguous() && args.indices.contiguous(),
-          "internal error: select_topk: values {}, indices {} must be contiguous", args.values,
-          args.indices);
+          "internal error: select_topk: values {}, indices {} must be contiguous", args.values, args.indices);
   const std::int64_t each = D <= 128 ? 4 : 8;
   for_float_type(args.x.dtype, "select_topk", [&]<class T>() {
     const Pointers<T> p{.x = row_view<const T>(args.x),
@@ -228,8 +227,7 @@ void select_mask_gradient(Context& ctx, const Tensor& d_x, const Tensor& indices
   CudaState& state = ctx.cuda();
   const std::int64_t D = d_x.dim(3), rows = d_x.dim(0) * d_x.dim(1) * d_x.dim(2), k = indices.dim(3);
   if (rows == 0) return;
-  require(indices.contiguous(), "internal error: select_mask_gradient: indices {} must be contiguous",
-          indices);
+  require(indices.contiguous(), "internal error: select_mask_gradient: indices {} must be contiguous", indices);
   for_float_type(d_x.dtype, "select_mask_gradient", [&]<class T>() {
     for_shape(D, aligned_rows(d_x, D <= 128 ? 4 : 8), [&]<class S>(S) {
       mask_kernel<T, S::LANES, S::EACH, S::VECTORS>
