@@ -85,7 +85,9 @@ Gpt2::Activations Gpt2::plan_activations(Arena& saved, Arena& scratch, std::int6
   Activations a;
   a.embedded = saved.take(dtype_, {N, C});
   a.branch = saved.take(dtype_, {N, C});
+  const std::size_t mark = scratch.mark();
   for (std::int64_t l = 0; l < config_.num_hidden_layers; ++l) {
+    scratch.release(mark);  // what lives inside one layer's attention is shared by all layers
     BlockActivations b;
     b.norm1 = norm(l == 0 ? a.embedded : saved.take(dtype_, {N, C}));
     b.attention = attention_->plan(saved, scratch, B, T);
