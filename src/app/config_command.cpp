@@ -17,7 +17,8 @@ void add_config_command(CLI::App& app) {
   command->add_option("config", o->file, "the run's YAML file");
   command->add_option("overrides", o->overrides, "key.path=value");
   command->add_flag("--reference", o->reference, "print the table of all keys, defaults and meanings");
-  command->callback([o] { fmt::print("{}", o->reference ? config_reference() : dump_config(load_config(o->file, o->overrides))); });
+  command->callback(
+      [o] { fmt::print("{}", o->reference ? config_reference() : dump_config(load_config(o->file, o->overrides))); });
 }
 
 }  // namespace sfa::app

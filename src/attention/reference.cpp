@@ -28,7 +28,8 @@ float dot(const float* a, const float* b, std::int64_t n) {
 }
 
 // Do the ascending supports of a query and a key row share a feature?
-bool overlap(const Tensor& qi, const Tensor& ki, std::int64_t b, std::int64_t i, std::int64_t h, std::int64_t j, std::int64_t g) {
+bool overlap(const Tensor& qi, const Tensor& ki, std::int64_t b, std::int64_t i, std::int64_t h, std::int64_t j,
+             std::int64_t g) {
   const std::uint8_t* a = qi.as<std::uint8_t>() + b * qi.stride[0] + i * qi.stride[1] + h * qi.stride[2];
   const std::uint8_t* c = ki.as<std::uint8_t>() + b * ki.stride[0] + j * ki.stride[1] + g * ki.stride[2];
   const std::int64_t na = qi.dim(3), nc = ki.dim(3);
@@ -46,11 +47,13 @@ void score_row(const ReferenceForward& a, std::int64_t b, std::int64_t i, std::i
   const bool masked = !a.q_indices.empty();
   for (std::int64_t j = span.lo; j < span.hi; ++j) {
     s[j] = a.scale * dot(q, row_of(a.k, b, j, g), D);
-    if (masked && j != i + a.ranges.query_offset && !overlap(a.q_indices, a.k_indices, b, i, h, j, g)) s[j] = kMinusInfinity;
+    if (masked && j != i + a.ranges.query_offset && !overlap(a.q_indices, a.k_indices, b, i, h, j, g))
+      s[j] = kMinusInfinity;
   }
 }
 
-void forward_row(const ReferenceForward& a, std::int64_t b, std::int64_t h, std::int64_t i, std::vector<float>& s, bool round) {
+void forward_row(const ReferenceForward& a, std::int64_t b, std::int64_t h, std::int64_t i, std::vector<float>& s,
+                 bool round) {
   const std::int64_t g = h / (a.q.dim(2) / a.k.dim(2)), Dv = a.v.dim(3), Tq = a.q.dim(1);
   const Ranges::Span span = a.ranges.at(b, i, a.k.dim(1));
   score_row(a, b, i, h, span, s.data());
@@ -112,7 +115,8 @@ void round_rows(const Tensor& t) {
       }
 }
 
-void merge_cpu(const Context& ctx, const Tensor& out, const Tensor& lse, const Tensor& other_out, const Tensor& other_lse) {
+void merge_cpu(const Context& ctx, const Tensor& out, const Tensor& lse, const Tensor& other_out,
+               const Tensor& other_lse) {
   const std::int64_t B = out.dim(0), T = out.dim(1), H = out.dim(2), Dv = out.dim(3);
   for (std::int64_t b = 0; b < B; ++b)
     for (std::int64_t h = 0; h < H; ++h)
@@ -176,7 +180,8 @@ void attention_reference_backward(Context& ctx, const ReferenceBackward& args) {
     for (const Tensor& t : {args.d_q, args.d_k, args.d_v}) round_rows(t);
 }
 
-void attention_merge(Context& ctx, const Tensor& out, const Tensor& lse, const Tensor& other_out, const Tensor& other_lse) {
+void attention_merge(Context& ctx, const Tensor& out, const Tensor& lse, const Tensor& other_out,
+                     const Tensor& other_lse) {
   if (ctx.planning) return;
   if constexpr (kHasCuda) {
     if (ctx.on_cuda()) return cuda_ops::attention_merge(ctx, out, lse, other_out, other_lse);
@@ -185,20 +190,7 @@ void attention_merge(Context& ctx, const Tensor& out, const Tensor& lse, const T
 }
 
 void cache_append(Context& ctx, const Tensor& from, const Tensor& cache, std::int64_t at) {
-  const std::int64_t tokens = from.dim(1), width = from.dim(2) * from.dim(3);
-  const std::size_t element = size_of(cache.dtype);
-  const auto* source = static_cast<const std::byte*>(from.data);
-  auto* target = static_cast<std::byte*>(cache.data);
-  // The heads of one token lie side by side in both; batch entries and (strided) tokens are copied one by one.
-  const bool whole = from.stride[1] == width;
-  for (std::int64_t b = 0; b < from.dim(0); ++b) {
-    const std::int64_t to = b * cache.stride[0] + at * cache.stride[1];
-    const std::int64_t runs = whole ? 1 : tokens;
-    for (std::int64_t r = 0; r < runs; ++r)
-      ctx.copy(target + static_cast<std::size_t>(to + r * cache.stride[1]) * element, cache.device,
-               source + static_cast<std::size_t>(b * from.stride[0] + r * from.stride[1]) * element, from.device,
-               static_cast<std::size_t>((whole ? tokens : 1) * width) * element);
-  }
+  ctx.copy_rows(cache.slice(1, at, from.dim(1)), from);
 }
 
 }  // namespace sfa

@@ -1,9 +1,12 @@
-// The table of attention variants, the choice among them, and what all of them share: ranges, packed rows, forward and backward in steps.
+// The table of attention variants, the choice among them, and what all of them share: ranges, packed rows, forward and
+// backward in steps.
 #include <algorithm>
 #include <cmath>
 
 #include "attention/attention.h"
 #include "attention/dense/dense.h"
+#include "attention/flash/attention_flash.h"
+#include "attention/flash/cpu/flash_cpu.h"
 #include "attention/sfa/sfa.h"
 
 namespace sfa {
@@ -12,9 +15,13 @@ namespace sfa {
 const std::vector<AttentionRow>& attention_table() {
   static const std::vector<AttentionRow> table = {
       {"dense", "reference", Device::cpu, 0, dense_reference_why_not, make_dense_reference},
+      {"dense", "flash", Device::cpu, 10, dense_flash_cpu_why_not, make_dense_flash_cpu},
       {"dense", "reference", Device::cuda, 0, dense_reference_why_not, make_dense_reference},
+      {"dense", "flash", Device::cuda, 10, dense_flash_cuda_why_not, make_dense_flash_cuda},
       {"sfa", "reference", Device::cpu, 0, sfa_reference_why_not, make_sfa_reference},
+      {"sfa", "flash", Device::cpu, 10, sfa_flash_cpu_why_not, make_sfa_flash_cpu},
       {"sfa", "reference", Device::cuda, 0, sfa_reference_why_not, make_sfa_reference},
+      {"sfa", "flash", Device::cuda, 10, sfa_flash_cuda_why_not, make_sfa_flash_cuda},
   };
   return table;
 }
@@ -34,14 +41,17 @@ std::unique_ptr<Attention> make_attention(const AttentionConfig& config, const A
       best = &row;
   }
   require(!known.empty(), "model.attention.type: '{}' is not known; there are dense and sfa", config.type);
-  require(best != nullptr || !reasons.empty(), "model.attention.impl: there is no '{}' for type '{}' on {}; there is: auto, {}",
-          config.impl, config.type, name_of(device), known);
+  require(best != nullptr || !reasons.empty(),
+          "model.attention.impl: there is no '{}' for type '{}' on {}; there is: auto, {}", config.impl, config.type,
+          name_of(device), known);
   require(best != nullptr, "model.attention: no implementation of '{}' on {} serves this case ({})", config.type,
           name_of(device), reasons);
   return best->make(config, dims, dtype);
 }
 
-float AttentionDims::scale() const { return 1.0f / std::sqrt(static_cast<float>(Dqk)); }
+float AttentionDims::scale() const {
+  return 1.0f / std::sqrt(static_cast<float>(Dqk));
+}
 
 Ranges::Span Ranges::at(std::int64_t b, std::int64_t i, std::int64_t Tk) const {
   const std::int64_t p = i + query_offset;
@@ -59,7 +69,8 @@ PackedViews packed_views(const Tensor& qkv, const AttentionDims& d) {
 
 void Attention::prepare_backward(Context&, const AttentionState&, const Tensor&) const {}
 
-void attention_forward(Context& ctx, const Attention& attention, AttentionState& state, const Ranges& ranges, Arena& scratch) {
+void attention_forward(Context& ctx, const Attention& attention, AttentionState& state, const Ranges& ranges,
+                       Arena& scratch) {
   attention.prepare(ctx, state);
   attention.core(ctx, {state.q, state.k, ranges, state.out, state.lse, scratch});
 }
@@ -74,9 +85,11 @@ Keys KvCache::filled() const {
   return view;
 }
 
-void attention_forward_cached(Context& ctx, const Attention& attention, AttentionState& state, KvCache& cache, Ranges ranges, Arena& scratch) {
-  require(cache.length + state.out.dim(1) <= cache.capacity, "the key/value cache holds {} tokens; {} more do not fit into {}",
-          cache.length, state.out.dim(1), cache.capacity);
+void attention_forward_cached(Context& ctx, const Attention& attention, AttentionState& state, KvCache& cache,
+                              Ranges ranges, Arena& scratch) {
+  require(cache.length + state.out.dim(1) <= cache.capacity,
+          "the key/value cache holds {} tokens; {} more do not fit into {}", cache.length, state.out.dim(1),
+          cache.capacity);
   ranges.query_offset = cache.length;
   attention.prepare(ctx, state);
   attention.append(ctx, state.k, cache);

@@ -4,7 +4,8 @@
 
 namespace sfa {
 
-void add_parameters(Context& ctx, CheckpointWriter& writer, const ParameterList& list, const std::string& prefix, const Tensor& flat) {
+void add_parameters(Context& ctx, CheckpointWriter& writer, const ParameterList& list, const std::string& prefix,
+                    const Tensor& flat) {
   std::vector<float> host;
   for (std::size_t i = 0; i < list.all().size(); ++i) {
     const Parameter& p = list.all()[i];
@@ -20,7 +21,8 @@ void add_parameters(Context& ctx, CheckpointWriter& writer, const ParameterList&
   }
 }
 
-void read_parameters(Context& ctx, CheckpointReader& reader, const ParameterList& list, const std::string& prefix, const Tensor& flat) {
+void read_parameters(Context& ctx, CheckpointReader& reader, const ParameterList& list, const std::string& prefix,
+                     const Tensor& flat) {
   std::vector<float> host;
   std::vector<std::uint16_t> rounded;
   for (std::size_t i = 0; i < list.all().size(); ++i) {
@@ -28,10 +30,10 @@ void read_parameters(Context& ctx, CheckpointReader& reader, const ParameterList
     const std::string name = prefix + "/" + p.name;
     const auto it = reader.tensors().find(name);
     require(it != reader.tensors().end(), "{}: the checkpoint has no tensor '{}'", reader.folder().string(), name);
-    require(it->second.shape == p.shape, "{}: the checkpoint's '{}' has shape [{}], the model's has [{}]", reader.folder().string(), name,
-            fmt::join(it->second.shape, ", "), fmt::join(p.shape, ", "));
-    require(it->second.dtype == DType::f32, "{}: the checkpoint's '{}' is {}, f32 is expected", reader.folder().string(), name,
-            name_of(it->second.dtype));
+    require(it->second.shape == p.shape, "{}: the checkpoint's '{}' has shape [{}], the model's has [{}]",
+            reader.folder().string(), name, fmt::join(it->second.shape, ", "), fmt::join(p.shape, ", "));
+    require(it->second.dtype == DType::f32, "{}: the checkpoint's '{}' is {}, f32 is expected",
+            reader.folder().string(), name, name_of(it->second.dtype));
     host.resize(static_cast<std::size_t>(p.numel()));
     reader.read(name, 0, p.numel(), host.data());
     const Tensor view = list.view(flat, i);

@@ -21,7 +21,8 @@ struct Leaf {
 };
 using Leaves = std::map<std::string, Leaf>;
 
-void flatten(const YAML::Node& node, const std::string& prefix, const std::string& source, bool lines, bool replace, Leaves& out) {
+void flatten(const YAML::Node& node, const std::string& prefix, const std::string& source, bool lines, bool replace,
+             Leaves& out) {
   const std::string where = lines ? fmt::format("{}:{}", source, node.Mark().line + 1) : source;
   if (node.IsMap()) {
     for (const auto& entry : node) {
@@ -44,7 +45,9 @@ YAML::Node load_yaml(const std::string& text, const std::string& source) {
   }
 }
 
-std::string last_part(const std::string& path) { return path.substr(path.rfind('.') + 1); }
+std::string last_part(const std::string& path) {
+  return path.substr(path.rfind('.') + 1);
+}
 
 // Sets fields from leaves.
 class Reader final : public ConfigVisitor {
@@ -54,7 +57,8 @@ class Reader final : public ConfigVisitor {
   void key(const KeyInfo& info, std::string& value) override {
     Leaf* leaf = find(info);
     if (!leaf) return;
-    const bool known = info.choices.empty() || std::find(info.choices.begin(), info.choices.end(), leaf->text) != info.choices.end();
+    const bool known =
+        info.choices.empty() || std::find(info.choices.begin(), info.choices.end(), leaf->text) != info.choices.end();
     require(known, "{}: {}: '{}' is not one of {}", leaf->where, info.path, leaf->text, fmt::join(info.choices, ", "));
     value = leaf->text;
   }
@@ -70,8 +74,8 @@ class Reader final : public ConfigVisitor {
     }
     // 1e6 is a whole number too.
     double wide = 0;
-    require(number(s, wide) && wide == std::floor(wide) && std::fabs(wide) < 9e15, "{}: {}: a whole number is expected, got '{}'",
-            leaf->where, info.path, s);
+    require(number(s, wide) && wide == std::floor(wide) && std::fabs(wide) < 9e15,
+            "{}: {}: a whole number is expected, got '{}'", leaf->where, info.path, s);
     value = static_cast<std::int64_t>(wide);
   }
   void key(const KeyInfo& info, double& value) override {
@@ -84,7 +88,8 @@ class Reader final : public ConfigVisitor {
   void key(const KeyInfo& info, bool& value) override {
     Leaf* leaf = find(info);
     if (!leaf) return;
-    require(leaf->text == "true" || leaf->text == "false", "{}: {}: true or false is expected, got '{}'", leaf->where, info.path, leaf->text);
+    require(leaf->text == "true" || leaf->text == "false", "{}: {}: true or false is expected, got '{}'", leaf->where,
+            info.path, leaf->text);
     value = leaf->text == "true";
   }
 
@@ -131,7 +136,9 @@ class Lister final : public ConfigVisitor {
 
  private:
   static std::string quoted(const std::string& s) {
-    const bool plain = !s.empty() && std::all_of(s.begin(), s.end(), [](char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '/' || c == '.' || c == '-'; });
+    const bool plain = !s.empty() && std::all_of(s.begin(), s.end(), [](char c) {
+      return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '/' || c == '.' || c == '-';
+    });
     if (plain) return s;
     std::string out = "'";
     for (char c : s) out += c == '\'' ? std::string("''") : std::string(1, c);
@@ -181,12 +188,18 @@ std::string nearest_key(const std::string& unknown) {
 void apply_override(const std::string& text, Leaves& leaves) {
   const std::size_t equals = text.find('=');
   if (equals == std::string::npos || equals == 0)
-    throw UsageError(fmt::format("'{}' is not an override; write key.path=value, for example train.max_steps=200", text));
-  flatten(load_yaml(text.substr(equals + 1), "override " + text), text.substr(0, equals), "command line", false, true, leaves);
+    throw UsageError(
+        fmt::format("'{}' is not an override; write key.path=value, for example train.max_steps=200", text));
+  flatten(load_yaml(text.substr(equals + 1), "override " + text), text.substr(0, equals), "command line", false, true,
+          leaves);
 }
 
-void check_positive(double value, const char* key) { require(value > 0, "{}: must be positive, got {}", key, value); }
-void check_not_negative(double value, const char* key) { require(value >= 0, "{}: must not be negative, got {}", key, value); }
+void check_positive(double value, const char* key) {
+  require(value > 0, "{}: must be positive, got {}", key, value);
+}
+void check_not_negative(double value, const char* key) {
+  require(value >= 0, "{}: must not be negative, got {}", key, value);
+}
 
 void validate(Config& c) {
   require(!c.output_dir.empty(), "output_dir: is not set; it names the folder of the run");
@@ -195,12 +208,14 @@ void validate(Config& c) {
   DataConfig& d = c.data;
   if (d.seq_len == 0) d.seq_len = c.model.max_position_embeddings;
   check_positive(static_cast<double>(d.seq_len), "data.seq_len");
-  require(d.seq_len <= c.model.max_position_embeddings, "data.seq_len: {} tokens are longer than the model's {} positions (model.max_position_embeddings)",
-          d.seq_len, c.model.max_position_embeddings);
+  require(d.seq_len <= c.model.max_position_embeddings,
+          "data.seq_len: {} tokens are longer than the model's {} positions (model.max_position_embeddings)", d.seq_len,
+          c.model.max_position_embeddings);
   check_positive(static_cast<double>(d.batch_size), "data.batch_size");
   if (d.micro_batch_size == 0) d.micro_batch_size = d.batch_size;
   check_positive(static_cast<double>(d.micro_batch_size), "data.micro_batch_size");
-  require(d.batch_size % d.micro_batch_size == 0, "data.micro_batch_size: {} does not divide data.batch_size = {}", d.micro_batch_size, d.batch_size);
+  require(d.batch_size % d.micro_batch_size == 0, "data.micro_batch_size: {} does not divide data.batch_size = {}",
+          d.micro_batch_size, d.batch_size);
   const TrainConfig& t = c.train;
   check_positive(static_cast<double>(t.max_steps), "train.max_steps");
   check_positive(t.lr, "train.lr");

@@ -1,7 +1,7 @@
 // A run, described by one YAML file and `key.path=value` overrides, as typed and validated structs.
 //
-// One function, visit_config, names every key once, with its meaning, unit and choices; parsing, overriding, printing, the reference in
-// docs/configuration.md and the search for the nearest name all walk it.
+// One function, visit_config, names every key once, with its meaning, unit and choices; parsing, overriding, printing,
+// the reference in docs/configuration.md and the search for the nearest name all walk it.
 #pragma once
 
 #include <cstdint>
@@ -13,11 +13,11 @@
 namespace sfa {
 
 struct DataConfig {
-  std::string train;                   // token file or glob of shards
-  std::string val;                     // empty = the tail of train
-  std::int64_t seq_len = 0;            // 0 = model.max_position_embeddings
-  std::int64_t batch_size = 8;         // sequences an optimizer step, over all ranks
-  std::int64_t micro_batch_size = 0;   // sequences a rank and forward pass; 0 = batch_size / ranks
+  std::string train;                  // token file or glob of shards
+  std::string val;                    // empty = the tail of train
+  std::int64_t seq_len = 0;           // 0 = model.max_position_embeddings
+  std::int64_t batch_size = 8;        // sequences an optimizer step, over all ranks
+  std::int64_t micro_batch_size = 0;  // sequences a rank and forward pass; 0 = batch_size / ranks
   bool shuffle = true;
   bool document_mask = false;
 };
@@ -73,8 +73,8 @@ class ConfigVisitor {
 
 void visit_config(Config& config, ConfigVisitor& visitor);
 
-/// Reads `file` (empty = defaults alone), applies overrides in order, checks types, names and ranges. The result is resolved except for what
-/// needs the data or the device. Throws Error with file, line and key.
+/// Reads `file` (empty = defaults alone), applies overrides in order, checks types, names and ranges. The result is
+/// resolved except for what needs the data or the device. Throws Error with file, line and key.
 Config load_config(const std::string& file, const std::vector<std::string>& overrides);
 /// The same from YAML text; `source` names it in messages.
 Config parse_config(const std::string& text, const std::string& source, const std::vector<std::string>& overrides);

@@ -11,14 +11,17 @@
 namespace sfa {
 namespace {
 constexpr std::size_t kAlign = 256;
-std::size_t round_up(std::size_t n) { return (n + kAlign - 1) / kAlign * kAlign; }
+std::size_t round_up(std::size_t n) {
+  return (n + kAlign - 1) / kAlign * kAlign;
+}
 }  // namespace
 
 Buffer::Buffer(Device device, std::size_t bytes, const std::string& what) : bytes_(round_up(bytes)), device_(device) {
   if (bytes_ == 0) return;
   if (device == Device::cpu) {
     data_ = std::aligned_alloc(kAlign, bytes_);
-    require(data_ != nullptr, "not enough memory for {}: {:.2f} GiB were asked for", what, static_cast<double>(bytes_) / (1 << 30));
+    require(data_ != nullptr, "not enough memory for {}: {:.2f} GiB were asked for", what,
+            static_cast<double>(bytes_) / (1 << 30));
     std::memset(data_, 0, bytes_);
     return;
   }

@@ -28,18 +28,23 @@ class Context {
   [[nodiscard]] bool on_cuda() const { return device_ == Device::cuda; }
   [[nodiscard]] CudaState& cuda() const { return *cuda_; }
 
-  /// CPU only: every op rounds each element it stores to bf16 (tensors stay f32), which is the arithmetic of a GPU that keeps
-  /// bf16 weights and activations. Losses, softmax statistics and gradients of parameters stay unrounded, as they do there.
+  /// CPU only: every op rounds each element it stores to bf16 (tensors stay f32), which is the arithmetic of a GPU that
+  /// keeps bf16 weights and activations. Losses, softmax statistics and gradients of parameters stay unrounded, as they
+  /// do there.
   bool round_bf16 = false;
 
-  /// True while memory is being counted: every op then takes from its scratch arena what it would take, and does nothing else. Running a
-  /// model's step this way is how scratch memory is planned, so that the plan can't drift from the code.
+  /// True while memory is being counted: every op then takes from its scratch arena what it would take, and does
+  /// nothing else. Running a model's step this way is how scratch memory is planned, so that the plan can't drift from
+  /// the code.
   bool planning = false;
 
   /// Waits until all work queued on this context has finished; device faults surface here.
   void synchronize() const;
   /// Copies between any two places; asynchronous on the context's stream when a GPU is involved.
   void copy(void* to, Device to_device, const void* from, Device from_device, std::size_t bytes) const;
+  /// Copies [B,T,heads,D] rows between two tensors of one device and shape; in each, the heads of a token lie side by
+  /// side.
+  void copy_rows(const Tensor& to, const Tensor& from) const;
   /// Sets bytes to zero.
   void zero(const Tensor& t) const;
   /// "NVIDIA H200" or the processor's name.

@@ -20,7 +20,9 @@ class LevelWord final : public spdlog::custom_flag_formatter {
     if (message.level >= spdlog::level::err) word = "error: ";
     out.append(word.data(), word.data() + word.size());
   }
-  [[nodiscard]] std::unique_ptr<custom_flag_formatter> clone() const override { return spdlog::details::make_unique<LevelWord>(); }
+  [[nodiscard]] std::unique_ptr<custom_flag_formatter> clone() const override {
+    return spdlog::details::make_unique<LevelWord>();
+  }
 };
 
 }  // namespace

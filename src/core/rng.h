@@ -1,6 +1,6 @@
 // Counter-based random numbers: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
-// A number is a pure function of (seed, purpose, index, sub), so that the CPU and the GPU, one rank and many, a fresh run
-// and a resumed one all draw the same numbers, and no generator state has to be saved.
+// A number is a pure function of (seed, purpose, index, sub), so that the CPU and the GPU, one rank and many, a fresh
+// run and a resumed one all draw the same numbers, and no generator state has to be saved.
 #pragma once
 
 #include <array>
@@ -29,8 +29,10 @@ struct Random4 {
 };
 
 /// Ten rounds of Philox with counter (index, sub, purpose) and key `seed`.
-SFA_HOST_DEVICE inline Random4 philox4(std::uint64_t seed, std::uint32_t purpose, std::uint64_t index, std::uint32_t sub) {
-  std::uint32_t c0 = static_cast<std::uint32_t>(index), c1 = static_cast<std::uint32_t>(index >> 32), c2 = sub, c3 = purpose;
+SFA_HOST_DEVICE inline Random4 philox4(std::uint64_t seed, std::uint32_t purpose, std::uint64_t index,
+                                       std::uint32_t sub) {
+  std::uint32_t c0 = static_cast<std::uint32_t>(index), c1 = static_cast<std::uint32_t>(index >> 32), c2 = sub,
+                c3 = purpose;
   std::uint32_t k0 = static_cast<std::uint32_t>(seed), k1 = static_cast<std::uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
     const std::uint64_t p0 = std::uint64_t{0xD2511F53u} * c0;
@@ -53,13 +55,14 @@ inline std::array<std::uint32_t, 4> philox(std::uint64_t seed, std::uint32_t pur
   return {r.v[0], r.v[1], r.v[2], r.v[3]};
 }
 
-/// Uniform in (0, 1), 23 bits: never 0, so that its logarithm is finite, and never 1 (the largest, 1 - 2^-24, needs all bits of a float).
+/// Uniform in (0, 1), 23 bits: never 0, so that its logarithm is finite, and never 1 (the largest, 1 - 2^-24, needs all
+/// bits of a float).
 SFA_HOST_DEVICE inline float uniform_from_bits(std::uint32_t bits) {
   return (static_cast<float>(bits >> 9) + 0.5f) * (1.0f / 8388608.0f);
 }
 
-/// Element `i` of a standard normal stream (Box-Muller over pairs of one Philox block), computed in double so that every
-/// compiler and device rounds to the same float.
+/// Element `i` of a standard normal stream (Box-Muller over pairs of one Philox block), computed in double so that
+/// every compiler and device rounds to the same float.
 inline float normal_at(std::uint64_t seed, std::uint32_t purpose, std::uint64_t index, std::uint64_t i) {
   const Random4 r = philox4(seed, purpose, index, static_cast<std::uint32_t>(i / 4));
   const std::uint32_t pair = static_cast<std::uint32_t>(i % 4) & 2u;

@@ -1,4 +1,5 @@
-// Exponential written so that compilers vectorise it inside `#pragma omp simd` loops; std::exp stays a scalar call there.
+// Exponential written so that compilers vectorise it inside `#pragma omp simd` loops; std::exp stays a scalar call
+// there.
 #pragma once
 
 #include <bit>

@@ -2,7 +2,9 @@
 
 namespace sfa {
 namespace {
-std::size_t at(int i) { return static_cast<std::size_t>(i); }
+std::size_t at(int i) {
+  return static_cast<std::size_t>(i);
+}
 
 void set_contiguous(Tensor& t, std::initializer_list<std::int64_t> dims) {
   require(dims.size() <= Tensor::kMaxRank, "internal error: a tensor of rank {}", dims.size());

@@ -1,5 +1,6 @@
 // Tensor: a typed, strided view of memory that somebody else owns (an Arena, a file map, a test's vector).
-// Copying a Tensor copies the view. Strides are in elements; the last dimension has stride 1 everywhere in this project.
+// Copying a Tensor copies the view. Strides are in elements; the last dimension has stride 1 everywhere in this
+// project.
 #pragma once
 
 #include <array>
@@ -37,7 +38,8 @@ struct Tensor {
 
   /// Elements [begin, begin + count) of dimension `axis`.
   [[nodiscard]] Tensor slice(int axis, std::int64_t begin, std::int64_t count) const;
-  /// The same memory with another shape (one dimension may be -1: what is left); the view must be contiguous and the sizes equal.
+  /// The same memory with another shape (one dimension may be -1: what is left); the view must be contiguous and the
+  /// sizes equal.
   [[nodiscard]] Tensor view(std::initializer_list<std::int64_t> dims) const;
   /// Splits the last dimension into [parts, last / parts].
   [[nodiscard]] Tensor split_last(std::int64_t parts) const;

@@ -20,7 +20,8 @@ class Feeder {
     input_.bind();
   }
 
-  // Feeds `tokens` after what is there and returns the logits that follow; starts over with the newest half when positions run out.
+  // Feeds `tokens` after what is there and returns the logits that follow; starts over with the newest half when
+  // positions run out.
   std::vector<float> operator()(const std::vector<std::int32_t>& text) {
     const std::int64_t P = model_.config().max_position_embeddings;
     if (static_cast<std::int64_t>(text.size()) - begin_ > P) {
@@ -33,7 +34,8 @@ class Feeder {
       const std::int64_t n = std::min(chunk_, static_cast<std::int64_t>(text.size()) - fed_);
       ArenaScope scope(input_);
       const Tensor tokens = input_.take(DType::i32, {1, n});
-      ctx_.copy(tokens.data, tokens.device, text.data() + fed_, Device::cpu, static_cast<std::size_t>(n) * sizeof(std::int32_t));
+      ctx_.copy(tokens.data, tokens.device, text.data() + fed_, Device::cpu,
+                static_cast<std::size_t>(n) * sizeof(std::int32_t));
       logits = model_.feed(ctx_, *generation_, tokens);
       fed_ += n;
     }
@@ -66,7 +68,8 @@ class Feeder {
 }  // namespace
 
 std::int32_t sample_token(const std::vector<float>& logits, double temperature, std::int64_t top_k, double uniform) {
-  if (temperature == 0.0) return static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+  if (temperature == 0.0)
+    return static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
   std::vector<std::int32_t> order(logits.size());
   std::iota(order.begin(), order.end(), 0);
   const auto likelier = [&](std::int32_t a, std::int32_t b) {
@@ -78,7 +81,8 @@ std::int32_t sample_token(const std::vector<float>& logits, double temperature, 
     order.resize(static_cast<std::size_t>(top_k));
     std::sort(order.begin(), order.end());
   }
-  const float top = logits[static_cast<std::size_t>(*std::max_element(order.begin(), order.end(), [&](auto a, auto b) { return likelier(b, a); }))];
+  const float top = logits[static_cast<std::size_t>(
+      *std::max_element(order.begin(), order.end(), [&](auto a, auto b) { return likelier(b, a); }))];
   std::vector<double> weight(order.size());
   double total = 0;
   for (std::size_t i = 0; i < order.size(); ++i)
@@ -91,7 +95,8 @@ std::int32_t sample_token(const std::vector<float>& logits, double temperature, 
   return order.back();
 }
 
-std::int64_t generate(Context& ctx, Model& model, const GenerateOptions& options, const std::function<bool(std::int32_t)>& emit) {
+std::int64_t generate(Context& ctx, Model& model, const GenerateOptions& options,
+                      const std::function<bool(std::int32_t)>& emit) {
   require(!options.prompt.empty(), "the prompt holds no token");
   std::vector<std::int32_t> text = options.prompt;
   Feeder feed(ctx, model);

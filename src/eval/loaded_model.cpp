@@ -14,7 +14,9 @@ Device choose_device(const std::string& wanted) {
   return there ? Device::cuda : Device::cpu;
 }
 
-bool wants_bf16(const std::string& dtype, Device device) { return dtype == "bf16" || (dtype == "auto" && device == Device::cuda); }
+bool wants_bf16(const std::string& dtype, Device device) {
+  return dtype == "bf16" || (dtype == "auto" && device == Device::cuda);
+}
 
 LoadedModel::LoadedModel(const LoadOptions& options) : folder_(find_checkpoint(options.path)) {
   CheckpointReader reader(folder_);

@@ -13,9 +13,9 @@
 namespace sfa {
 
 struct LoadOptions {
-  std::string path;            // a checkpoint folder, or a run folder: then its newest checkpoint
+  std::string path;  // a checkpoint folder, or a run folder: then its newest checkpoint
   std::string device = "auto";
-  std::string dtype = "auto";  // auto | fp32 | bf16, as train.dtype
+  std::string dtype = "auto";          // auto | fp32 | bf16, as train.dtype
   std::vector<std::string> overrides;  // of the saved configuration, for example model.attention.impl=reference
 };
 

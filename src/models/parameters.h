@@ -1,6 +1,7 @@
-// The one list of parameters. Initialisation, checkpoints, AdamW, gradient norm, reduction buckets, optimizer shards and safetensors all
-// walk it; nothing else lists the weights. All parameters of a model lie in one flat buffer, a block's side by side, each starting at a
-// multiple of kAlignment elements; gradients, master weights and moments use the same offsets.
+// The one list of parameters. Initialisation, checkpoints, AdamW, gradient norm, reduction buckets, optimizer shards
+// and safetensors all walk it; nothing else lists the weights. All parameters of a model lie in one flat buffer, a
+// block's side by side, each starting at a multiple of kAlignment elements; gradients, master weights and moments use
+// the same offsets.
 #pragma once
 
 #include <cstdint>
@@ -17,10 +18,10 @@ enum class Init : std::uint8_t { zeros, ones, normal, identity };
 
 /// How a (part of a) parameter is called in a Hugging Face checkpoint.
 struct HfView {
-  std::string name;             // "transformer.h.0.attn.c_attn.weight"
-  std::int64_t row_begin = 0;   // rows of our tensor that it covers
+  std::string name;            // "transformer.h.0.attn.c_attn.weight"
+  std::int64_t row_begin = 0;  // rows of our tensor that it covers
   std::int64_t row_count = 0;
-  bool transpose = false;       // stored (in, out), as GPT-2's Conv1D is
+  bool transpose = false;  // stored (in, out), as GPT-2's Conv1D is
 };
 
 struct Parameter {
@@ -29,7 +30,7 @@ struct Parameter {
   std::int64_t offset = 0;          // elements into the flat buffer
   bool decay = false;               // weight decay applies (matrices and embeddings)
   Init init = Init::zeros;
-  float std_dev = 0;                // of Init::normal
+  float std_dev = 0;  // of Init::normal
   std::vector<HfView> hf;
 
   [[nodiscard]] std::int64_t numel() const;
@@ -56,8 +57,8 @@ class ParameterList {
   std::int64_t size_ = 0;
 };
 
-/// Fills `flat` (f32, CPU, flat_size elements): every element is a function of (seed, parameter's number, element), so that the same seed
-/// gives the same weights everywhere. Padding between parameters becomes zero.
+/// Fills `flat` (f32, CPU, flat_size elements): every element is a function of (seed, parameter's number, element), so
+/// that the same seed gives the same weights everywhere. Padding between parameters becomes zero.
 void initialize_parameters(const ParameterList& list, std::uint64_t seed, const Tensor& flat);
 
 }  // namespace sfa

@@ -9,7 +9,9 @@
 namespace sfa {
 namespace {
 
-StepState& state_of(const Tensor& state) { return *reinterpret_cast<StepState*>(state.as<std::uint8_t>()); }
+StepState& state_of(const Tensor& state) {
+  return *reinterpret_cast<StepState*>(state.as<std::uint8_t>());
+}
 
 void norm_accumulate_cpu(const Tensor& grad, const Tensor& partials) {
   const float* g = grad.as<float>();
@@ -72,8 +74,7 @@ void gradient_norm_finish(Context& ctx, const Tensor& partials, const Tensor& st
 void adamw_update(Context& ctx, const AdamW& args) {
   require(args.grad.numel() == args.master.numel() && args.m.numel() == args.master.numel() &&
               args.v.numel() == args.master.numel() && args.param.numel() == args.master.numel(),
-          "internal error: adamw_update: grad {}, master {}, param {}", args.grad, args.master,
-          args.param);
+          "internal error: adamw_update: grad {}, master {}, param {}", args.grad, args.master, args.param);
   if constexpr (kHasCuda) {
     if (ctx.on_cuda()) return cuda_ops::adamw_update(ctx, args);
   }

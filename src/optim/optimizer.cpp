@@ -4,8 +4,8 @@
 
 namespace sfa {
 
-ParameterBuffers plan_parameters(Arena& arena, Arena& optimizer_arena, const ParameterList& list, DType dtype, DType grad_dtype,
-                                 bool separate_master) {
+ParameterBuffers plan_parameters(Arena& arena, Arena& optimizer_arena, const ParameterList& list, DType dtype,
+                                 DType grad_dtype, bool separate_master) {
   const std::int64_t n = list.flat_size();
   ParameterBuffers b;
   b.params = arena.take(dtype, {n});
@@ -43,9 +43,15 @@ void Optimizer::step(Context& ctx, std::int64_t step, float lr) {
   gradient_norm_finish(ctx, partials_, state_);
   for (const Range& r : ranges_) {
     const auto part = [&](const Tensor& t2) { return t2.slice(0, r.begin, r.count); };
-    adamw_update(ctx, {.beta1 = options_.beta1, .beta2 = options_.beta2, .eps = options_.epsilon,
-                       .weight_decay = r.decay ? options_.weight_decay : 0.0f, .grad = part(buffers_.gradients),
-                       .master = part(buffers_.master), .m = part(buffers_.m), .v = part(buffers_.v), .param = part(buffers_.params),
+    adamw_update(ctx, {.beta1 = options_.beta1,
+                       .beta2 = options_.beta2,
+                       .eps = options_.epsilon,
+                       .weight_decay = r.decay ? options_.weight_decay : 0.0f,
+                       .grad = part(buffers_.gradients),
+                       .master = part(buffers_.master),
+                       .m = part(buffers_.m),
+                       .v = part(buffers_.v),
+                       .param = part(buffers_.params),
                        .state = state_});
   }
 }

@@ -23,15 +23,15 @@ struct ParameterBuffers {
 };
 
 /// `separate_master`: weights are stored rounded, so the f32 originals need memory of their own.
-ParameterBuffers plan_parameters(Arena& arena, Arena& optimizer_arena, const ParameterList& list, DType dtype, DType grad_dtype,
-                                 bool separate_master);
+ParameterBuffers plan_parameters(Arena& arena, Arena& optimizer_arena, const ParameterList& list, DType dtype,
+                                 DType grad_dtype, bool separate_master);
 
 class Optimizer {
  public:
   Optimizer(const ParameterList& list, const ParameterBuffers& buffers, OptimizerOptions options, Arena& arena);
 
-  /// Global norm over all gradients, clipping, and one AdamW update. `step` counts from 1. Nothing waits for the device; an update whose
-  /// norm is not finite is left out there.
+  /// Global norm over all gradients, clipping, and one AdamW update. `step` counts from 1. Nothing waits for the
+  /// device; an update whose norm is not finite is left out there.
   void step(Context& ctx, std::int64_t step, float lr);
   /// Reads back the norm, clip factor and skip flag of the last step (waits for the device).
   StepState read_state(Context& ctx) const;

@@ -13,7 +13,8 @@ MetricsFile::MetricsFile(std::filesystem::path file, std::int64_t last_step) : p
     std::ifstream in(path_);
     for (std::string line; std::getline(in, line);) {
       const nlohmann::json object = nlohmann::json::parse(line, nullptr, false);
-      const bool keep = object.is_object() && object.contains("step") && object["step"].is_number() && object["step"].get<std::int64_t>() <= last_step;
+      const bool keep = object.is_object() && object.contains("step") && object["step"].is_number() &&
+                        object["step"].get<std::int64_t>() <= last_step;
       if (keep)
         kept.push_back(line);
       else

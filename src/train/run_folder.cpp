@@ -40,13 +40,16 @@ RunFolder open_run_folder(const Config& config) {
   std::error_code error;
   const bool held = fs::exists(folder.path / "config.yaml", error) || !list_checkpoints(folder.path).empty();
   if (held) {
-    require(config.resume == "auto", "{}: the folder holds a run already; continue it with --resume, or name another output_dir", folder.path.string());
+    require(config.resume == "auto",
+            "{}: the folder holds a run already; continue it with --resume, or name another output_dir",
+            folder.path.string());
     if (!list_checkpoints(folder.path).empty()) folder.checkpoint = find_checkpoint(folder.path);
   }
   fs::create_directories(folder.path, error);
   require(!error && fs::is_directory(folder.path), "{}: the run's folder can't be made: {}", folder.path.string(),
           error ? error.message() : "a file is in the way");
-  require(::access(folder.path.c_str(), W_OK) == 0, "{}: the run's folder can't be written: {}", folder.path.string(), std::strerror(errno));
+  require(::access(folder.path.c_str(), W_OK) == 0, "{}: the run's folder can't be written: {}", folder.path.string(),
+          std::strerror(errno));
   return folder;
 }
 
@@ -60,7 +63,8 @@ void describe_run(const RunFolder& folder, const Config& config, const std::stri
   run["build_type"] = kBuildType;
   run["host"] = host;
   run["device"] = device_name;
-  run["started_unix"] = std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+  run["started_unix"] =
+      std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
   write_file_atomically(folder.path / "run.json", run.dump(2) + "\n");
 }
 

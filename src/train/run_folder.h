@@ -13,8 +13,8 @@ struct RunFolder {
   std::filesystem::path checkpoint;  // to resume from; empty = start anew
 };
 
-/// Creates the folder, or finds what to resume. Throws Error when it holds another run (and resume is `never`), can't be written, or belongs to
-/// a run of another shape of model. Nothing of an earlier run is changed by a refusal.
+/// Creates the folder, or finds what to resume. Throws Error when it holds another run (and resume is `never`), can't
+/// be written, or belongs to a run of another shape of model. Nothing of an earlier run is changed by a refusal.
 RunFolder open_run_folder(const Config& config);
 
 /// Writes config.yaml and run.json (version, device, time, command) whole or not at all.

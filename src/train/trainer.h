@@ -1,7 +1,9 @@
-// The training loop: batches -> forward and backward over micro-steps -> clipped AdamW -> metrics, validation, checkpoints.
+// The training loop: batches -> forward and backward over micro-steps -> clipped AdamW -> metrics, validation,
+// checkpoints.
 //
-// A run can be stopped at any moment and goes on bit for bit: everything that a step depends on is in the newest checkpoint (weights, moments,
-// step, place in the data) or a pure function of the configuration and the step (learning rate, random numbers).
+// A run can be stopped at any moment and goes on bit for bit: everything that a step depends on is in the newest
+// checkpoint (weights, moments, step, place in the data) or a pure function of the configuration and the step (learning
+// rate, random numbers).
 #pragma once
 
 #include <filesystem>
@@ -25,7 +27,8 @@ class TrainingState {
 
   /// Zeroes gradients and losses for a new optimizer step.
   void begin_step(Context& ctx);
-  /// One micro-batch of host data; gradients and the loss accumulate. loss_scale is 1 / (targets of the optimizer step).
+  /// One micro-batch of host data; gradients and the loss accumulate. loss_scale is 1 / (targets of the optimizer
+  /// step).
   void micro_step(Context& ctx, const Batch& batch, float loss_scale);
   /// Clips and updates; `step` counts from 0.
   void update(Context& ctx, std::int64_t step);
@@ -56,7 +59,8 @@ class TrainingState {
   Tensor tokens_, targets_, first_key_, losses_, loss_total_;
 };
 
-/// Runs or resumes what `config` describes. Returns the process's exit code: 0 also when a signal stopped it after a checkpoint.
+/// Runs or resumes what `config` describes. Returns the process's exit code: 0 also when a signal stopped it after a
+/// checkpoint.
 int train(Config config);
 
 }  // namespace sfa

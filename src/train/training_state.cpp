@@ -24,7 +24,8 @@ TrainingState::TrainingState(const Config& config, Device device)
       arenas_(device) {
   context_->round_bf16 = device == Device::cpu && wants_bf16(config.train.dtype, device);
   const TrainConfig& t = config.train;
-  require(device == Device::cuda || t.grad_dtype == "fp32", "train.grad_dtype: the CPU keeps gradients in fp32, '{}' is for GPUs", t.grad_dtype);
+  require(device == Device::cuda || t.grad_dtype == "fp32",
+          "train.grad_dtype: the CPU keeps gradients in fp32, '{}' is for GPUs", t.grad_dtype);
   schedule_ = {t.schedule, t.lr, t.min_lr, t.warmup_steps, t.max_steps};
   const std::int64_t B = config.data.micro_batch_size, T = config.data.seq_len;
   const auto plan = [&] {
@@ -32,8 +33,9 @@ TrainingState::TrainingState(const Config& config, Device device)
     buffers_ = plan_parameters(parameters_, optimizer_memory_, model_->parameters(), model_->dtype(),
                                t.grad_dtype == "bf16" ? DType::bf16 : DType::f32, rounded);
     model_->bind(buffers_.params, buffers_.gradients);
-    const OptimizerOptions options{static_cast<float>(t.beta1), static_cast<float>(t.beta2), static_cast<float>(t.epsilon),
-                                   static_cast<float>(t.weight_decay), static_cast<float>(t.grad_clip)};
+    const OptimizerOptions options{static_cast<float>(t.beta1), static_cast<float>(t.beta2),
+                                   static_cast<float>(t.epsilon), static_cast<float>(t.weight_decay),
+                                   static_cast<float>(t.grad_clip)};
     optimizer_ = std::make_unique<Optimizer>(model_->parameters(), buffers_, options, optimizer_memory_);
     tokens_ = io_.take(DType::i32, {B, T});
     targets_ = io_.take(DType::i32, {B, T});
@@ -48,14 +50,16 @@ TrainingState::TrainingState(const Config& config, Device device)
 }
 
 std::size_t TrainingState::memory_bytes() const {
-  return parameters_.peak() + optimizer_memory_.peak() + io_.peak() + arenas_.activations.peak() + arenas_.scratch.peak();
+  return parameters_.peak() + optimizer_memory_.peak() + io_.peak() + arenas_.activations.peak() +
+         arenas_.scratch.peak();
 }
 
 void TrainingState::initialize(std::uint64_t seed) {
   const Buffer host(Device::cpu, static_cast<std::size_t>(buffers_.master.bytes()), "initial weights");
   const Tensor flat(host.data(), DType::f32, Device::cpu, {buffers_.master.numel()});
   initialize_parameters(model_->parameters(), seed, flat);
-  context_->copy(buffers_.master.data, buffers_.master.device, flat.data, Device::cpu, static_cast<std::size_t>(flat.bytes()));
+  context_->copy(buffers_.master.data, buffers_.master.device, flat.data, Device::cpu,
+                 static_cast<std::size_t>(flat.bytes()));
   context_->zero(buffers_.m);
   context_->zero(buffers_.v);
   publish_weights();
@@ -70,7 +74,8 @@ void TrainingState::publish_weights() {
   if (buffers_.params.dtype == DType::bf16) {
     std::vector<std::uint16_t> rounded(n);
     std::transform(host.begin(), host.end(), rounded.begin(), bf16_bits);
-    context_->copy(buffers_.params.data, buffers_.params.device, rounded.data(), Device::cpu, n * sizeof(std::uint16_t));
+    context_->copy(buffers_.params.data, buffers_.params.device, rounded.data(), Device::cpu,
+                   n * sizeof(std::uint16_t));
   } else {
     if (context_->round_bf16) std::transform(host.begin(), host.end(), host.begin(), round_to_bf16);
     context_->copy(buffers_.params.data, buffers_.params.device, host.data(), Device::cpu, n * sizeof(float));
@@ -80,7 +85,8 @@ void TrainingState::publish_weights() {
 
 ModelInput TrainingState::upload(Context& ctx, const Batch& batch) {
   const auto send = [&](const Tensor& to, const std::vector<std::int32_t>& from) {
-    require(static_cast<std::int64_t>(from.size()) == to.numel(), "internal error: a batch of {} places, {} were planned", from.size(), to.numel());
+    require(static_cast<std::int64_t>(from.size()) == to.numel(),
+            "internal error: a batch of {} places, {} were planned", from.size(), to.numel());
     ctx.copy(to.data, to.device, from.data(), Device::cpu, from.size() * sizeof(std::int32_t));
   };
   send(tokens_, batch.tokens);
@@ -99,7 +105,9 @@ void TrainingState::micro_step(Context& ctx, const Batch& batch, float loss_scal
   sum_add(ctx, losses_, loss_total_);
 }
 
-void TrainingState::update(Context& ctx, std::int64_t step) { optimizer_->step(ctx, step + 1, schedule_.at(step)); }
+void TrainingState::update(Context& ctx, std::int64_t step) {
+  optimizer_->step(ctx, step + 1, schedule_.at(step));
+}
 
 double TrainingState::step_loss(Context& ctx, std::int64_t targets) const {
   double total = 0;

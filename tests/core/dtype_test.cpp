@@ -52,7 +52,8 @@ TEST(Bf16, StoredBitsAndValuesAgreeOverAllOfThem) {
   }
   // A NaN whose payload lies in the low bits alone must not become an infinity.
   EXPECT_TRUE(std::isnan(bf16_value(bf16_bits(std::bit_cast<float>(0x7f800001u)))));
-  for (float x : {0.1f, -3.14159f, 1e-20f, 65504.0f, 1.00390625f}) EXPECT_EQ(bf16_value(bf16_bits(x)), round_to_bf16(x));
+  for (float x : {0.1f, -3.14159f, 1e-20f, 65504.0f, 1.00390625f})
+    EXPECT_EQ(bf16_value(bf16_bits(x)), round_to_bf16(x));
 }
 
 TEST(SimdExp, IsWithinTwoUnitsInTheLastPlace) {

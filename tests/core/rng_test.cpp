@@ -9,12 +9,14 @@
 namespace sfa {
 namespace {
 
-// philox4x32-10 of the known-answer file of Random123 (kat_vectors): counter words are (index lo, index hi, sub, purpose).
+// philox4x32-10 of the known-answer file of Random123 (kat_vectors): counter words are (index lo, index hi, sub,
+// purpose).
 TEST(Philox, PublishedVectors) {
   using Words = std::array<std::uint32_t, 4>;
   EXPECT_EQ(philox(0, 0, 0, 0), (Words{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
   EXPECT_EQ(philox(~0ull, ~0u, ~0ull, ~0u), (Words{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
-  EXPECT_EQ(philox(0x299f31d0a4093822ull, 0x03707344, 0x85a308d3243f6a88ull, 0x13198a2e), (Words{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
+  EXPECT_EQ(philox(0x299f31d0a4093822ull, 0x03707344, 0x85a308d3243f6a88ull, 0x13198a2e),
+            (Words{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
 }
 
 TEST(Philox, EveryPartOfTheCounterAndKeyCounts) {
@@ -57,8 +59,10 @@ TEST(Normal, HasTheMomentsOfAStandardNormal) {
 TEST(Normal, ElementsOfABlockAreFourDifferentNumbersOfThatBlock) {
   const Random4 r = philox4(5, kPurposeTest, 9, 2);
   const double u = (r.v[2] + 0.5) / 4294967296.0, w = (r.v[3] + 0.5) / 4294967296.0;
-  EXPECT_FLOAT_EQ(normal_at(5, kPurposeTest, 9, 10), static_cast<float>(std::sqrt(-2 * std::log(u)) * std::cos(6.283185307179586 * w)));
-  EXPECT_FLOAT_EQ(normal_at(5, kPurposeTest, 9, 11), static_cast<float>(std::sqrt(-2 * std::log(u)) * std::sin(6.283185307179586 * w)));
+  EXPECT_FLOAT_EQ(normal_at(5, kPurposeTest, 9, 10),
+                  static_cast<float>(std::sqrt(-2 * std::log(u)) * std::cos(6.283185307179586 * w)));
+  EXPECT_FLOAT_EQ(normal_at(5, kPurposeTest, 9, 11),
+                  static_cast<float>(std::sqrt(-2 * std::log(u)) * std::sin(6.283185307179586 * w)));
 }
 
 }  // namespace

@@ -43,7 +43,8 @@ TEST_F(Numbered, Slices) {
   EXPECT_TRUE(t.slice(0, 1, 1).contiguous());
   EXPECT_EQ(t.slice(-1, 7, 1).as<float>()[8], 15.0f);
   EXPECT_EQ(t.slice(1, 3, 0).numel(), 0);
-  EXPECT_EQ(Tensor(nullptr, DType::f32, Device::cpu, {4}).slice(0, 2, 1).data, nullptr) << "a counted tensor stays without memory";
+  EXPECT_EQ(Tensor(nullptr, DType::f32, Device::cpu, {4}).slice(0, 2, 1).data, nullptr)
+      << "a counted tensor stays without memory";
   EXPECT_THROW((void)t.slice(2, 7, 2), Error);
   EXPECT_THROW((void)t.slice(3, 0, 1), Error);
   EXPECT_THROW((void)t.slice(0, -1, 1), Error);

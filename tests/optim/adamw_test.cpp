@@ -18,7 +18,8 @@ template <class T>
 struct Adam {
   std::vector<T> w, m, v;
   void step(const std::vector<float>& grad, int t, T lr, T clip, T decay) {
-    const T b1 = static_cast<T>(kBeta1), b2 = static_cast<T>(kBeta2), c1 = 1 - std::pow(b1, static_cast<T>(t)), c2 = 1 - std::pow(b2, static_cast<T>(t));
+    const T b1 = static_cast<T>(kBeta1), b2 = static_cast<T>(kBeta2), c1 = 1 - std::pow(b1, static_cast<T>(t)),
+            c2 = 1 - std::pow(b2, static_cast<T>(t));
     for (std::size_t i = 0; i < w.size(); ++i) {
       const T g = static_cast<T>(grad[i]) * clip;
       m[i] = b1 * m[i] + (1 - b1) * g;
@@ -47,16 +48,27 @@ TEST_P(AdamWTest, FollowsTheFormula) {
   for (const std::int64_t n : {1, 63, 64, 1000, 4099}) {
     for (const float decay : {0.0f, 0.1f}) {
       const auto start = normal(n, 1);
-      const Tensor master = pool.floats(start, {n}), param = pool.poisoned(DType::f32, {n}), m = pool.zeros(DType::f32, {n}), v = pool.zeros(DType::f32, {n});
+      const Tensor master = pool.floats(start, {n}), param = pool.poisoned(DType::f32, {n}),
+                   m = pool.zeros(DType::f32, {n}), v = pool.zeros(DType::f32, {n});
       Adam<double> exact{as<double>(start), std::vector<double>(start.size()), std::vector<double>(start.size())};
       Adam<float> naive{start, std::vector<float>(start.size()), std::vector<float>(start.size())};
       for (int t = 1; t <= 5; ++t) {
         const auto grad = normal(n, 10 + static_cast<std::uint64_t>(t));
         const double b1 = kBeta1, b2 = kBeta2;
-        const StepState s{.lr = 0.01f, .correction1 = static_cast<float>(1 / (1 - std::pow(b1, t))), .correction2 = static_cast<float>(1 / (1 - std::pow(b2, t))),
+        const StepState s{.lr = 0.01f,
+                          .correction1 = static_cast<float>(1 / (1 - std::pow(b1, t))),
+                          .correction2 = static_cast<float>(1 / (1 - std::pow(b2, t))),
                           .clip = 0.5f};
-        adamw_update(ctx, {.beta1 = kBeta1, .beta2 = kBeta2, .eps = kEps, .weight_decay = decay, .grad = pool.floats(grad, {n}), .master = master, .m = m,
-                           .v = v, .param = param, .state = state_tensor(s)});
+        adamw_update(ctx, {.beta1 = kBeta1,
+                           .beta2 = kBeta2,
+                           .eps = kEps,
+                           .weight_decay = decay,
+                           .grad = pool.floats(grad, {n}),
+                           .master = master,
+                           .m = m,
+                           .v = v,
+                           .param = param,
+                           .state = state_tensor(s)});
         exact.step(grad, t, static_cast<double>(s.lr), 0.5, static_cast<double>(decay));
         naive.step(grad, t, s.lr, 0.5f, decay);
       }
@@ -70,10 +82,15 @@ TEST_P(AdamWTest, FollowsTheFormula) {
 
 TEST_P(AdamWTest, ParamsMayBeTheMasterThemselves) {
   const auto start = normal(100, 1), grad = normal(100, 2);
-  const Tensor apart = pool.floats(start, {100}), shared = pool.floats(start, {100}), param = pool.zeros(DType::f32, {100});
+  const Tensor apart = pool.floats(start, {100}), shared = pool.floats(start, {100}),
+               param = pool.zeros(DType::f32, {100});
   for (const Tensor& master : {apart, shared})
-    adamw_update(ctx, {.weight_decay = 0.1f, .grad = pool.floats(grad, {100}), .master = master, .m = pool.zeros(DType::f32, {100}),
-                       .v = pool.zeros(DType::f32, {100}), .param = master.data == shared.data ? shared : param,
+    adamw_update(ctx, {.weight_decay = 0.1f,
+                       .grad = pool.floats(grad, {100}),
+                       .master = master,
+                       .m = pool.zeros(DType::f32, {100}),
+                       .v = pool.zeros(DType::f32, {100}),
+                       .param = master.data == shared.data ? shared : param,
                        .state = state_tensor({.lr = 0.1f, .correction1 = 10, .correction2 = 20})});
   EXPECT_EQ(values_of(ctx, shared), values_of(ctx, param));
 }
@@ -116,8 +133,9 @@ TEST_P(AdamWTest, ANonFiniteGradientSkipsTheUpdate) {
     auto grad = normal(500, 1);
     grad[317] = bad;
     const auto start = normal(500, 2), moments = normal(500, 3);
-    const Tensor g = pool.floats(grad, {500}), w = pool.floats(start, {500}), m = pool.floats(moments, {500}), v = pool.floats(moments, {500}),
-                 param = pool.floats(start, {500}), partials = pool.zeros(DType::i64, {kNormPartials});
+    const Tensor g = pool.floats(grad, {500}), w = pool.floats(start, {500}), m = pool.floats(moments, {500}),
+                 v = pool.floats(moments, {500}), param = pool.floats(start, {500}),
+                 partials = pool.zeros(DType::i64, {kNormPartials});
     const Tensor state = state_tensor({.lr = 1.0f, .max_norm = 1.0f});
     gradient_norm_accumulate(ctx, g, partials);
     gradient_norm_finish(ctx, partials, state);
@@ -144,9 +162,11 @@ TEST_P(AdamWTest, AStepDecaysMatricesAloneAndClipsOverAll) {
       start[static_cast<std::size_t>(p.offset + i)] = 1.0f + static_cast<float>(i) / 8;
       grad[static_cast<std::size_t>(p.offset + i)] = static_cast<float>(i % 5) - 2.0f;
     }
-  const ParameterBuffers buffers{pool.floats(start, {n}), pool.floats(grad, {n}), pool.floats(start, {n}), pool.zeros(DType::f32, {n}), pool.zeros(DType::f32, {n})};
+  const ParameterBuffers buffers{pool.floats(start, {n}), pool.floats(grad, {n}), pool.floats(start, {n}),
+                                 pool.zeros(DType::f32, {n}), pool.zeros(DType::f32, {n})};
   Arena arena("optimizer", ctx.device());
-  const OptimizerOptions options{.beta1 = kBeta1, .beta2 = kBeta2, .epsilon = kEps, .weight_decay = 0.5f, .max_norm = 1.0f};
+  const OptimizerOptions options{
+      .beta1 = kBeta1, .beta2 = kBeta2, .epsilon = kEps, .weight_decay = 0.5f, .max_norm = 1.0f};
   { const Optimizer counting(list, buffers, options, arena); }
   arena.bind();
   Optimizer optimizer(list, buffers, options, arena);
@@ -165,7 +185,9 @@ TEST_P(AdamWTest, AStepDecaysMatricesAloneAndClipsOverAll) {
     }
     one.m = one.v = std::vector<double>(g.size());
     one.step(g, 1, 0.01, 1.0 / (std::sqrt(square) + 1e-6), p.decay ? 0.5 : 0.0);
-    EXPECT_TRUE(near_in_norm(std::vector<float>(got.begin() + p.offset, got.begin() + p.offset + p.numel()), one.w, 1e-6)) << p.name;
+    EXPECT_TRUE(
+        near_in_norm(std::vector<float>(got.begin() + p.offset, got.begin() + p.offset + p.numel()), one.w, 1e-6))
+        << p.name;
   }
   std::vector<bool> used(start.size());
   for (const Parameter& p : list.all())
@@ -186,8 +208,12 @@ TEST(AdamWRounding, ParamsAreRoundedAndTheMasterIsNot) {
   const StepState s{.lr = 0.01f, .correction1 = 10, .correction2 = 20};
   const Tensor state = pool.zeros(DType::u8, {static_cast<std::int64_t>(sizeof(s))});
   std::memcpy(state.data, &s, sizeof(s));
-  adamw_update(ctx, {.grad = pool.floats(normal(50, 2), {50}), .master = master, .m = pool.zeros(DType::f32, {50}), .v = pool.zeros(DType::f32, {50}),
-                     .param = param, .state = state});
+  adamw_update(ctx, {.grad = pool.floats(normal(50, 2), {50}),
+                     .master = master,
+                     .m = pool.zeros(DType::f32, {50}),
+                     .v = pool.zeros(DType::f32, {50}),
+                     .param = param,
+                     .state = state});
   EXPECT_FALSE(all_bf16(values_of(ctx, master)));
   EXPECT_EQ(values_of(ctx, param), rounded(values_of(ctx, master)));
 }

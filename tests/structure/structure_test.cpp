@@ -1,5 +1,5 @@
-// The rules that keep the tree readable, checked over the sources: who may include whom, where CUDA and conditional compilation may stand,
-// how long a file may be, and that it opens by saying what it is.
+// The rules that keep the tree readable, checked over the sources: who may include whom, where CUDA and conditional
+// compilation may stand, how long a file may be, and that it opens by saying what it is.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -44,7 +44,9 @@ const std::vector<Source>& sources() {
   return all;
 }
 
-bool is_cuda(const Source& s) { return s.extension == ".cu" || s.extension == ".cuh" || s.folder == "cuda"; }
+bool is_cuda(const Source& s) {
+  return s.extension == ".cu" || s.extension == ".cuh" || s.folder == "cuda";
+}
 
 // The path inside #include "..." or <...>, or nothing.
 std::string included(const std::string& line) {
@@ -57,28 +59,32 @@ std::string included(const std::string& line) {
 }
 
 // Higher layers lean on lower ones, never the other way. `cuda` holds helpers for .cu files on top of core.
-const std::map<std::string, int> kLayers{{"core", 0},  {"cuda", 1},      {"ops", 2},       {"attention", 3}, {"models", 4}, {"data", 4}, {"optim", 4},
-                                         {"dist", 4},  {"checkpoint", 4}, {"tokenizer", 4}, {"config", 5},    {"train", 6},  {"eval", 6}, {"analysis", 6},
-                                         {"app", 7}};
+const std::map<std::string, int> kLayers{{"core", 0},   {"cuda", 1},  {"ops", 2},  {"attention", 3},  {"models", 4},
+                                         {"data", 4},   {"optim", 4}, {"dist", 4}, {"checkpoint", 4}, {"tokenizer", 4},
+                                         {"config", 5}, {"train", 6}, {"eval", 6}, {"analysis", 6},   {"app", 7}};
 
 TEST(Structure, IncludesPointDownwards) {
   ASSERT_GT(sources().size(), 50u) << "the sources were not found under " << source_dir();
   std::map<std::string, std::set<std::string>> leans_on;
   for (const Source& s : sources()) {
-    ASSERT_TRUE(kLayers.contains(s.folder)) << "src/" << s.path << ": the folder has no layer; give it one here and in docs/architecture.md";
+    ASSERT_TRUE(kLayers.contains(s.folder))
+        << "src/" << s.path << ": the folder has no layer; give it one here and in docs/architecture.md";
     for (const std::string& line : s.lines) {
       const std::string what = included(line), folder = what.substr(0, what.find('/'));
       if (!kLayers.contains(folder) || what.find('/') == std::string::npos || folder == s.folder) continue;
       if (folder != "cuda" || !is_cuda(s)) {
-        EXPECT_LE(kLayers.at(folder), kLayers.at(s.folder)) << "src/" << s.path << " includes " << what << ", which lies above it";
+        EXPECT_LE(kLayers.at(folder), kLayers.at(s.folder))
+            << "src/" << s.path << " includes " << what << ", which lies above it";
       }
       leans_on[s.folder].insert(folder);
     }
   }
-  // Folders of one layer may lean on each other, but not in a circle; core's .cu files use src/cuda, which stands on core.
+  // Folders of one layer may lean on each other, but not in a circle; core's .cu files use src/cuda, which stands on
+  // core.
   leans_on["core"].erase("cuda");
   std::set<std::string> done, open;
-  const std::function<void(const std::string&, const std::string&)> visit = [&](const std::string& folder, const std::string& trail) {
+  const std::function<void(const std::string&, const std::string&)> visit = [&](const std::string& folder,
+                                                                                const std::string& trail) {
     if (done.contains(folder)) return;
     EXPECT_FALSE(open.contains(folder)) << "folders include each other in a circle:" << trail << " -> " << folder;
     if (open.contains(folder)) return;
@@ -98,16 +104,19 @@ TEST(Structure, CudaStaysInCudaFiles) {
       const std::string what = included(line);
       // Our own *_cuda.h declare entry points without any CUDA type.
       if (what.empty() || (what.find('/') != std::string::npos && what.rfind("cuda/", 0) != 0)) continue;
-      for (const std::string& header : headers) EXPECT_NE(what.rfind(header, 0), 0u) << "src/" << s.path << " includes " << what;
+      for (const std::string& header : headers)
+        EXPECT_NE(what.rfind(header, 0), 0u) << "src/" << s.path << " includes " << what;
     }
   }
 }
 
 TEST(Structure, HardwareAndFormatLibrariesStayInTheirFolders) {
   // What may be included where, besides the standard library: models and ops know no file format and no network.
-  const std::map<std::string, std::set<std::string>> allowed{
-      {"hdf5.h", {"core", "data", "checkpoint"}}, {"mpi.h", {"dist"}}, {"cblas.h", {"ops", "attention", "core"}}, {"yaml-cpp/yaml.h", {"config"}},
-      {"CLI/CLI.hpp", {"app"}}};
+  const std::map<std::string, std::set<std::string>> allowed{{"hdf5.h", {"core", "data", "checkpoint"}},
+                                                             {"mpi.h", {"dist"}},
+                                                             {"cblas.h", {"ops", "attention", "core"}},
+                                                             {"yaml-cpp/yaml.h", {"config"}},
+                                                             {"CLI/CLI.hpp", {"app"}}};
   for (const Source& s : sources())
     for (const std::string& line : s.lines) {
       const auto rule = allowed.find(included(line));
@@ -124,14 +133,16 @@ TEST(Structure, NoConditionalCompilation) {
       std::string text = line;
       text.erase(std::remove_if(text.begin(), text.end(), [](char c) { return c == ' ' || c == '\t'; }), text.end());
       if (text.rfind("#if", 0) != 0 && text.rfind("#elif", 0) != 0) continue;
-      EXPECT_GE(--allowed, 0) << "src/" << s.path << ": " << line << "  (the generated core/build_config.h decides with if constexpr)";
+      EXPECT_GE(--allowed, 0) << "src/" << s.path << ": " << line
+                              << "  (the generated core/build_config.h decides with if constexpr)";
     }
   }
 }
 
 TEST(Structure, FilesStayShort) {
   for (const char* top : {"src", "tests"})
-    for (const Source& s : read_tree(top, {".h", ".cpp", ".cu", ".cuh"})) EXPECT_LE(s.lines.size(), 600u) << top << "/" << s.path << " has outgrown one file";
+    for (const Source& s : read_tree(top, {".h", ".cpp", ".cu", ".cuh"}))
+      EXPECT_LE(s.lines.size(), 600u) << top << "/" << s.path << " has outgrown one file";
 }
 
 // A .cpp or .cu whose header of the same name explains it may go without.

@@ -21,8 +21,15 @@ class DenseReference final : public DenseAttention {
  private:
   [[nodiscard]] ReferenceForward arguments(const Queries& q, const Keys& k, const Ranges& ranges, const Tensor& out,
                                            const Tensor& lse) const {
-    return {.q = q.dense, .k = k.dense, .v = k.v, .ranges = ranges, .scale = dims_.scale(), .q_indices = {}, .k_indices = {},
-            .out = out, .lse = lse};
+    return {.q = q.dense,
+            .k = k.dense,
+            .v = k.v,
+            .ranges = ranges,
+            .scale = dims_.scale(),
+            .q_indices = {},
+            .k_indices = {},
+            .out = out,
+            .lse = lse};
   }
 };
 
@@ -67,7 +74,9 @@ AttentionCost DenseAttention::cost(std::int64_t T) const {
           .kv_bytes_per_token = element * G * (Dqk + Dv)};
 }
 
-std::string dense_reference_why_not(const AttentionConfig&, const AttentionDims&, DType) { return ""; }
+std::string dense_reference_why_not(const AttentionConfig&, const AttentionDims&, DType) {
+  return "";
+}
 
 std::unique_ptr<Attention> make_dense_reference(const AttentionConfig& config, const AttentionDims& dims, DType dtype) {
   return std::make_unique<DenseReference>(config, dims, dtype);

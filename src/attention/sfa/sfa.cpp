@@ -7,8 +7,8 @@
 namespace sfa {
 namespace {
 
-// The definition itself: rows are zero-filled outside their supports and go through plain attention. It saves full-width rows and is
-// meant as the oracle, not for memory or speed.
+// The definition itself: rows are zero-filled outside their supports and go through plain attention. It saves
+// full-width rows and is meant as the oracle, not for memory or speed.
 class SfaReference final : public SfaAttention {
  public:
   using SfaAttention::SfaAttention;
@@ -50,16 +50,23 @@ class SfaReference final : public SfaAttention {
 
  private:
   // Keys that come from a cache have no full-width rows; they are expanded for the time of one call.
-  [[nodiscard]] ReferenceForward arguments(Context& ctx, const Queries& q, const Keys& k, const Ranges& ranges, const Tensor& out,
-                                           const Tensor& lse, Arena& scratch) const {
+  [[nodiscard]] ReferenceForward arguments(Context& ctx, const Queries& q, const Keys& k, const Ranges& ranges,
+                                           const Tensor& out, const Tensor& lse, Arena& scratch) const {
     Tensor rows = k.dense;
     if (rows.empty()) {
       rows = scratch.take(dtype_, {k.values.dim(0), k.values.dim(1), dims_.G, dims_.Dqk});
       select_expand(ctx, k.values, k.indices, rows);
     }
     const bool mask = config_.zero_overlap == "mask";
-    return {.q = q.dense, .k = rows, .v = k.v, .ranges = ranges, .scale = dims_.scale(),
-            .q_indices = mask ? q.indices : Tensor{}, .k_indices = mask ? k.indices : Tensor{}, .out = out, .lse = lse};
+    return {.q = q.dense,
+            .k = rows,
+            .v = k.v,
+            .ranges = ranges,
+            .scale = dims_.scale(),
+            .q_indices = mask ? q.indices : Tensor{},
+            .k_indices = mask ? k.indices : Tensor{},
+            .out = out,
+            .lse = lse};
   }
 };
 

@@ -1,5 +1,6 @@
-// Sparse Feature Attention, `type: sfa` (arXiv 2603.22300): the k largest-magnitude features of each query and key are kept, scores come
-// from shared features alone, V stays dense. The KV cache holds k values and k u8 indices a key, and V rows.
+// Sparse Feature Attention, `type: sfa` (arXiv 2603.22300): the k largest-magnitude features of each query and key are
+// kept, scores come from shared features alone, V stays dense. The KV cache holds k values and k u8 indices a key, and
+// V rows.
 #pragma once
 
 #include "attention/attention.h"

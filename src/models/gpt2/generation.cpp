@@ -17,16 +17,18 @@ struct Gpt2Generation final : Generation {
 
 }  // namespace
 
-std::unique_ptr<Generation> Gpt2::start_generation(Context& ctx, std::int64_t B, std::int64_t capacity, std::int64_t chunk) {
-  require(capacity <= config_.max_position_embeddings, "{} tokens were asked for, but the model has {} positions", capacity,
-          config_.max_position_embeddings);
+std::unique_ptr<Generation> Gpt2::start_generation(Context& ctx, std::int64_t B, std::int64_t capacity,
+                                                   std::int64_t chunk) {
+  require(capacity <= config_.max_position_embeddings, "{} tokens were asked for, but the model has {} positions",
+          capacity, config_.max_position_embeddings);
   auto g = std::make_unique<Gpt2Generation>(device_);
   g->batch = B;
   g->capacity = capacity;
   g->chunk = std::min(chunk, capacity);
   const auto plan_caches = [&] {
     g->caches.clear();
-    for (std::int64_t l = 0; l < config_.num_hidden_layers; ++l) g->caches.push_back(attention_->plan_cache(g->cache_arena, B, capacity));
+    for (std::int64_t l = 0; l < config_.num_hidden_layers; ++l)
+      g->caches.push_back(attention_->plan_cache(g->cache_arena, B, capacity));
   };
   plan_caches();
   // The most that any call takes: a full chunk that ends at a full cache.
@@ -45,7 +47,8 @@ std::unique_ptr<Generation> Gpt2::start_generation(Context& ctx, std::int64_t B,
 Tensor Gpt2::feed(Context& ctx, Generation& generation, const Tensor& tokens) {
   auto& g = dynamic_cast<Gpt2Generation&>(generation);
   const std::int64_t B = g.batch, n = tokens.dim(1), C = config_.hidden_size, place = g.caches[0].length;
-  require(tokens.dim(0) == B && n >= 1 && n <= g.chunk, "internal error: {} fed, the chunk is {} x {}", tokens, B, g.chunk);
+  require(tokens.dim(0) == B && n >= 1 && n <= g.chunk, "internal error: {} fed, the chunk is {} x {}", tokens, B,
+          g.chunk);
   g.memory.activations.release(0);
   g.memory.scratch.release(0);
   Arena& scratch = g.memory.scratch;
@@ -56,14 +59,15 @@ Tensor Gpt2::feed(Context& ctx, Generation& generation, const Tensor& tokens) {
   embedding_forward(ctx, tokens, weights_.wte, weights_.wpe, place, acts.embedded.view({B, n, C}));
   Tensor residual = acts.embedded, branch;
   for (std::size_t l = 0; l < acts.blocks.size(); ++l) {
-    gpt2_block_forward(ctx, {config_, *attention_, weights_.blocks[l], scratch, &g.caches[l]}, acts.blocks[l], residual, branch, acts.branch,
-                       ranges);
+    gpt2_block_forward(ctx, {config_, *attention_, weights_.blocks[l], scratch, &g.caches[l]}, acts.blocks[l], residual,
+                       branch, acts.branch, ranges);
     residual = acts.blocks[l].norm2.residual;
     branch = acts.branch;
   }
   gpt2_norm_forward(ctx, config_, weights_.norm_f, residual, branch, acts.norm_f);
   for (std::int64_t b = 0; b < B; ++b)
-    linear_forward(ctx, {acts.norm_f.y.slice(0, b * n + n - 1, 1), weights_.wte, Tensor{}, logits.slice(0, b, 1), Tensor{}});
+    linear_forward(ctx,
+                   {acts.norm_f.y.slice(0, b * n + n - 1, 1), weights_.wte, Tensor{}, logits.slice(0, b, 1), Tensor{}});
   g.length = g.caches[0].length;
   return logits;
 }

@@ -16,9 +16,11 @@ class Gpt2 final : public Model {
 
   void bind(const Tensor& parameters, const Tensor& gradients) override;
   void plan(ModelArenas& arenas, std::int64_t B, std::int64_t T) override;
-  void forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput& batch, float loss_scale, const Tensor& losses) override;
+  void forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput& batch, float loss_scale,
+                        const Tensor& losses) override;
   void evaluate(Context& ctx, ModelArenas& arenas, const ModelInput& batch, const Tensor& losses) override;
-  std::unique_ptr<Generation> start_generation(Context& ctx, std::int64_t B, std::int64_t capacity, std::int64_t chunk) override;
+  std::unique_ptr<Generation> start_generation(Context& ctx, std::int64_t B, std::int64_t capacity,
+                                               std::int64_t chunk) override;
   Tensor feed(Context& ctx, Generation& generation, const Tensor& tokens) override;
   [[nodiscard]] ModelCost cost(std::int64_t T) const override;
 
@@ -27,7 +29,8 @@ class Gpt2 final : public Model {
     Tensor weight, bias;
   };
   struct Block {
-    Affine norm1, qkv, proj, norm2, up, down;  // qkv.weight [row, C], proj.weight [C, H*Dv], up.weight [F, C], down.weight [C, F]
+    Affine norm1, qkv, proj, norm2, up,
+        down;  // qkv.weight [row, C], proj.weight [C, H*Dv], up.weight [F, C], down.weight [C, F]
   };
   struct Weights {
     Tensor wte, wpe;  // [Vp, C], [P, C]

@@ -1,7 +1,8 @@
 // Token and position embedding.
 //   forward:  out[b,t,:] = wte[tokens[b,t],:] + wpe[first_position + t,:]
 //   backward: d_wte[tokens[b,t],:] += d_out[b,t,:];  d_wpe[t,:] += sum over b of d_out[b,t,:]      (accumulate)
-// A token outside [0, Vp) is an internal error that the data loader has excluded. Backward adds in a fixed order: same bits every run.
+// A token outside [0, Vp) is an internal error that the data loader has excluded. Backward adds in a fixed order: same
+// bits every run.
 #pragma once
 
 #include "core/context.h"

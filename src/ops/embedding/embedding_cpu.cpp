@@ -2,8 +2,8 @@
 
 namespace sfa::cpu_ops {
 
-void embedding_forward(Context& ctx, const Tensor& tokens, const Tensor& wte, const Tensor& wpe, std::int64_t first_position,
-                       const Tensor& out) {
+void embedding_forward(Context& ctx, const Tensor& tokens, const Tensor& wte, const Tensor& wpe,
+                       std::int64_t first_position, const Tensor& out) {
   const std::int64_t B = tokens.dim(0), T = tokens.dim(1), C = out.dim(2);
   const std::int32_t* id = tokens.as<std::int32_t>();
   const float* table = wte.as<float>();

@@ -222,8 +222,7 @@ void embedding_backward(Context& ctx, const EmbeddingBackward& args) {
   const Scratch scratch(args.scratch, args.tokens.numel(), args.d_out.dim(2));
   if (ctx.planning) return;
   CudaState& state = ctx.cuda();
-  require(args.tokens.numel() < (std::int64_t{1} << 31), "internal error: embedding_backward of {}",
-          args.tokens);
+  require(args.tokens.numel() < (std::int64_t{1} << 31), "internal error: embedding_backward of {}", args.tokens);
   for_float_type(args.d_out.dtype, "embedding_backward", [&]<class T>() {
     for_float_type(args.d_wte.dtype, "embedding_backward", [&]<class G>() {
       if (vectors_of_eight(args.d_out.dim(2), data_of<T>(args.d_out), data_of<G>(args.d_wte), data_of<G>(args.d_wpe)))

@@ -1,8 +1,10 @@
 // Linear layer with a fused epilogue. Weights are [O,I], as Hugging Face's nn.Linear has them. Rows are N = B*T.
 //   forward:  a = x W^T + b;   y = a, or y = gelu(a) with a kept in `pre`
-//   backward: d_x = d_y W  [* gelu'(pre_of_x) when x = gelu(pre_of_x): then d_x is the gradient of pre_of_x]   (overwritten)
-//             d_weight += d_y^T x;   d_bias += sum over rows d_y                                               (accumulate)
-// gelu is the tanh form that GPT-2 was trained with: 0.5 a (1 + tanh(sqrt(2/pi) (a + 0.044715 a^3))) (arXiv 1606.08415).
+//   backward: d_x = d_y W  [* gelu'(pre_of_x) when x = gelu(pre_of_x): then d_x is the gradient of pre_of_x]
+//   (overwritten)
+//             d_weight += d_y^T x;   d_bias += sum over rows d_y (accumulate)
+// gelu is the tanh form that GPT-2 was trained with: 0.5 a (1 + tanh(sqrt(2/pi) (a + 0.044715 a^3))) (arXiv
+// 1606.08415).
 #pragma once
 
 #include "core/context.h"

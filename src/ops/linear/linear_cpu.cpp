@@ -21,11 +21,27 @@ inline float tanh_fast(float x) {
   return std::copysign(t, x);
 }
 
-inline float gelu(float a) { return 0.5f * a * (1.0f + tanh_fast(kSqrt2OverPi * (a + kCubic * a * a * a))); }
+inline float gelu(float a) {
+  return 0.5f * a * (1.0f + tanh_fast(kSqrt2OverPi * (a + kCubic * a * a * a)));
+}
 
 inline float gelu_derivative(float a) {
   const float t = tanh_fast(kSqrt2OverPi * (a + kCubic * a * a * a));
   return 0.5f * (1.0f + t) + 0.5f * a * (1.0f - t * t) * kSqrt2OverPi * (1.0f + 3.0f * kCubic * a * a);
+}
+
+void add_row(float* row, const float* bias, std::int64_t n) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) row[i] += bias[i];
+}
+
+void gelu_row(float* row, std::int64_t n) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) row[i] = gelu(row[i]);
+}
+
+void round_row(float* row, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) row[i] = round_to_bf16(row[i]);
 }
 
 }  // namespace
@@ -33,15 +49,23 @@ inline float gelu_derivative(float a) {
 void gemm(const Gemm& g) {
   if (g.M == 0 || g.N == 0) return;
   cblas_sgemm(CblasRowMajor, g.transpose_a ? CblasTrans : CblasNoTrans, g.transpose_b ? CblasTrans : CblasNoTrans,
-              static_cast<int>(g.M), static_cast<int>(g.N), static_cast<int>(g.K), g.alpha, g.a, static_cast<int>(g.lda), g.b,
-              static_cast<int>(g.ldb), g.beta, g.c, static_cast<int>(g.ldc));
+              static_cast<int>(g.M), static_cast<int>(g.N), static_cast<int>(g.K), g.alpha, g.a,
+              static_cast<int>(g.lda), g.b, static_cast<int>(g.ldb), g.beta, g.c, static_cast<int>(g.ldc));
 }
 
 void linear_forward(Context& ctx, const LinearForward& args) {
   const std::int64_t N = args.x.dim(0), I = args.x.dim(1), O = args.weight.dim(0);
   float* y = args.y.as<float>();
-  gemm({.transpose_b = true, .M = N, .N = O, .K = I, .a = args.x.as<float>(), .lda = I, .b = args.weight.as<float>(),
-        .ldb = I, .c = y, .ldc = O});
+  gemm({.transpose_b = true,
+        .M = N,
+        .N = O,
+        .K = I,
+        .a = args.x.as<float>(),
+        .lda = I,
+        .b = args.weight.as<float>(),
+        .ldb = I,
+        .c = y,
+        .ldc = O});
   const float* bias = args.bias.empty() ? nullptr : args.bias.as<float>();
   float* pre = args.pre.empty() ? nullptr : args.pre.as<float>();
   if (bias == nullptr && pre == nullptr) return round_output(ctx, args.y);
@@ -49,20 +73,14 @@ void linear_forward(Context& ctx, const LinearForward& args) {
 #pragma omp parallel for schedule(static)
   for (std::int64_t n = 0; n < N; ++n) {
     float* row = y + n * O;
-    if (bias) {
-#pragma omp simd
-      for (std::int64_t o = 0; o < O; ++o) row[o] += bias[o];
-    }
+    if (bias) add_row(row, bias, O);
     if (pre) {
       float* kept = pre + n * O;
-#pragma omp simd
-      for (std::int64_t o = 0; o < O; ++o) {
-        kept[o] = round ? round_to_bf16(row[o]) : row[o];
-        row[o] = gelu(row[o]);
-      }
+      std::copy_n(row, O, kept);
+      if (round) round_row(kept, O);
+      gelu_row(row, O);
     }
-    if (round)
-      for (std::int64_t o = 0; o < O; ++o) row[o] = round_to_bf16(row[o]);
+    if (round) round_row(row, O);
   }
 }
 
@@ -84,8 +102,17 @@ void linear_backward(Context& ctx, const LinearBackward& args) {
       for (std::int64_t o = 0; o < width; ++o) d_bias[o0 + o] += sum[o];
     }
   }
-  gemm({.transpose_a = true, .M = O, .N = I, .K = N, .a = d_y, .lda = O, .b = args.x.as<float>(), .ldb = I, .beta = 1.0f,
-        .c = args.d_weight.as<float>(), .ldc = I});
+  gemm({.transpose_a = true,
+        .M = O,
+        .N = I,
+        .K = N,
+        .a = d_y,
+        .lda = O,
+        .b = args.x.as<float>(),
+        .ldb = I,
+        .beta = 1.0f,
+        .c = args.d_weight.as<float>(),
+        .ldc = I});
   if (args.d_x.empty()) return;
   float* d_x = args.d_x.as<float>();
   gemm({.M = N, .N = I, .K = O, .a = d_y, .lda = O, .b = args.weight.as<float>(), .ldb = I, .c = d_x, .ldc = I});

@@ -7,10 +7,10 @@
 namespace sfa {
 
 void residual_norm_forward(Context& ctx, const ResidualNormForward& args) {
-  require(args.residual.rank == 2 && args.residual.contiguous() && args.y.contiguous() && args.y.numel() == args.residual.numel() &&
-              args.weight.numel() == args.residual.dim(1) && args.x.empty() == args.residual_out.empty(),
-          "internal error: residual_norm_forward: residual {}, y {}, weight {}", args.residual, args.y,
-          args.weight);
+  require(args.residual.rank == 2 && args.residual.contiguous() && args.y.contiguous() &&
+              args.y.numel() == args.residual.numel() && args.weight.numel() == args.residual.dim(1) &&
+              args.x.empty() == args.residual_out.empty(),
+          "internal error: residual_norm_forward: residual {}, y {}, weight {}", args.residual, args.y, args.weight);
   if (ctx.planning) return;
   if constexpr (kHasCuda) {
     if (ctx.on_cuda()) return cuda_ops::residual_norm_forward(ctx, args);

@@ -25,12 +25,12 @@ struct ResidualNormForward {
 void residual_norm_forward(Context& ctx, const ResidualNormForward& args);
 
 struct ResidualNormBackward {
-  Tensor d_y;             // [N,C]
-  Tensor d_residual_out;  // [N,C] or empty (treated as zero)
-  Tensor residual_out;    // [N,C], as saved
-  Tensor weight;          // [C]
-  Tensor mean, rstd;      // [N] f32
-  Tensor d_residual;      // [N,C], overwritten; may be the same memory as d_residual_out
+  Tensor d_y;               // [N,C]
+  Tensor d_residual_out;    // [N,C] or empty (treated as zero)
+  Tensor residual_out;      // [N,C], as saved
+  Tensor weight;            // [C]
+  Tensor mean, rstd;        // [N] f32
+  Tensor d_residual;        // [N,C], overwritten; may be the same memory as d_residual_out
   Tensor d_weight, d_bias;  // [C], accumulated
   Arena& scratch;
 };

@@ -8,8 +8,8 @@
 namespace sfa::cpu_ops {
 namespace {
 
-// Orders rows of features as the contract wants: larger magnitude first, then lower index. The magnitude's bits (sign cleared) order like
-// the magnitude itself, NaN above infinity; the complemented index below them breaks ties.
+// Orders rows of features as the contract wants: larger magnitude first, then lower index. The magnitude's bits (sign
+// cleared) order like the magnitude itself, NaN above infinity; the complemented index below them breaks ties.
 inline std::uint64_t sort_key(float x, std::int64_t index) {
   const std::uint32_t magnitude = std::bit_cast<std::uint32_t>(x) & 0x7fffffffu;
   return (std::uint64_t{magnitude} << 8) | static_cast<std::uint64_t>(255 - index);
@@ -103,7 +103,7 @@ void select_expand(Context&, const Tensor& values, const Tensor& indices, const 
   for (std::int64_t b = 0; b < B; ++b)
     for (std::int64_t t = 0; t < T; ++t)
       for (std::int64_t h = 0; h < heads; ++h) {
-        float* row = out + ((b * T + t) * heads + h) * D;
+        float* row = out + b * dense.stride[0] + t * dense.stride[1] + h * dense.stride[2];
         std::fill_n(row, D, 0.0f);
         const std::int64_t v = b * values.stride[0] + t * values.stride[1] + h * values.stride[2];
         const std::int64_t i = b * indices.stride[0] + t * indices.stride[1] + h * indices.stride[2];

@@ -1,0 +1,14 @@
+// The compiled instances of the forward kernel, one a .cu file; each returns a cudaError_t as int.
+#pragma once
+
+#include "attention/flash/flash_params.h"
+
+namespace sfa::flash {
+
+int forward_dense_d64(const ForwardParams& params, void* stream);
+int forward_dense_d64_short(const ForwardParams& params, void* stream);
+int forward_dense_d128(const ForwardParams& params, void* stream);
+int forward_sparse24_d64(const ForwardParams& params, void* stream);
+int forward_sparse24_d128(const ForwardParams& params, void* stream);
+
+}  // namespace sfa::flash

@@ -1,0 +1,209 @@
+// Checks and times the tiled attention forward on the device.
+//   flash_forward_check            all checks
+//   flash_forward_check time       TFLOP/s of the shapes in docs/benchmarks.md, "forward D N TFLOPs" a line;
+//                                sparse24 includes the selection of queries and keys
+#include <algorithm>
+
+#include "attention/flash/flash_forward.h"
+#include "flash_forward_cases.cuh"
+#include "select_check.cuh"
+
+using namespace sfa;
+using namespace sfa::test;
+
+namespace {
+
+std::vector<Case> dense_cases() {
+  std::vector<Case> cases;
+  const auto add = [&](const char* name, flash::Shape s, auto&&... set) {
+    Case c;
+    c.shape = s;
+    (set(c), ...);
+    c.name = std::string(name) + " B" + std::to_string(s.B) + " Tq" + std::to_string(s.Tq) + " Tk" +
+             std::to_string(s.Tk) + " H" + std::to_string(s.H) + "/" + std::to_string(s.G) + " D" +
+             std::to_string(s.Dqk);
+    cases.push_back(c);
+  };
+  const auto full = [](Case& c) { c.causal = false; };
+  const auto window = [](int w) { return [w](Case& c) { c.window = w; }; };
+  const auto offset = [](int o) { return [o](Case& c) { c.query_offset = o; }; };
+  const auto document = [](int d) { return [d](Case& c) { c.document = d; }; };
+  const auto amplitude = [](float a) { return [a](Case& c) { c.amplitude = a; }; };
+  for (const int d : {64, 128}) {
+    for (const int t : {1, 17, 127, 128, 129, 1000, 4097})
+      add("causal", {t > 2000 ? 1 : 2, t, t, 4, t % 3 == 1 ? 4 : 2, d, d});
+    add("causal", {2, 300, 300, 4, 1, d, d});
+    add("causal", {3, 193, 193, 12, 12, d, d});
+    add("causal", {1, 2500, 2500, 2, 2, d, d});
+    add("full", {2, 17, 17, 2, 2, d, d}, full);
+    add("full", {2, 129, 1000, 4, 2, d, d}, full);
+    add("full", {1, 1000, 65, 4, 1, d, d}, full);
+    for (const int w : {1, 64, 100, 500})
+      add(("window" + std::to_string(w)).c_str(), {2, 1000, 1000, 2, 1, d, d}, window(w));
+    add("window100 full", {1, 500, 500, 2, 2, d, d}, window(100), full);
+    add("documents~40", {2, 1000, 1000, 4, 2, d, d}, document(40));
+    add("documents~300", {2, 2300, 2300, 2, 2, d, d}, document(300));
+    add("documents~300 window200", {2, 1100, 1100, 2, 2, d, d}, document(300), window(200));
+    add("offset871", {2, 129, 1000, 4, 2, d, d}, offset(871));
+    add("offset-50", {2, 300, 300, 2, 2, d, d}, offset(-50));
+    add("offset-500 (all empty)", {1, 200, 300, 2, 2, d, d}, offset(-500));
+    add("offset900 window128", {1, 400, 1000, 2, 2, d, d}, offset(900), window(128));
+    add("offset3000 beyond", {1, 200, 1000, 2, 1, d, d}, offset(3000));
+    add("one query", {4, 1, 1000, 4, 2, d, d}, offset(999));
+    add("amplitude 3", {1, 500, 500, 2, 2, d, d}, amplitude(3.0f));
+    add("amplitude 1e4", {1, 300, 300, 2, 2, d, d}, amplitude(1e4f));
+  }
+  return cases;
+}
+
+/// Queries selected 2 of 4 and compressed, keys selected exactly and zero-filled; what the oracle multiplies are the
+/// same rows zero-filled.
+struct Selected {
+  DeviceBuffer<__nv_bfloat16> q, k;
+  DeviceBuffer<unsigned char> compressed;
+  flash::SelectParams queries, keys;
+
+  Selected(const Problem& problem, int active)
+      : q(count(problem, problem.params.shape.Tq, problem.params.shape.H)),
+        k(count(problem, problem.params.shape.Tk, problem.params.shape.G)),
+        compressed(static_cast<std::size_t>(problem.params.shape.B) * problem.params.shape.H *
+                   ((problem.params.shape.Tq + 63) / 64) * flash::compressed_block_bytes(problem.params.shape.Dqk)) {
+    const flash::ForwardParams& p = problem.params;
+    const flash::Shape& s = p.shape;
+    queries = select(s, s.Tq, s.H, active, flash::Selection::topk_2of4, p.q, p.q_stride, q.get());
+    queries.compressed = compressed.get();
+    keys = select(s, s.Tk, s.G, active, flash::Selection::topk, p.k, p.k_stride, k.get());
+  }
+
+  void run() const {
+    flash::select_features(queries, nullptr);
+    flash::select_features(keys, nullptr);
+  }
+  /// The problem on selected rows, for the oracle, the dense and the sparse product alike.
+  flash::ForwardParams on(flash::ForwardParams p) const {
+    p.q = q.get();
+    p.q_stride = queries.dense_stride;
+    p.k = k.get();
+    p.k_stride = keys.dense_stride;
+    p.q_compressed = compressed.get();
+    return p;
+  }
+
+ private:
+  static std::size_t count(const Problem& problem, int tokens, int heads) {
+    return static_cast<std::size_t>(problem.params.shape.B) * tokens * heads * problem.params.shape.Dqk;
+  }
+  static flash::SelectParams select(const flash::Shape& s, int tokens, int heads, int active, flash::Selection rule,
+                                    const void* x, const flash::Strides& stride, void* dense) {
+    flash::SelectParams p;
+    p.B = s.B, p.T = tokens, p.heads = heads, p.D = s.Dqk, p.k = active, p.rule = rule;
+    p.x = x, p.x_stride = stride, p.dense = dense;
+    p.dense_stride = {std::int64_t{tokens} * heads * s.Dqk, std::int64_t{heads} * s.Dqk, s.Dqk};
+    return p;
+  }
+};
+
+bool run_selection_checks() {
+  bool good = true;
+  for (const int d : {64, 128})
+    for (const bool ties : {false, true})
+      for (const int k : {1, 3, 8, 16, d / 2}) {
+        good &= check_selection({2, 130, 3, d, k, flash::Selection::topk, ties});
+        good &= check_selection({2, 130, 3, d, k, flash::Selection::topk_2of4, ties});
+      }
+  return good;
+}
+
+bool run_checks() {
+  int failed = run_selection_checks() ? 0 : 1;
+  const auto cases = dense_cases();
+  for (std::size_t i = 0; i < cases.size(); ++i) {
+    Problem problem(cases[i]);
+    if (i % 2 == 1) problem.params.tile_counter = problem.counter.get();
+    const bool small = cases[i].shape.Tq == cases[i].shape.Tk && cases[i].shape.Tq <= 17;
+    if (!check_case(
+            cases[i], problem, problem.params,
+            [](const flash::ForwardParams& p) { flash::forward(p, flash::Product::dense, nullptr); }, small))
+      ++failed;
+    Case sparse = cases[i];
+    sparse.k = i % 3 == 0 ? sparse.shape.Dqk / 8 : i % 3 == 1 ? sparse.shape.Dqk / 2 : 1;
+    sparse.name = "sparse24 k" + std::to_string(sparse.k) + " " + sparse.name;
+    const Selected selected(problem, sparse.k);
+    selected.compressed.poison();
+    selected.run();
+    problem.params = selected.on(problem.params);
+    if (!check_case(sparse, problem, problem.params,
+                    [](const flash::ForwardParams& p) { flash::forward(p, flash::Product::sparse24, nullptr); }))
+      ++failed;
+  }
+  std::printf("%s: %zu cases, %d failed\n", failed == 0 ? "PASS" : "FAIL", 2 * cases.size(), failed);
+  return failed == 0;
+}
+
+double median_ms(const std::vector<float>& times) {
+  auto sorted = times;
+  std::sort(sorted.begin(), sorted.end());
+  return sorted[sorted.size() / 2];
+}
+
+/// Median of 20 launches; every one reads far more than L2 holds, so that none finds its inputs there.
+template <class Launch>
+double time_launch(const Launch& launch) {
+  cudaEvent_t begin, end;
+  SFA_CHECK_CUDA(cudaEventCreate(&begin));
+  SFA_CHECK_CUDA(cudaEventCreate(&end));
+  std::vector<float> times;
+  for (int i = -3; i < 20; ++i) {
+    SFA_CHECK_CUDA(cudaEventRecord(begin));
+    launch();
+    SFA_CHECK_CUDA(cudaEventRecord(end));
+    SFA_CHECK_CUDA(cudaEventSynchronize(end));
+    float ms;
+    SFA_CHECK_CUDA(cudaEventElapsedTime(&ms, begin, end));
+    if (i >= 0) times.push_back(ms);
+  }
+  SFA_CHECK_CUDA(cudaEventDestroy(begin));
+  SFA_CHECK_CUDA(cudaEventDestroy(end));
+  return median_ms(times);
+}
+
+void report(const char* kind, const flash::Shape& s, double ms) {
+  const double flops = 2.0 * s.B * s.H * static_cast<double>(s.Tq) * s.Tk * (s.Dqk + s.Dv) / 2;
+  std::printf("%s %d %d %.1f TFLOP/s %.4f ms\n", kind, s.Dqk, s.Tq, flops / ms * 1e-9, ms);
+  std::fflush(stdout);
+}
+
+void time_shape(int d, int heads, int n) {
+  Case c;
+  c.shape = {std::max(1, 32768 / n), n, n, heads, heads, d, d};
+  Problem problem(c);
+  problem.params.tile_counter = problem.counter.get();
+  report("forward", c.shape, time_launch([&] { flash::forward(problem.params, flash::Product::dense, nullptr); }));
+  const Selected selected(problem, d / 8);
+  const flash::ForwardParams params = selected.on(problem.params);
+  report("sparse24", c.shape, time_launch([&] {
+           selected.run();
+           flash::forward(params, flash::Product::sparse24, nullptr);
+         }));
+  if (n == 16384) {
+    const double ms = time_launch([&] { selected.run(); });
+    const double bytes = 2.0 * c.shape.B * n * 2 * heads * d * 2;  // read and write rows of q and of k
+    std::printf("selection %d %d %.0f GB/s %.4f ms\n", d, n, bytes / ms * 1e-6, ms);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  if (argc > 1 && std::string(argv[1]) == "time") {
+    for (const int n : {1024, 2048, 4096, 16384, 65536}) {
+      time_shape(64, 12, n);
+      time_shape(128, 16, n);
+    }
+    return 0;
+  }
+  return run_checks() ? 0 : 1;
+} catch (const std::exception& e) {
+  std::printf("FAIL: %s\n", e.what());
+  return 1;
+}
