@@ -290,6 +290,12 @@ struct Consumer {
     values.advance();
   }
   __device__ __forceinline__ void wait_keys() { sm90::barrier_wait(&shared.key_full[keys.index()], keys.parity()); }
+  /// Left alone, ptxas moves the wait for P V in front of the exponentials, and nothing overlaps. So the wait for the next
+  /// keys, which comes between them, is made to depend on the sums: they are never negative, but ptxas does not know.
+  __device__ __forceinline__ void wait_keys_after_softmax() {
+    const std::uint32_t never = softmax.sum[0] + softmax.sum[1] < 0.0f ? 1 : 0;
+    sm90::barrier_wait(&shared.key_full[keys.index()], keys.parity() ^ never);
+  }
   __device__ __forceinline__ void wait_values() {
     sm90::barrier_wait(&shared.value_full[values.index()], values.parity());
   }
@@ -323,6 +329,7 @@ struct Consumer {
     float factor[2];
     softmax_step<Config>(s, softmax, args.scale_log2, factor);
     if constexpr (!Config::kOverlap) rescale(o, factor);
+    if (Config::kOverlap && n > rows.own.begin) wait_keys();
     pack_probabilities<Config::kKeys>(p, s);
   }
 
@@ -331,7 +338,6 @@ struct Consumer {
                                                        int n) {
     float s[Config::kKeys / 2];
     float factor[2];
-    wait_keys();
     Turns<Config>::take(warpgroup);
     sm90::wgmma_fence();
     Policy::issue(s, query, sm90::smem_address(shared.keys[keys.index()]));
@@ -346,9 +352,9 @@ struct Consumer {
     release_keys();
     if (rows.masked(n)) apply_mask<Config::kKeys>(s, args, rows.batch, rows.thread_row, thread_column(n));
     softmax_step<Config>(s, softmax, args.scale_log2, factor);
+    if (n > rows.own.begin) wait_keys_after_softmax();
     sm90::wgmma_wait<0>();
     sm90::wgmma_pin(o);
-    sm90::wgmma_pin(s);
     release_values();
     rescale(o, factor);
     pack_probabilities<Config::kKeys>(p, s);
