@@ -52,6 +52,8 @@ inline std::uint16_t bf16_bits(float x) {
 }
 
 /// The value of 16 stored bf16 bits.
-inline float bf16_value(std::uint16_t bits) { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
+inline float bf16_value(std::uint16_t bits) {
+  return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
+}
 
 }  // namespace sfa

@@ -2,7 +2,9 @@
 
 namespace sfa {
 namespace {
-std::size_t at(int i) { return static_cast<std::size_t>(i); }
+std::size_t at(int i) {
+  return static_cast<std::size_t>(i);
+}
 
 void set_contiguous(Tensor& t, std::initializer_list<std::int64_t> dims) {
   require(dims.size() <= Tensor::kMaxRank, "internal error: a tensor of rank {}", dims.size());
@@ -40,7 +42,7 @@ bool Tensor::contiguous() const {
 Tensor Tensor::slice(int axis, std::int64_t begin, std::int64_t count) const {
   if (axis < 0) axis += rank;
   require(axis >= 0 && axis < rank && begin >= 0 && count >= 0 && begin + count <= shape[at(axis)],
-          "internal error: slice [{}, {}) of axis {} of {}", begin, begin + count, axis, describe());
+          "internal error: slice [{}, {}) of axis {} of {}", begin, begin + count, axis, *this);
   Tensor t = *this;
   t.shape[at(axis)] = count;
   if (data != nullptr)
@@ -49,15 +51,32 @@ Tensor Tensor::slice(int axis, std::int64_t begin, std::int64_t count) const {
 }
 
 Tensor Tensor::view(std::initializer_list<std::int64_t> dims) const {
-  require(contiguous(), "internal error: view of the strided tensor {}", describe());
+  require(contiguous(), "internal error: view of the strided tensor {}", *this);
   Tensor t(data, dtype, device, dims);
-  require(t.numel() == numel(), "internal error: {} viewed as {}", describe(), t.describe());
+  std::int64_t known = 1, open = -1;
+  for (int i = 0; i < t.rank; ++i) {
+    if (t.shape[at(i)] == -1)
+      open = i;
+    else
+      known *= t.shape[at(i)];
+  }
+  if (open >= 0) {
+    std::array<std::int64_t, kMaxRank> full = t.shape;
+    full[at(static_cast<int>(open))] = known > 0 ? numel() / known : 0;
+    std::int64_t step = 1;
+    for (int i = t.rank - 1; i >= 0; --i) {
+      t.shape[at(i)] = full[at(i)];
+      t.stride[at(i)] = step;
+      step *= full[at(i)];
+    }
+  }
+  require(t.numel() == numel(), "internal error: {} viewed as {}", *this, t);
   return t;
 }
 
 Tensor Tensor::split_last(std::int64_t parts) const {
   require(rank >= 1 && rank < kMaxRank && parts > 0 && dim(-1) % parts == 0, "internal error: {} split into {} parts",
-          describe(), parts);
+          *this, parts);
   Tensor t = *this;
   const std::int64_t each = dim(-1) / parts;
   t.rank = rank + 1;

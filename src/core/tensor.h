@@ -1,5 +1,6 @@
 // Tensor: a typed, strided view of memory that somebody else owns (an Arena, a file map, a test's vector).
-// Copying a Tensor copies the view. Strides are in elements; the last dimension has stride 1 everywhere in this project.
+// Copying a Tensor copies the view. Strides are in elements; the last dimension has stride 1 everywhere in this
+// project.
 #pragma once
 
 #include <array>
@@ -30,13 +31,15 @@ struct Tensor {
   [[nodiscard]] std::int64_t numel() const;
   [[nodiscard]] std::int64_t bytes() const { return numel() * static_cast<std::int64_t>(size_of(dtype)); }
   [[nodiscard]] bool contiguous() const;
-  [[nodiscard]] bool empty() const { return data == nullptr; }
+  /// Not given. A tensor that an arena has only counted has a shape and no data, and is not empty.
+  [[nodiscard]] bool empty() const { return rank == 0; }
   /// Dimension i; negative counts from the end.
   [[nodiscard]] std::int64_t dim(int i) const { return shape[static_cast<std::size_t>(i < 0 ? rank + i : i)]; }
 
   /// Elements [begin, begin + count) of dimension `axis`.
   [[nodiscard]] Tensor slice(int axis, std::int64_t begin, std::int64_t count) const;
-  /// The same memory with another shape; the view must be contiguous and the sizes equal.
+  /// The same memory with another shape (one dimension may be -1: what is left); the view must be contiguous and the
+  /// sizes equal.
   [[nodiscard]] Tensor view(std::initializer_list<std::int64_t> dims) const;
   /// Splits the last dimension into [parts, last / parts].
   [[nodiscard]] Tensor split_last(std::int64_t parts) const;
@@ -76,9 +79,22 @@ struct DTypeOf<std::int64_t> {
   static constexpr DType value = DType::i64;
 };
 
+}  // namespace sfa
+
+/// Tensors are passed to messages as they are, so that nothing is formatted unless a message is made.
+template <>
+struct fmt::formatter<sfa::Tensor> : fmt::formatter<std::string> {
+  template <class FormatContext>
+  auto format(const sfa::Tensor& t, FormatContext& ctx) const {
+    return fmt::formatter<std::string>::format(t.describe(), ctx);
+  }
+};
+
+namespace sfa {
+
 template <class T>
 T* Tensor::as() const {
-  require(dtype == DTypeOf<std::remove_const_t<T>>::value, "internal error: tensor {} read as another type", describe());
+  require(dtype == DTypeOf<std::remove_const_t<T>>::value, "internal error: tensor {} read as another type", *this);
   return static_cast<T*>(data);
 }
 

@@ -1,0 +1,43 @@
+# Sourced by the scripts beside it: where the tree is, words for the terminal, and what a build needs to know of this machine.
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+
+say() { printf '%s\n' "$*"; }
+step() { printf '\n== %s\n' "$*"; }
+warn() { printf 'note: %s\n' "$*" >&2; }
+die() {
+  printf '%s: %s\n' "$(basename "$0")" "$*" >&2
+  exit 1
+}
+
+# Seconds since the script began, as "3 min 5 s".
+elapsed() { printf '%d min %d s' $((SECONDS / 60)) $((SECONDS % 60)); }
+
+jobs_here() { nproc 2>/dev/null || echo 2; }
+
+# The nvcc that a build would take, or nothing.
+find_nvcc() {
+  local candidate
+  for candidate in "${CUDA_HOME:+$CUDA_HOME/bin/nvcc}" "$(command -v nvcc || true)" /usr/local/cuda/bin/nvcc; do
+    if [ -n "$candidate" ] && [ -x "$candidate" ]; then
+      printf '%s' "$candidate"
+      return 0
+    fi
+  done
+  return 1
+}
+
+# True when a driver answers and names at least one card.
+has_gpu() { command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q '^GPU '; }
+
+gpu_name() { nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -1; }
+
+# What install_deps.sh put into the tree because the system's own is too old (CMake on Ubuntu 22.04).
+use_local_tools() {
+  if [ -d "$ROOT/build/tools/bin" ]; then PATH="$ROOT/build/tools/bin:$PATH"; fi
+}
+
+# The SHA-256 of every file that decides what runs on a GPU: CUDA sources and the headers they share.
+cuda_source_hash() {
+  (cd "$ROOT" && find src tests/gpu \( -name '*.cu' -o -name '*.cuh' -o -path 'src/cuda/*' \) -type f -print0 |
+    LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -d' ' -f1)
+}

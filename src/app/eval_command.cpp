@@ -1,0 +1,111 @@
+// sfa eval perplexity
+#include <nlohmann/json.hpp>
+
+#include "app/commands.h"
+#include "core/log.h"
+#include "eval/loaded_model.h"
+#include "eval/perplexity.h"
+
+namespace sfa::app {
+namespace {
+
+struct Options {
+  LoadOptions load;
+  std::string data, split = "val";
+  std::int64_t seq_len = 0, batch_size = 8;
+  bool json = false;
+};
+
+// Device memory for one batch of the planned shape.
+struct Inputs {
+  Inputs(Device device, std::int64_t B, std::int64_t T) : arena("batches", device) {
+    for (int pass = 0; pass < 2; ++pass) {
+      input = {arena.take(DType::i32, {B, T}), arena.take(DType::i32, {B, T}), Tensor{}};
+      losses = arena.take(DType::f32, {B * T});
+      if (pass == 0) arena.bind();
+    }
+  }
+  static ModelInput upload(void* owner, Context& ctx, const Batch& batch) {
+    const ModelInput& in = static_cast<Inputs*>(owner)->input;
+    ctx.copy(in.tokens.data, in.tokens.device, batch.tokens.data(), Device::cpu,
+             batch.tokens.size() * sizeof(std::int32_t));
+    ctx.copy(in.targets.data, in.targets.device, batch.targets.data(), Device::cpu,
+             batch.targets.size() * sizeof(std::int32_t));
+    return in;
+  }
+  Arena arena;
+  ModelInput input;
+  Tensor losses;
+};
+
+void perplexity(const Options& o) {
+  LoadedModel loaded(o.load);
+  const Config& config = loaded.config();
+  const std::int64_t T = o.seq_len == 0 ? config.data.seq_len : o.seq_len;
+  require(T >= 1 && T <= config.model.max_position_embeddings, "--seq-len: {} tokens; the model has {} positions", T,
+          config.model.max_position_embeddings);
+  require(o.batch_size >= 1, "--batch-size: must be at least 1, got {}", o.batch_size);
+  ValidationOptions v{.paths = {o.data},
+                      .split = o.split == "val"     ? Split::val
+                               : o.split == "train" ? Split::train
+                                                    : Split::all,
+                      .seq_len = static_cast<int>(T),
+                      .batch_size = static_cast<int>(o.batch_size)};
+  ValidationSet data(v);
+  require(data.shards().vocab_size() == config.model.vocab_size,
+          "{}: has a vocabulary of {} ids ({}), the model has {}", o.data, data.shards().vocab_size(),
+          data.shards().tokenizer_name(), config.model.vocab_size);
+  const std::string hash = loaded.state().value("tokenizer_hash", "");
+  require(hash.empty() || hash == data.shards().tokenizer_hash(),
+          "{}: was made with another tokenizer ({}) than the model's training data ({})", o.data,
+          data.shards().tokenizer_name(), loaded.state().value("tokenizer", "unknown"));
+  ModelArenas arenas(loaded.model().device());
+  plan_model(loaded.model(), arenas, o.batch_size, T, false);
+  Inputs inputs(loaded.model().device(), o.batch_size, T);
+  const PerplexityResult r =
+      evaluate_perplexity({loaded.context(), loaded.model(), arenas, inputs.losses, Inputs::upload, &inputs}, data);
+  if (!o.json) {
+    fmt::print("checkpoint {}\nloss {:.5f}  ppl {:.4f}  bits/byte {:.4f}  tokens {}\n", loaded.folder().string(),
+               r.loss, r.perplexity, r.bits_per_byte, r.tokens);
+    return;
+  }
+  nlohmann::ordered_json out = {{"checkpoint", loaded.folder().string()},
+                                {"step", loaded.state().value("step", 0)},
+                                {"data", o.data},
+                                {"split", o.split},
+                                {"seq_len", T},
+                                {"loss", r.loss},
+                                {"ppl", r.perplexity},
+                                {"bits_per_byte", nullptr},
+                                {"tokens", r.tokens}};
+  if (r.bits_per_byte > 0) out["bits_per_byte"] = r.bits_per_byte;
+  fmt::print("{}\n", out.dump(2));
+}
+
+}  // namespace
+
+void add_eval_command(CLI::App& app) {
+  CLI::App* eval = app.add_subcommand("eval", "Evaluate a trained model");
+  eval->require_subcommand(1);
+  auto o = std::make_shared<Options>();
+  CLI::App* command = eval->add_subcommand("perplexity", "Mean loss over a split in non-overlapping windows");
+  command->add_option("--checkpoint", o->load.path, "a checkpoint, or a run folder (its newest checkpoint)")
+      ->required();
+  command->add_option("--data", o->data, "token file or glob")->required();
+  command->add_option("--split", o->split, "train, val or all")
+      ->check(CLI::IsMember({"train", "val", "all"}))
+      ->capture_default_str();
+  command->add_option("--seq-len", o->seq_len, "tokens a window; 0 = as trained")->capture_default_str();
+  command->add_option("--batch-size", o->batch_size, "windows at a time")->capture_default_str();
+  command->add_option("--device", o->load.device, "auto, cpu or cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->capture_default_str();
+  command->add_option("--dtype", o->load.dtype, "auto, fp32 or bf16")
+      ->check(CLI::IsMember({"auto", "fp32", "bf16"}))
+      ->capture_default_str();
+  command->add_option("--set", o->load.overrides, "key.path=value over the saved configuration");
+  command->add_flag("--json", o->json, "print one JSON object");
+  command->callback([o] { perplexity(*o); });
+}
+
+}  // namespace sfa::app

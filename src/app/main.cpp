@@ -1,0 +1,34 @@
+// The command line: subcommands, and one place where an exception becomes one line and an exit code.
+#include <cstdio>
+#include <exception>
+
+#include "app/commands.h"
+#include "core/build_config.h"
+#include "core/error.h"
+#include "core/log.h"
+
+int main(int argc, char** argv) {
+  CLI::App app{"Pretraining of language models with feature-sparse attention"};
+  app.name("sfa");
+  app.set_version_flag("--version", sfa::kVersion);
+  app.require_subcommand(1);
+  sfa::start_logging();
+  sfa::app::add_data_command(app);
+  sfa::app::add_train_command(app);
+  sfa::app::add_eval_command(app);
+  sfa::app::add_generate_command(app);
+  sfa::app::add_config_command(app);
+  try {
+    app.parse(argc, argv);
+    return 0;
+  } catch (const CLI::ParseError& e) {
+    const int code = app.exit(e);
+    return code == 0 ? 0 : 2;
+  } catch (const sfa::UsageError& e) {
+    std::fprintf(stderr, "sfa: %s\n", e.what());
+    return 2;
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "sfa: %s\n", e.what());
+    return 1;
+  }
+}

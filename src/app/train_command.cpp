@@ -1,0 +1,26 @@
+// sfa train CONFIG [key=value...] [--resume]
+#include "app/commands.h"
+#include "config/config.h"
+#include "train/trainer.h"
+
+namespace sfa::app {
+
+void add_train_command(CLI::App& app) {
+  struct Options {
+    std::string config;
+    std::vector<std::string> overrides;
+    bool resume = false;
+  };
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("train", "Train or resume the run that a YAML file describes");
+  command->add_option("config", options->config, "the run's YAML file (docs/configuration.md)")->required();
+  command->add_option("overrides", options->overrides, "key.path=value, for example train.max_steps=200");
+  command->add_flag("--resume", options->resume,
+                    "continue from the newest checkpoint in output_dir, or start when there is none");
+  command->callback([options] {
+    if (options->resume) options->overrides.emplace_back("resume=auto");
+    train(load_config(options->config, options->overrides));
+  });
+}
+
+}  // namespace sfa::app

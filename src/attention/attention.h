@@ -1,0 +1,196 @@
+// Attention behind one interface and one table (registry.cpp).
+//
+// Three steps, so that one mechanism serves training, decoding and a ring of GPUs:
+//   prepare   after position encoding: Q, K, V as the projection left them -> what the core reads. Owns the selection
+//   of features
+//             (SFA: Eq. 3-4 of arXiv 2603.22300), its own parameters, and the format of the KV cache.
+//   core      tiles: O = softmax(scale * Q K^T over the visible keys) V and the log-sum-exp of every row.
+//   merge     joins partial results over disjoint sets of keys by their log-sum-exp.
+// Gradients run back through core_backward and prepare_backward. d_qk and d_v are separate numbers everywhere.
+//
+// SFA semantics: top-k by |x| per token and head on Q and on K, the stored values keep sign and magnitude, scale
+// 1/sqrt(Dqk) with the full Dqk, ties go to the lowest index, the gradient is masked by the support (Eq. 6), and a pair
+// without a common feature scores 0 and stays in the softmax (`zero_overlap: score`) or is masked out except on the
+// diagonal (`zero_overlap: mask`).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/arena.h"
+#include "core/context.h"
+#include "core/tensor.h"
+
+namespace sfa {
+
+/// `model.attention` of the configuration, validated.
+struct AttentionConfig {
+  std::string type = "dense";          // dense | sfa
+  std::string impl = "auto";           // auto | reference | flash | ...: a row of the table
+  int k_q = 0, k_k = 0;                // active features a query / key row (sfa)
+  std::string selection = "topk";      // topk | topk_2of4 (queries: at most two of four neighbouring features)
+  std::string zero_overlap = "score";  // score | mask
+  std::int64_t window = 0;             // keys a query sees, itself included; 0 = all before it
+};
+
+/// Sizes that every layer of a model shares.
+struct AttentionDims {
+  std::int64_t H = 0, G = 0;     // query heads, key/value heads; H % G == 0, head h reads kv head h / (H/G)
+  std::int64_t Dqk = 0, Dv = 0;  // features of a query or key head, of a value head
+  /// Width of a packed row [q heads | k heads | v heads].
+  [[nodiscard]] std::int64_t row() const { return (H + G) * Dqk + G * Dv; }
+  [[nodiscard]] float scale() const;  // 1/sqrt(Dqk)
+};
+
+/// Which keys a query row sees. Row i has position p = i + query_offset relative to key 0 and sees keys [lo, hi):
+///   hi = causal ? clamp(p + 1, 0, Tk) : Tk
+///   lo = max(0, window > 0 ? p + 1 - window : 0, first_key ? first_key[b, i] : 0)
+/// A row that sees no key gets O = 0 and log-sum-exp -inf.
+struct Ranges {
+  bool causal = true;
+  std::int64_t query_offset = 0;
+  std::int64_t window = 0;
+  Tensor first_key;  // optional [B, Tq] i32, non-decreasing along Tq: first key of the row's document
+
+  struct Span {
+    std::int64_t lo, hi;
+  };
+  /// The keys that row i of batch entry b sees; CPU tensors only.
+  [[nodiscard]] Span at(std::int64_t b, std::int64_t i, std::int64_t Tk) const;
+};
+
+/// Prepared queries. Which tensors are set is the variant's business; unset ones are empty.
+struct Queries {
+  Tensor dense;                 // [B, Tq, H, Dqk]; sfa: zero outside the support
+  Tensor values, indices;       // sfa: [B, Tq, H, k_q] activations' dtype / u8, ascending indices
+  Tensor compressed, metadata;  // sfa flash: operand of the 2:4 sparse product
+};
+
+/// Prepared keys and values: what a KV cache holds and a ring of GPUs passes on.
+struct Keys {
+  Tensor dense;            // [B, Tk, G, Dqk]; sfa: zero outside the support
+  Tensor values, indices;  // sfa: [B, Tk, G, k_k]
+  Tensor v;                // [B, Tk, G, Dv]
+};
+
+/// What one layer's attention keeps from forward to backward, planned once.
+struct AttentionState {
+  Tensor qkv;  // [B, T, row]: the projection writes it (after position encoding); saved or scratch as the variant needs
+  Queries q;
+  Keys k;
+  Tensor out;  // [B, T, H, Dv], saved
+  Tensor lse;  // [B, H, T] f32, natural logarithm, saved
+};
+
+/// A KV cache of one layer, for `capacity` tokens a sequence.
+struct KvCache {
+  Keys keys;
+  std::int64_t capacity = 0;
+  std::int64_t length = 0;  // tokens in it
+
+  /// The tokens in it as a view.
+  [[nodiscard]] Keys filled() const;
+};
+
+/// Work and storage of a variant, for `sfa plan`, MFU and the report. FLOPs count a multiply-add as two.
+struct AttentionCost {
+  double forward_flops = 0;  // of the core, over B = 1 and T tokens, causal pairs only
+  double backward_flops = 0;
+  double saved_bytes_per_token = 0;  // activations kept for backward, one layer
+  double kv_bytes_per_token = 0;     // KV cache, one layer
+};
+
+class Attention {
+ public:
+  Attention(AttentionConfig config, AttentionDims dims, DType dtype)
+      : config_(std::move(config)), dims_(dims), dtype_(dtype) {}
+  virtual ~Attention() = default;
+
+  /// Plans one layer for a step of B x T tokens. What backward needs comes from `saved`; what only lives inside one
+  /// layer's forward or backward comes from `scratch` (taken anew, in the same order, for every layer).
+  virtual AttentionState plan(Arena& saved, Arena& scratch, std::int64_t B, std::int64_t T) const = 0;
+
+  /// state.qkv -> state.q, state.k.
+  virtual void prepare(Context& ctx, AttentionState& state) const = 0;
+
+  struct Forward {
+    const Queries& q;
+    const Keys& k;
+    const Ranges& ranges;
+    Tensor out;  // [B, Tq, H, Dv], strided allowed, overwritten
+    Tensor lse;  // [B, H, Tq] f32, overwritten
+    Arena& scratch;
+  };
+  virtual void core(Context& ctx, const Forward& args) const = 0;
+
+  struct Backward {
+    const Queries& q;
+    const Keys& k;
+    const Ranges& ranges;
+    Tensor out, lse, d_out;  // as core wrote them; gradient of out
+    Tensor d_q, d_k, d_v;    // [B, Tq, H, Dqk], [B, Tk, G, Dqk], [B, Tk, G, Dv]: overwritten
+    Arena& scratch;
+  };
+  /// Gradients with respect to the prepared q, k and v; sfa writes exact zeros outside the supports.
+  virtual void core_backward(Context& ctx, const Backward& args) const = 0;
+  /// Gradient with respect to state.qkv, in place in the same layout: what core_backward wrote into views of d_qkv is
+  /// turned into the gradient of the unprepared rows. For dense and plain sfa nothing is left to do.
+  virtual void prepare_backward(Context& ctx, const AttentionState& state, const Tensor& d_qkv) const;
+
+  virtual KvCache plan_cache(Arena& arena, std::int64_t B, std::int64_t capacity) const = 0;
+  /// Appends prepared keys of new tokens at cache.length and advances it.
+  virtual void append(Context& ctx, const Keys& keys, KvCache& cache) const = 0;
+
+  [[nodiscard]] virtual AttentionCost cost(std::int64_t T) const = 0;
+
+  [[nodiscard]] const AttentionConfig& config() const { return config_; }
+  [[nodiscard]] const AttentionDims& dims() const { return dims_; }
+  [[nodiscard]] DType dtype() const { return dtype_; }
+
+ protected:
+  AttentionConfig config_;
+  AttentionDims dims_;
+  DType dtype_;
+};
+
+/// prepare + core on one layer's state: the whole of causal self-attention.
+void attention_forward(Context& ctx, const Attention& attention, AttentionState& state, const Ranges& ranges,
+                       Arena& scratch);
+/// The same for new tokens after those in `cache`: their keys are appended first, and ranges.query_offset is set to
+/// their place.
+void attention_forward_cached(Context& ctx, const Attention& attention, AttentionState& state, KvCache& cache,
+                              Ranges ranges, Arena& scratch);
+/// Writes d_qkv [B, T, row] from d_out [B, T, H, Dv].
+void attention_backward(Context& ctx, const Attention& attention, AttentionState& state, const Ranges& ranges,
+                        const Tensor& d_out, const Tensor& d_qkv, Arena& scratch);
+
+/// (out, lse) becomes the attention over the union of the keys behind (out, lse) and (other_out, other_lse), which must
+/// be disjoint. out, other_out: [B, T, H, Dv]; lse, other_lse: [B, H, T] f32.
+void attention_merge(Context& ctx, const Tensor& out, const Tensor& lse, const Tensor& other_out,
+                     const Tensor& other_lse);
+
+/// One row of the table: a variant of one type for one device.
+struct AttentionRow {
+  std::string_view type, impl;
+  Device device;
+  int priority;  // `impl: auto` takes the highest among the rows that support the case
+  /// Empty when the row can serve the case, otherwise a sentence that says why not.
+  std::string (*why_not)(const AttentionConfig&, const AttentionDims&, DType);
+  std::unique_ptr<Attention> (*make)(const AttentionConfig&, const AttentionDims&, DType);
+};
+const std::vector<AttentionRow>& attention_table();
+
+/// Throws Error naming what exists when no row serves the case.
+std::unique_ptr<Attention> make_attention(const AttentionConfig& config, const AttentionDims& dims, Device device,
+                                          DType dtype);
+
+/// The three column ranges of a packed [B, T, row] buffer, as [B, T, heads, features] views.
+struct PackedViews {
+  Tensor q, k, v;
+};
+PackedViews packed_views(const Tensor& qkv, const AttentionDims& dims);
+
+}  // namespace sfa

@@ -1,0 +1,43 @@
+// Tile sizes of the backward kernels, with the arithmetic behind them.
+//
+// A block keeps kKeys = 128 keys (two consumer warpgroups of 64) and walks over tiles of kRows query rows. Its five
+// products cost 10 kRows kKeys D FLOP = 2560 clk for kRows D = 8192 at 4096 FLOP a clock.
+//
+// Registers a consumer thread: dK and dV take Dqk/2 + Dv/2, S and dP kRows/2 each, P and dS in bf16 kRows/4 each, dQ
+// kRows Dqk / 256; S, P and dS are dead when the next is alive, so the peak is dK + dV + S + dP + P (224 at 64 x 128
+// rows and at 128 x 64 rows) out of 240.
+//
+// Shared memory (of 227 KiB): K and V 256 (Dqk + Dv) bytes, Q and dO 2 stages of 2 kRows (Dqk + Dv), dS 2 of 256 kRows,
+// staging 2 of 32 KiB: 224 KiB in both instances. At D = 64 two stages of K and V and one of staging would fit as well:
+// 2 % faster at n = 1024 than one of each, less than what the second staging buffer brings.
+#pragma once
+
+namespace sfa::flash {
+
+/// Keys of one block's tile: 64 for each of the two consumer warpgroups.
+inline constexpr int kBackwardKeys = 128;
+inline constexpr int kBackwardConsumers = 2;
+/// Staging buffers of dQ, dK and dV, each with a thread that empties it. One alone was the bottleneck: its waits for
+/// turn, bulk reduction and release take about as long as a step.
+inline constexpr int kBackwardWriters = 2;
+/// Stages of Q and dO: one in use, one on its way.
+inline constexpr int kBackwardQueryStages = 2;
+
+/// Registers after the split: 128 (24 + 2 * 240) = 64512 = 384 * 168, what the block starts with.
+inline constexpr int kBackwardProducerRegisters = 24;
+inline constexpr int kBackwardConsumerRegisters = 240;
+
+/// Query rows of a tile.
+constexpr int backward_rows(int dqk, int dv) {
+  return dqk <= 64 && dv <= 64 ? 128 : 64;
+}
+/// Of every four exponentials so many run on the FMA units instead of MUFU.
+inline constexpr int kBackwardFmaExponentials = 0;
+
+/// Bytes of Q, dO and dQ sums that the heads in flight may fill: half of L2, so that they stay there with K and V.
+inline constexpr long long kBackwardL2Bytes = 24ll << 20;
+/// At least so many heads at once: about 11 blocks a head, whose ordered additions to dQ then start within 11 short
+/// waits.
+inline constexpr int kBackwardMinHeads = 12;
+
+}  // namespace sfa::flash

@@ -1,0 +1,7 @@
+#include "attention/flash/cpu/decode.h"
+#include "attention/flash/cpu/vec_avx2.h"
+
+namespace sfa::flash_cpu {
+constexpr Kernels kTable = kernels_of<Avx2>("avx2");
+const Kernels kAvx2Kernels = kTable;
+}  // namespace sfa::flash_cpu

@@ -1,0 +1,46 @@
+// Backward of the tiled attention core on sm_90a, in bf16 with f32 sums. Everything is recomputed from q, k, v and the
+// log-sum-exp that the forward saved; no Tq x Tk matrix reaches memory.
+//
+//   S = scale Q K^T,  P = exp(S - LSE),  dP = dO V^T,  D_i = sum_c dO[i, c] O[i, c],  dS = P * (dP - D)
+//   dQ = scale dS K,  dK = scale dS^T Q,  dV = P^T dO      dK and dV summed over the query heads of a group
+//
+// Deterministic: two runs give the same bits, whatever the scheduling (attention/flash/backward_sm90.cuh says how).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "attention/flash/flash_params.h"
+
+namespace sfa::flash {
+
+/// Tensors as in ForwardParams. d_q, d_k and d_v are overwritten; every byte of them that belongs to a row is written.
+struct BackwardParams {
+  Shape shape;
+  Ranges ranges;
+  float scale = 0;  ///< positive
+  const void* q = nullptr;
+  const void* k = nullptr;
+  const void* v = nullptr;
+  const void* out = nullptr;
+  const void* d_out = nullptr;
+  const float* lse = nullptr;  ///< [B, H, Tq] contiguous, natural logarithm; -inf marks rows without keys
+  void* d_q = nullptr;
+  void* d_k = nullptr;
+  void* d_v = nullptr;
+  Strides q_stride, k_stride, v_stride, out_stride, d_out_stride, d_q_stride, d_k_stride, d_v_stride;
+  void* workspace = nullptr;  ///< backward_workspace_bytes(), aligned to 256 bytes; contents do not matter
+  int heads_together = 0;     ///< key/value heads in flight at once; 0: chosen from the shape
+};
+
+/// True when there are kernels for the shape (on a card of compute capability 9.0).
+bool backward_supported(const Shape& shape);
+
+/// Bytes of scratch that one call needs.
+std::size_t backward_workspace_bytes(const Shape& shape);
+
+/// Enqueues the work on `stream` (a cudaStream_t): no allocation, no synchronisation, safe inside graph capture.
+/// Throws Error when the shape is not served, or a pointer or stride is missing or misaligned.
+void backward(const BackwardParams& params, void* stream);
+
+}  // namespace sfa::flash

@@ -1,0 +1,104 @@
+// The table of attention variants, the choice among them, and what all of them share: ranges, packed rows, forward and
+// backward in steps.
+#include <algorithm>
+#include <cmath>
+
+#include "attention/attention.h"
+#include "attention/dense/dense.h"
+#include "attention/flash/cpu/flash_cpu.h"
+#include "attention/sfa/sfa.h"
+
+namespace sfa {
+
+// The table: one line a variant and device. `impl: auto` takes the highest priority that serves the case.
+const std::vector<AttentionRow>& attention_table() {
+  static const std::vector<AttentionRow> table = {
+      {"dense", "reference", Device::cpu, 0, dense_reference_why_not, make_dense_reference},
+      {"dense", "flash", Device::cpu, 10, dense_flash_cpu_why_not, make_dense_flash_cpu},
+      {"dense", "reference", Device::cuda, 0, dense_reference_why_not, make_dense_reference},
+      {"sfa", "reference", Device::cpu, 0, sfa_reference_why_not, make_sfa_reference},
+      {"sfa", "flash", Device::cpu, 10, sfa_flash_cpu_why_not, make_sfa_flash_cpu},
+      {"sfa", "reference", Device::cuda, 0, sfa_reference_why_not, make_sfa_reference},
+  };
+  return table;
+}
+
+std::unique_ptr<Attention> make_attention(const AttentionConfig& config, const AttentionDims& dims, Device device,
+                                          DType dtype) {
+  const AttentionRow* best = nullptr;
+  std::string reasons, known;
+  for (const AttentionRow& row : attention_table()) {
+    if (row.type != config.type || row.device != device) continue;
+    known += (known.empty() ? "" : ", ") + std::string(row.impl);
+    if (config.impl != "auto" && config.impl != row.impl) continue;
+    const std::string why = row.why_not(config, dims, dtype);
+    if (!why.empty())
+      reasons += fmt::format("{}{}: {}", reasons.empty() ? "" : "; ", row.impl, why);
+    else if (best == nullptr || row.priority > best->priority)
+      best = &row;
+  }
+  require(!known.empty(), "model.attention.type: '{}' is not known; there are dense and sfa", config.type);
+  require(best != nullptr || !reasons.empty(),
+          "model.attention.impl: there is no '{}' for type '{}' on {}; there is: auto, {}", config.impl, config.type,
+          name_of(device), known);
+  require(best != nullptr, "model.attention: no implementation of '{}' on {} serves this case ({})", config.type,
+          name_of(device), reasons);
+  return best->make(config, dims, dtype);
+}
+
+float AttentionDims::scale() const {
+  return 1.0f / std::sqrt(static_cast<float>(Dqk));
+}
+
+Ranges::Span Ranges::at(std::int64_t b, std::int64_t i, std::int64_t Tk) const {
+  const std::int64_t p = i + query_offset;
+  const std::int64_t hi = causal ? std::clamp<std::int64_t>(p + 1, 0, Tk) : Tk;
+  std::int64_t lo = window > 0 ? std::max<std::int64_t>(0, p + 1 - window) : 0;
+  if (!first_key.empty()) lo = std::max<std::int64_t>(lo, first_key.as<std::int32_t>()[b * first_key.dim(1) + i]);
+  return {std::min(lo, hi), hi};
+}
+
+PackedViews packed_views(const Tensor& qkv, const AttentionDims& d) {
+  require(qkv.rank == 3 && qkv.dim(2) == d.row(), "internal error: packed rows of {} in {}", d.row(), qkv);
+  return {qkv.slice(2, 0, d.H * d.Dqk).split_last(d.H), qkv.slice(2, d.H * d.Dqk, d.G * d.Dqk).split_last(d.G),
+          qkv.slice(2, (d.H + d.G) * d.Dqk, d.G * d.Dv).split_last(d.G)};
+}
+
+void Attention::prepare_backward(Context&, const AttentionState&, const Tensor&) const {}
+
+void attention_forward(Context& ctx, const Attention& attention, AttentionState& state, const Ranges& ranges,
+                       Arena& scratch) {
+  attention.prepare(ctx, state);
+  attention.core(ctx, {state.q, state.k, ranges, state.out, state.lse, scratch});
+}
+
+Keys KvCache::filled() const {
+  Keys view;
+  const auto part = [&](const Tensor& t) { return t.empty() ? Tensor{} : t.slice(1, 0, length); };
+  view.dense = part(keys.dense);
+  view.values = part(keys.values);
+  view.indices = part(keys.indices);
+  view.v = part(keys.v);
+  return view;
+}
+
+void attention_forward_cached(Context& ctx, const Attention& attention, AttentionState& state, KvCache& cache,
+                              Ranges ranges, Arena& scratch) {
+  require(cache.length + state.out.dim(1) <= cache.capacity,
+          "the key/value cache holds {} tokens; {} more do not fit into {}", cache.length, state.out.dim(1),
+          cache.capacity);
+  ranges.query_offset = cache.length;
+  attention.prepare(ctx, state);
+  attention.append(ctx, state.k, cache);
+  const Keys keys = cache.filled();
+  attention.core(ctx, {state.q, keys, ranges, state.out, state.lse, scratch});
+}
+
+void attention_backward(Context& ctx, const Attention& attention, AttentionState& state, const Ranges& ranges,
+                        const Tensor& d_out, const Tensor& d_qkv, Arena& scratch) {
+  const PackedViews d = packed_views(d_qkv, attention.dims());
+  attention.core_backward(ctx, {state.q, state.k, ranges, state.out, state.lse, d_out, d.q, d.k, d.v, scratch});
+  attention.prepare_backward(ctx, state, d_qkv);
+}
+
+}  // namespace sfa

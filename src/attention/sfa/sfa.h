@@ -1,0 +1,23 @@
+// Sparse Feature Attention, `type: sfa` (arXiv 2603.22300): the k largest-magnitude features of each query and key are
+// kept, scores come from shared features alone, V stays dense. The KV cache holds k values and k u8 indices a key, and
+// V rows.
+#pragma once
+
+#include "attention/attention.h"
+
+namespace sfa {
+
+std::string sfa_reference_why_not(const AttentionConfig& config, const AttentionDims& dims, DType dtype);
+std::unique_ptr<Attention> make_sfa_reference(const AttentionConfig& config, const AttentionDims& dims, DType dtype);
+
+/// What every implementation of SFA shares: the sparse KV cache and the cost.
+class SfaAttention : public Attention {
+ public:
+  using Attention::Attention;
+  KvCache plan_cache(Arena& arena, std::int64_t B, std::int64_t capacity) const override;
+  void append(Context& ctx, const Keys& keys, KvCache& cache) const override;
+  /// FLOPs count shared features at their expectation for uniform supports, k_q k_k / Dqk a pair (Eq. 7).
+  [[nodiscard]] AttentionCost cost(std::int64_t T) const override;
+};
+
+}  // namespace sfa

@@ -1,0 +1,51 @@
+#include "checkpoint/model_checkpoint.h"
+
+#include <algorithm>
+
+namespace sfa {
+
+void add_parameters(Context& ctx, CheckpointWriter& writer, const ParameterList& list, const std::string& prefix,
+                    const Tensor& flat) {
+  std::vector<float> host;
+  for (std::size_t i = 0; i < list.all().size(); ++i) {
+    const Parameter& p = list.all()[i];
+    const Tensor view = list.view(flat, i);
+    const float* data = view.as<float>();
+    if (flat.device != Device::cpu) {
+      host.resize(static_cast<std::size_t>(p.numel()));
+      ctx.copy(host.data(), Device::cpu, view.data, flat.device, static_cast<std::size_t>(view.bytes()));
+      ctx.synchronize();
+      data = host.data();
+    }
+    writer.add({prefix + "/" + p.name, DType::f32, p.shape}, 0, p.numel(), data);
+  }
+}
+
+void read_parameters(Context& ctx, CheckpointReader& reader, const ParameterList& list, const std::string& prefix,
+                     const Tensor& flat) {
+  std::vector<float> host;
+  std::vector<std::uint16_t> rounded;
+  for (std::size_t i = 0; i < list.all().size(); ++i) {
+    const Parameter& p = list.all()[i];
+    const std::string name = prefix + "/" + p.name;
+    const auto it = reader.tensors().find(name);
+    require(it != reader.tensors().end(), "{}: the checkpoint has no tensor '{}'", reader.folder().string(), name);
+    require(it->second.shape == p.shape, "{}: the checkpoint's '{}' has shape [{}], the model's has [{}]",
+            reader.folder().string(), name, fmt::join(it->second.shape, ", "), fmt::join(p.shape, ", "));
+    require(it->second.dtype == DType::f32, "{}: the checkpoint's '{}' is {}, f32 is expected",
+            reader.folder().string(), name, name_of(it->second.dtype));
+    host.resize(static_cast<std::size_t>(p.numel()));
+    reader.read(name, 0, p.numel(), host.data());
+    const Tensor view = list.view(flat, i);
+    const void* source = host.data();
+    if (flat.dtype == DType::bf16) {
+      rounded.resize(host.size());
+      std::transform(host.begin(), host.end(), rounded.begin(), bf16_bits);
+      source = rounded.data();
+    }
+    ctx.copy(view.data, flat.device, source, Device::cpu, static_cast<std::size_t>(view.bytes()));
+    ctx.synchronize();
+  }
+}
+
+}  // namespace sfa

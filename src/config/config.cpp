@@ -1,0 +1,294 @@
+// YAML -> flat map of dotted keys -> typed fields, and back.
+#include "config/config.h"
+
+#include <yaml-cpp/yaml.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <fstream>
+#include <map>
+#include <numeric>
+#include <sstream>
+
+namespace sfa {
+namespace {
+
+struct Leaf {
+  std::string text;   // the scalar as written
+  std::string where;  // "configs/x.yaml:12" or "command line"
+  bool used = false;
+};
+using Leaves = std::map<std::string, Leaf>;
+
+void flatten(const YAML::Node& node, const std::string& prefix, const std::string& source, bool lines, bool replace,
+             Leaves& out) {
+  const std::string where = lines ? fmt::format("{}:{}", source, node.Mark().line + 1) : source;
+  if (node.IsMap()) {
+    for (const auto& entry : node) {
+      require(entry.first.IsScalar(), "{}: a key must be a plain word", where);
+      flatten(entry.second, prefix + (prefix.empty() ? "" : ".") + entry.first.Scalar(), source, lines, replace, out);
+    }
+    return;
+  }
+  require(!prefix.empty(), "{}: a configuration is a list of `key: value` lines", where);
+  require(!node.IsSequence(), "{}: {}: a single value is expected, not a list", where, prefix);
+  require(replace || !out.contains(prefix), "{}: {} is given twice", where, prefix);
+  out[prefix] = {node.IsNull() ? "" : node.Scalar(), where, false};
+}
+
+YAML::Node load_yaml(const std::string& text, const std::string& source) {
+  try {
+    return YAML::Load(text);
+  } catch (const YAML::Exception& e) {
+    fail("{}:{}: not valid YAML: {}", source, e.mark.line + 1, e.msg);
+  }
+}
+
+std::string last_part(const std::string& path) {
+  return path.substr(path.rfind('.') + 1);
+}
+
+// Sets fields from leaves.
+class Reader final : public ConfigVisitor {
+ public:
+  explicit Reader(Leaves& leaves) : leaves_(leaves) {}
+
+  void key(const KeyInfo& info, std::string& value) override {
+    Leaf* leaf = find(info);
+    if (!leaf) return;
+    const bool known =
+        info.choices.empty() || std::find(info.choices.begin(), info.choices.end(), leaf->text) != info.choices.end();
+    require(known, "{}: {}: '{}' is not one of {}", leaf->where, info.path, leaf->text, fmt::join(info.choices, ", "));
+    value = leaf->text;
+  }
+  void key(const KeyInfo& info, std::int64_t& value) override {
+    Leaf* leaf = find(info);
+    if (!leaf) return;
+    const std::string& s = leaf->text;
+    std::int64_t parsed = 0;
+    const auto [end, error] = std::from_chars(s.data(), s.data() + s.size(), parsed);
+    if (error == std::errc{} && end == s.data() + s.size()) {
+      value = parsed;
+      return;
+    }
+    // 1e6 is a whole number too.
+    double wide = 0;
+    require(number(s, wide) && wide == std::floor(wide) && std::fabs(wide) < 9e15,
+            "{}: {}: a whole number is expected, got '{}'", leaf->where, info.path, s);
+    value = static_cast<std::int64_t>(wide);
+  }
+  void key(const KeyInfo& info, double& value) override {
+    Leaf* leaf = find(info);
+    if (!leaf) return;
+    double parsed = 0;
+    require(number(leaf->text, parsed), "{}: {}: a number is expected, got '{}'", leaf->where, info.path, leaf->text);
+    value = parsed;
+  }
+  void key(const KeyInfo& info, bool& value) override {
+    Leaf* leaf = find(info);
+    if (!leaf) return;
+    require(leaf->text == "true" || leaf->text == "false", "{}: {}: true or false is expected, got '{}'", leaf->where,
+            info.path, leaf->text);
+    value = leaf->text == "true";
+  }
+
+ private:
+  static bool number(const std::string& s, double& value) {
+    const auto [end, error] = std::from_chars(s.data(), s.data() + s.size(), value);
+    return error == std::errc{} && end == s.data() + s.size() && std::isfinite(value);
+  }
+
+  // A key goes by its path, or by an alias in its own section or, as nanoGPT writes it, at the top.
+  Leaf* find(const KeyInfo& info) {
+    Leaf* found = nullptr;
+    const auto look = [&](const std::string& name) {
+      const auto it = leaves_.find(name);
+      if (it == leaves_.end() || it->second.used) return;
+      require(found == nullptr, "{}: {} is another name of {}, which is given too", it->second.where, name, info.path);
+      it->second.used = true;
+      found = &it->second;
+    };
+    look(info.path);
+    const std::size_t dot = info.path.rfind('.');
+    for (const std::string& alias : info.aliases) {
+      if (dot != std::string::npos) look(info.path.substr(0, dot + 1) + alias);
+      look(alias);
+    }
+    return found;
+  }
+  Leaves& leaves_;
+};
+
+// Collects names, or prints values.
+class Lister final : public ConfigVisitor {
+ public:
+  struct Entry {
+    KeyInfo info;
+    std::string value;
+  };
+  std::vector<Entry> entries;
+
+  void key(const KeyInfo& info, std::string& value) override { entries.push_back({info, quoted(value)}); }
+  void key(const KeyInfo& info, std::int64_t& value) override { entries.push_back({info, fmt::format("{}", value)}); }
+  void key(const KeyInfo& info, double& value) override { entries.push_back({info, fmt::format("{}", value)}); }
+  void key(const KeyInfo& info, bool& value) override { entries.push_back({info, value ? "true" : "false"}); }
+
+ private:
+  static std::string quoted(const std::string& s) {
+    const bool plain = !s.empty() && std::all_of(s.begin(), s.end(), [](char c) {
+      return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '/' || c == '.' || c == '-';
+    });
+    if (plain) return s;
+    std::string out = "'";
+    for (char c : s) out += c == '\'' ? std::string("''") : std::string(1, c);
+    return out + "'";
+  }
+};
+
+std::vector<Lister::Entry> list_keys(Config config) {
+  Lister lister;
+  visit_config(config, lister);
+  return lister.entries;
+}
+
+std::size_t edit_distance(const std::string& a, const std::string& b) {
+  std::vector<std::size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), std::size_t{0});
+  for (std::size_t i = 1; i <= a.size(); ++i) {
+    std::size_t diagonal = row[0];
+    row[0] = i;
+    for (std::size_t j = 1; j <= b.size(); ++j) {
+      const std::size_t above = row[j];
+      row[j] = std::min({above + 1, row[j - 1] + 1, diagonal + (a[i - 1] == b[j - 1] ? 0 : 1)});
+      diagonal = above;
+    }
+  }
+  return row[b.size()];
+}
+
+std::string nearest_key(const std::string& unknown) {
+  std::string best;
+  double least = 1e9;
+  for (const auto& entry : list_keys({})) {
+    // The full path counts, and so does the last word alone: `train.learning_rat`, `lr`.
+    const std::string& path = entry.info.path;
+    const double whole = static_cast<double>(edit_distance(unknown, path));
+    const double word = static_cast<double>(edit_distance(last_part(unknown), last_part(path))) + 0.4 +
+                        (path.substr(0, path.find('.')) == unknown.substr(0, unknown.find('.')) ? 0 : 0.3);
+    const double distance = std::min(whole, word);
+    if (distance < least) {
+      least = distance;
+      best = path;
+    }
+  }
+  return best;
+}
+
+void apply_override(const std::string& text, Leaves& leaves) {
+  const std::size_t equals = text.find('=');
+  if (equals == std::string::npos || equals == 0)
+    throw UsageError(
+        fmt::format("'{}' is not an override; write key.path=value, for example train.max_steps=200", text));
+  flatten(load_yaml(text.substr(equals + 1), "override " + text), text.substr(0, equals), "command line", false, true,
+          leaves);
+}
+
+void check_positive(double value, const char* key) {
+  require(value > 0, "{}: must be positive, got {}", key, value);
+}
+void check_not_negative(double value, const char* key) {
+  require(value >= 0, "{}: must not be negative, got {}", key, value);
+}
+
+void validate(Config& c) {
+  require(!c.output_dir.empty(), "output_dir: is not set; it names the folder of the run");
+  check_not_negative(static_cast<double>(c.seed), "seed");
+  c.model.resolve();
+  DataConfig& d = c.data;
+  if (d.seq_len == 0) d.seq_len = c.model.max_position_embeddings;
+  check_positive(static_cast<double>(d.seq_len), "data.seq_len");
+  require(d.seq_len <= c.model.max_position_embeddings,
+          "data.seq_len: {} tokens are longer than the model's {} positions (model.max_position_embeddings)", d.seq_len,
+          c.model.max_position_embeddings);
+  check_positive(static_cast<double>(d.batch_size), "data.batch_size");
+  if (d.micro_batch_size == 0) d.micro_batch_size = d.batch_size;
+  check_positive(static_cast<double>(d.micro_batch_size), "data.micro_batch_size");
+  require(d.batch_size % d.micro_batch_size == 0, "data.micro_batch_size: {} does not divide data.batch_size = {}",
+          d.micro_batch_size, d.batch_size);
+  const TrainConfig& t = c.train;
+  check_positive(static_cast<double>(t.max_steps), "train.max_steps");
+  check_positive(t.lr, "train.lr");
+  check_not_negative(t.min_lr, "train.min_lr");
+  require(t.min_lr <= t.lr, "train.min_lr: {} is above train.lr = {}", t.min_lr, t.lr);
+  check_not_negative(static_cast<double>(t.warmup_steps), "train.warmup_steps");
+  check_not_negative(t.weight_decay, "train.weight_decay");
+  for (const auto& [beta, key] : {std::pair{t.beta1, "train.beta1"}, std::pair{t.beta2, "train.beta2"}})
+    require(beta >= 0 && beta < 1, "{}: must be at least 0 and below 1, got {}", key, beta);
+  check_positive(t.epsilon, "train.epsilon");
+  check_not_negative(t.grad_clip, "train.grad_clip");
+  check_not_negative(static_cast<double>(t.eval_every), "train.eval_every");
+  check_positive(static_cast<double>(t.log_every), "train.log_every");
+  check_not_negative(static_cast<double>(c.checkpoint.every), "checkpoint.every");
+  check_not_negative(static_cast<double>(c.checkpoint.keep_last), "checkpoint.keep_last");
+  check_not_negative(static_cast<double>(c.checkpoint.keep_every), "checkpoint.keep_every");
+}
+
+Config build(Leaves& leaves) {
+  Config config;
+  Reader reader(leaves);
+  visit_config(config, reader);
+  for (const auto& [name, leaf] : leaves)
+    require(leaf.used, "{}: unknown key '{}'; the nearest known one is '{}'", leaf.where, name, nearest_key(name));
+  validate(config);
+  return config;
+}
+
+}  // namespace
+
+Config parse_config(const std::string& text, const std::string& source, const std::vector<std::string>& overrides) {
+  Leaves leaves;
+  const YAML::Node root = load_yaml(text, source);
+  if (!root.IsNull()) flatten(root, "", source, true, false, leaves);
+  for (const std::string& o : overrides) apply_override(o, leaves);
+  return build(leaves);
+}
+
+Config load_config(const std::string& file, const std::vector<std::string>& overrides) {
+  if (file.empty()) return parse_config("", "", overrides);
+  std::ifstream in(file);
+  require(in.good(), "{}: the configuration can't be read; is the path right?", file);
+  std::stringstream text;
+  text << in.rdbuf();
+  return parse_config(text.str(), file, overrides);
+}
+
+std::string dump_config(const Config& config) {
+  std::string out, section;
+  for (const auto& [info, value] : list_keys(config)) {
+    std::vector<std::string> parts;
+    std::stringstream path(info.path);
+    for (std::string part; std::getline(path, part, '.');) parts.push_back(part);
+    std::string own;
+    for (std::size_t i = 0; i + 1 < parts.size(); ++i) {
+      own += (own.empty() ? "" : ".") + parts[i];
+      if (!(section + ".").starts_with(own + ".")) out += std::string(2 * i, ' ') + parts[i] + ":\n";
+    }
+    section = own;
+    out += std::string(2 * (parts.size() - 1), ' ') + parts.back() + ": " + value + "\n";
+  }
+  return out;
+}
+
+std::string config_reference() {
+  std::string out = "| key | default | meaning |\n|---|---|---|\n";
+  for (const auto& [info, value] : list_keys({})) {
+    std::string meaning = info.meaning;
+    if (!info.choices.empty()) meaning += fmt::format(" (`{}`)", fmt::join(info.choices, "`, `"));
+    if (!info.aliases.empty()) meaning += fmt::format("; also `{}`", fmt::join(info.aliases, "`, `"));
+    out += fmt::format("| `{}` | `{}` | {} |\n", info.path, value, meaning);
+  }
+  return out;
+}
+
+}  // namespace sfa

@@ -1,0 +1,144 @@
+// Every key of a configuration, once.
+#include <limits>
+
+#include "config/config.h"
+
+namespace sfa {
+namespace {
+
+// k_q and k_k are plain ints where the kernels use them.
+void int_key(ConfigVisitor& v, const KeyInfo& info, int& value) {
+  std::int64_t wide = value;
+  v.key(info, wide);
+  require(wide >= std::numeric_limits<int>::min() && wide <= std::numeric_limits<int>::max(), "{}: {} is out of range",
+          info.path, wide);
+  value = static_cast<int>(wide);
+}
+
+void visit_attention(ModelConfig& m, ConfigVisitor& v) {
+  const std::string p = "model.attention.";
+  v.key({p + "type",
+         "what scores are made of: all features (`dense`) or the largest k of each query and key (`sfa`)",
+         {"dense", "sfa"},
+         {}},
+        m.attention.type);
+  v.key(
+      {p + "impl", "implementation; `auto` takes the fastest that serves the case", {"auto", "reference", "flash"}, {}},
+      m.attention.impl);
+  v.key({p + "k", "sfa: active features of a query and of a key, out of qk_head_dim", {}, {}}, m.k);
+  int_key(v, {p + "k_q", "sfa: active features of a query; 0 = k", {}, {}}, m.attention.k_q);
+  int_key(v, {p + "k_k", "sfa: active features of a key; 0 = k", {}, {}}, m.attention.k_k);
+  v.key({p + "selection",
+         "sfa: exact top-k, or top-k of a query under at most two of four neighbouring features",
+         {"topk", "topk_2of4"},
+         {}},
+        m.attention.selection);
+  v.key({p + "zero_overlap",
+         "sfa: a pair without a common feature scores 0, or is masked (the diagonal is always kept; reference only)",
+         {"score", "mask"},
+         {}},
+        m.attention.zero_overlap);
+  v.key({p + "qk_head_dim",
+         "features of a query or key head; 0 = hidden_size / num_attention_heads, which value heads always have",
+         {},
+         {}},
+        m.qk_head_dim);
+  v.key({p + "window", "keys that a query sees, itself included (tokens); 0 = all before it", {}, {}},
+        m.attention.window);
+}
+
+void visit_model(ModelConfig& m, ConfigVisitor& v) {
+  v.key({"model.arch", "architecture", {"gpt2"}, {}}, m.arch);
+  v.key({"model.num_hidden_layers", "blocks", {}, {"n_layer"}}, m.num_hidden_layers);
+  v.key({"model.num_attention_heads", "query heads", {}, {"n_head"}}, m.num_attention_heads);
+  v.key({"model.num_key_value_heads", "key and value heads (grouped-query attention); 0 = num_attention_heads", {}, {}},
+        m.num_key_value_heads);
+  v.key({"model.hidden_size", "width of the residual stream", {}, {"n_embd"}}, m.hidden_size);
+  v.key({"model.intermediate_size", "width of the MLP; 0 = 4 * hidden_size", {}, {"n_inner"}}, m.intermediate_size);
+  v.key({"model.max_position_embeddings",
+         "learned positions: the longest sequence (tokens)",
+         {},
+         {"block_size", "n_positions"}},
+        m.max_position_embeddings);
+  v.key({"model.vocab_size", "vocabulary; 0 = that of the data", {}, {}}, m.vocab_size);
+  v.key({"model.layer_norm_epsilon", "added to the variance in layer norms", {}, {}}, m.layer_norm_epsilon);
+  v.key({"model.initializer_range",
+         "standard deviation of initial weights; residual projections get it over sqrt(2 * blocks)",
+         {},
+         {}},
+        m.initializer_range);
+  visit_attention(m, v);
+}
+
+void visit_data(DataConfig& d, ConfigVisitor& v) {
+  v.key({"data.train", "token file made by `sfa data tokenize`, or a glob of shards", {}, {}}, d.train);
+  v.key({"data.val",
+         "token file or glob for validation; empty = the tail that `--val-fraction` set apart in data.train",
+         {},
+         {}},
+        d.val);
+  v.key({"data.seq_len", "tokens of a training sequence; 0 = model.max_position_embeddings", {}, {}}, d.seq_len);
+  v.key({"data.batch_size", "sequences an optimizer step, over all ranks", {}, {}}, d.batch_size);
+  v.key({"data.micro_batch_size",
+         "sequences a rank and forward pass; 0 = batch_size; gradients accumulate over batch_size / (ranks * this)",
+         {},
+         {}},
+        d.micro_batch_size);
+  v.key({"data.shuffle", "visit the windows of an epoch in a seeded random order", {}, {}}, d.shuffle);
+  v.key({"data.document_mask", "tokens attend within their own document only", {}, {}}, d.document_mask);
+}
+
+void visit_train(TrainConfig& t, ConfigVisitor& v) {
+  v.key({"train.max_steps", "optimizer steps of the whole run", {}, {"max_iters"}}, t.max_steps);
+  v.key({"train.lr", "peak learning rate", {}, {"learning_rate"}}, t.lr);
+  v.key({"train.min_lr", "learning rate at the end of the schedule", {}, {}}, t.min_lr);
+  v.key({"train.warmup_steps", "steps of linear warm-up from 0", {}, {"warmup_iters"}}, t.warmup_steps);
+  v.key({"train.schedule",
+         "course of the learning rate after warm-up, down to min_lr at max_steps",
+         {"cosine", "linear", "constant"},
+         {}},
+        t.schedule);
+  v.key({"train.weight_decay", "AdamW: decoupled decay of matrices and embeddings", {}, {}}, t.weight_decay);
+  v.key({"train.beta1", "AdamW: decay of the first moment", {}, {}}, t.beta1);
+  v.key({"train.beta2", "AdamW: decay of the second moment", {}, {}}, t.beta2);
+  v.key({"train.epsilon", "AdamW: added to the root of the second moment", {}, {}}, t.epsilon);
+  v.key({"train.grad_clip", "largest global norm of the gradient; 0 = no clipping", {}, {}}, t.grad_clip);
+  v.key(
+      {"train.dtype",
+       "weights and activations; `auto` is bf16 on a GPU and fp32 on the CPU, where bf16 means rounding after every op",
+       {"auto", "fp32", "bf16"},
+       {}},
+      t.dtype);
+  v.key({"train.grad_dtype", "gradients of parameters", {"fp32", "bf16"}, {}}, t.grad_dtype);
+  v.key({"train.eval_every",
+         "steps between validations (one more at the end); 0 = at the end only",
+         {},
+         {"eval_interval"}},
+        t.eval_every);
+  v.key({"train.log_every", "steps between lines of metrics", {}, {"log_interval"}}, t.log_every);
+}
+
+}  // namespace
+
+void visit_config(Config& c, ConfigVisitor& v) {
+  v.key({"output_dir", "folder of the run: checkpoints, config.yaml, metrics.jsonl, log", {}, {"out_dir"}},
+        c.output_dir);
+  v.key({"device", "where to run; `auto` takes a GPU when one can be used", {"auto", "cpu", "cuda"}, {}}, c.device);
+  v.key({"seed", "of initial weights, data order and sampling", {}, {}}, c.seed);
+  v.key({"resume",
+         "`auto` continues from the newest checkpoint in output_dir when there is one; `never` refuses a folder that "
+         "holds a run",
+         {"never", "auto"},
+         {}},
+        c.resume);
+  visit_model(c.model, v);
+  visit_data(c.data, v);
+  visit_train(c.train, v);
+  v.key({"checkpoint.every", "steps between checkpoints (one more at the end); 0 = at the end only", {}, {}},
+        c.checkpoint.every);
+  v.key({"checkpoint.keep_last", "newest checkpoints that are kept; 0 = all", {}, {}}, c.checkpoint.keep_last);
+  v.key({"checkpoint.keep_every", "checkpoints at multiples of this many steps are kept for ever; 0 = none", {}, {}},
+        c.checkpoint.keep_every);
+}
+
+}  // namespace sfa

@@ -1,0 +1,107 @@
+#include "core/device_cuda.h"
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+
+#include "cuda/state.h"
+
+namespace sfa::cuda_ops {
+namespace {
+
+std::string version_text(int version) {
+  return fmt::format("{}.{}", version / 1000, version % 1000 / 10);
+}
+
+// Empty when device `index` can be used, otherwise a sentence.
+std::string why_not(int index) {
+  cudaDeviceProp properties{};
+  const cudaError_t status = cudaGetDeviceProperties(&properties, index);
+  if (status != cudaSuccess)
+    return fmt::format("the GPU cannot be asked for its properties: {}", cudaGetErrorString(status));
+  if (properties.major < 8)
+    return fmt::format("{} has compute capability {}.{}; 8.0 (Ampere) or newer is needed", properties.name,
+                       properties.major, properties.minor);
+  return {};
+}
+
+std::string find_reason() {
+  int driver = 0, runtime = 0, count = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) return "no NVIDIA driver is loaded";
+  if (cudaRuntimeGetVersion(&runtime) != cudaSuccess) return "the CUDA runtime cannot be asked for its version";
+  // Drivers run every toolkit of their own major version and older ones.
+  if (driver / 1000 < runtime / 1000)
+    return fmt::format(
+        "the NVIDIA driver supports CUDA {} and this build needs {}; install a newer driver or build with an older "
+        "toolkit",
+        version_text(driver), version_text(runtime));
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status == cudaErrorNoDevice || (status == cudaSuccess && count == 0)) return "no NVIDIA GPU is visible";
+  if (status != cudaSuccess) return fmt::format("the NVIDIA driver reports: {}", cudaGetErrorString(status));
+  int current = 0;
+  cudaGetDevice(&current);
+  return why_not(current);
+}
+
+}  // namespace
+
+bool available(std::string* why) {
+  const std::string reason = find_reason();
+  cudaGetLastError();  // a failed question leaves no error behind for the next caller
+  if (why != nullptr) *why = reason;
+  return reason.empty();
+}
+
+std::shared_ptr<CudaState> make_state() {
+  return std::make_shared<CudaState>();
+}
+
+std::string device_name() {
+  int device = 0;
+  cudaDeviceProp properties{};
+  SFA_CUDA_CHECK(cudaGetDevice(&device));
+  SFA_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
+  return properties.name;
+}
+
+void* allocate(std::size_t bytes) {
+  void* memory = nullptr;
+  const cudaError_t status = cudaMalloc(&memory, std::max<std::size_t>(bytes, 1));
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    return nullptr;
+  }
+  SFA_CUDA_CHECK(status);
+  SFA_CUDA_CHECK(cudaMemset(memory, 0, bytes));
+  SFA_CUDA_CHECK(cudaDeviceSynchronize());  // the contexts' streams do not wait for the default stream
+  return memory;
+}
+
+void release(void* memory) noexcept {
+  cudaFree(memory);
+}
+
+std::pair<std::size_t, std::size_t> memory_free_total() {
+  std::size_t free = 0, total = 0;
+  SFA_CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  return {free, total};
+}
+
+void synchronize(const CudaState& state) {
+  SFA_CUDA_CHECK(cudaStreamSynchronize(state.stream));
+}
+
+void copy(const CudaState& state, void* to, Device to_device, const void* from, Device from_device, std::size_t bytes) {
+  const bool to_gpu = to_device == Device::cuda, from_gpu = from_device == Device::cuda;
+  const cudaMemcpyKind kind = to_gpu && from_gpu ? cudaMemcpyDeviceToDevice
+                              : to_gpu           ? cudaMemcpyHostToDevice
+                              : from_gpu         ? cudaMemcpyDeviceToHost
+                                                 : cudaMemcpyHostToHost;
+  SFA_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, kind, state.stream));
+}
+
+void zero(const CudaState& state, void* memory, std::size_t bytes) {
+  SFA_CUDA_CHECK(cudaMemsetAsync(memory, 0, bytes, state.stream));
+}
+
+}  // namespace sfa::cuda_ops

@@ -1,0 +1,34 @@
+// Memory, streams and properties of the GPU, for core/arena.cpp and core/context.cpp. No CUDA type shows here.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "core/context.h"
+#include "core/device.h"
+
+namespace sfa::cuda_ops {
+
+/// True when a GPU can be used; otherwise `why` is a sentence that says what is missing and what would be right
+/// (no driver, driver older than the toolkit of this build, no card, card older than compute capability 8.0).
+bool available(std::string* why);
+
+/// Stream, cuBLASLt handle and workspace on the current device.
+std::shared_ptr<CudaState> make_state();
+std::string device_name();
+
+/// Zero-filled device memory, aligned to 256 bytes; null when there is not enough.
+void* allocate(std::size_t bytes);
+void release(void* memory) noexcept;
+/// Free and total bytes of the card.
+std::pair<std::size_t, std::size_t> memory_free_total();
+
+/// Waits for the state's stream; a fault of any kernel before it is thrown here.
+void synchronize(const CudaState& state);
+/// Asynchronous on the state's stream (a copy from or to pageable CPU memory returns when that memory may be reused).
+void copy(const CudaState& state, void* to, Device to_device, const void* from, Device from_device, std::size_t bytes);
+void zero(const CudaState& state, void* memory, std::size_t bytes);
+
+}  // namespace sfa::cuda_ops

@@ -1,0 +1,120 @@
+#include "core/file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <utility>
+
+#include "core/error.h"
+
+namespace sfa {
+namespace {
+std::string reason() {
+  return std::strerror(errno);
+}
+
+int open_or_fail(const std::string& path, int flags, const char* what) {
+  const int fd = ::open(path.c_str(), flags | O_CLOEXEC, 0644);
+  if (fd >= 0) return fd;
+  if (errno == ENOENT) fail("{} does not exist", path);
+  fail("could not open {} {}: {}", path, what, reason());
+}
+}  // namespace
+
+File::File(File&& other) noexcept : fd_(std::exchange(other.fd_, -1)), path_(std::move(other.path_)) {}
+
+File& File::operator=(File&& other) noexcept {
+  std::swap(fd_, other.fd_);
+  std::swap(path_, other.path_);
+  return *this;
+}
+
+File::~File() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+File File::open_to_read(const std::string& path) {
+  File file(open_or_fail(path, O_RDONLY, "for reading"), path);
+  struct stat status {};
+  if (::fstat(file.fd_, &status) == 0 && S_ISDIR(status.st_mode)) fail("{} is a folder, not a file", path);
+  return file;
+}
+
+File File::open_to_update(const std::string& path) {
+  return {open_or_fail(path, O_RDWR, "for writing"), path};
+}
+
+File File::temporary_in(const std::string& folder) {
+  const std::string label = "a temporary file in " + folder;
+  int fd = ::open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+  if (fd < 0 && (errno == EOPNOTSUPP || errno == EISDIR || errno == ENOSYS)) {  // no O_TMPFILE on this file system
+    std::string name = folder + "/.sfa-tmp-XXXXXX";
+    fd = ::mkstemp(name.data());
+    if (fd >= 0) ::unlink(name.c_str());
+  }
+  if (fd < 0) fail("could not create {}: {}", label, reason());
+  return {fd, label};
+}
+
+std::uint64_t File::size() const {
+  struct stat status {};
+  if (::fstat(fd_, &status) != 0) fail("could not read the size of {}: {}", path_, reason());
+  return static_cast<std::uint64_t>(status.st_size);
+}
+
+void File::read_at(std::uint64_t offset, void* out, std::size_t count) const {
+  auto* bytes = static_cast<char*>(out);
+  while (count > 0) {
+    const ssize_t got = ::pread(fd_, bytes, count, static_cast<off_t>(offset));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) fail("could not read {} at byte {}: {}", path_, offset, reason());
+    if (got == 0) fail("{} is truncated: it ends before byte {}", path_, offset + count);
+    bytes += got;
+    offset += static_cast<std::uint64_t>(got);
+    count -= static_cast<std::size_t>(got);
+  }
+}
+
+void File::write_at(std::uint64_t offset, const void* data, std::size_t count) {
+  const auto* bytes = static_cast<const char*>(data);
+  while (count > 0) {
+    const ssize_t put = ::pwrite(fd_, bytes, count, static_cast<off_t>(offset));
+    if (put < 0 && errno == EINTR) continue;
+    if (put <= 0) fail("could not write {}: {}", path_, reason());
+    bytes += put;
+    offset += static_cast<std::uint64_t>(put);
+    count -= static_cast<std::size_t>(put);
+  }
+}
+
+void File::sync() {
+  if (::fsync(fd_) != 0) fail("could not write {} to disk: {}", path_, reason());
+}
+
+void rename_into_place(const std::string& from, const std::string& to, bool replace) {
+  int result = ::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), replace ? 0u : RENAME_NOREPLACE);
+  if (result != 0 && !replace && errno == EINVAL) {  // the file system knows no RENAME_NOREPLACE
+    if (std::filesystem::exists(to)) fail("{} exists already", to);
+    result = ::rename(from.c_str(), to.c_str());
+  }
+  if (result != 0 && errno == EEXIST) fail("{} exists already", to);
+  if (result != 0) fail("could not rename {} to {}: {}", from, to, reason());
+  const int folder = ::open(folder_of(to).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (folder >= 0) {
+    ::fsync(folder);  // the name itself must survive a power cut; file systems that cannot do it say so, harmlessly
+    ::close(folder);
+  }
+}
+
+std::string folder_of(const std::string& path) {
+  const std::string folder = std::filesystem::path(path).parent_path().string();
+  return folder.empty() ? "." : folder;
+}
+
+}  // namespace sfa

@@ -1,0 +1,43 @@
+// Matrix products through cuBLASLt on row-major matrices, with the epilogues that linear layers want.
+//   d = op(a) op(b)  [+ d]                        accumulation in f32; f32 inputs are multiplied in f32, not TF32
+//   bias:            d = op(a) op(b) + bias       (bias [N], dtype of d)
+//   gelu:            pre = op(a) op(b) + bias;  d = gelu(pre)
+//   gelu_derivative: d = (op(a) op(b)) * gelu'(pre)
+// cuBLASLt reads column-major: the product is asked for as d^T = op(b)^T op(a)^T.
+// The algorithm is the first that cuBLASLt's heuristic gives for a shape, kept for the life of the context. Reductions
+// whose order could vary or that add in the type of d are left out: two runs give the same bits.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "core/dtype.h"
+#include "cuda/state.h"
+
+namespace sfa {
+
+struct Matrix {
+  void* data = nullptr;
+  DType dtype = DType::f32;
+  std::int64_t ld = 0;  // elements from one row to the next
+};
+
+enum class Epilogue : std::uint8_t { none, bias, gelu, gelu_derivative };
+
+struct Gemm {
+  bool transpose_a = false, transpose_b = false;  // true: stored [K,M] / [N,K]
+  bool accumulate = false;
+  std::int64_t M = 0, N = 0, K = 0;
+  Matrix a, b, d;
+  Epilogue epilogue = Epilogue::none;
+  const void* bias = nullptr;
+  Matrix pre = {};  // [M,N], dtype of d
+};
+
+/// Queues the product; false, with nothing queued, when cuBLASLt has no algorithm for this epilogue with these types
+/// and alignments. Without an epilogue a missing algorithm is an Error.
+bool gemm(CudaState& state, const Gemm& args);
+
+std::shared_ptr<GemmPlans> make_gemm_plans();
+
+}  // namespace sfa

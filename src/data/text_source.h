@@ -1,0 +1,56 @@
+// Text inputs as a stream of documents, a bounded piece at a time.
+//
+//   .jsonl        one document a line: the string in the field given ("text"); blank lines are skipped
+//   anything else one document: the whole file ("-": standard input)
+// Empty documents are skipped. Text is taken byte for byte; invalid UTF-8 passes through.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace sfa {
+
+/// A piece of a document. `first`: a document begins with it; the pieces after it belong to the same document.
+struct TextPiece {
+  std::string text;
+  bool first = false;
+};
+
+enum class TextFormat : std::uint8_t { by_name, text, jsonl };
+/// "auto", "txt" or "jsonl"; throws Error otherwise.
+TextFormat text_format_from_name(std::string_view name);
+
+struct TextSourceOptions {
+  std::vector<std::string> inputs;  // paths, or "-" for standard input
+  TextFormat format = TextFormat::by_name;
+  std::string field = "text";
+};
+
+class TextSource {
+ public:
+  /// Checks that every input can be opened, is a file and is not binary, before anything is read.
+  explicit TextSource(TextSourceOptions options);
+  ~TextSource();
+  TextSource(const TextSource&) = delete;
+  TextSource& operator=(const TextSource&) = delete;
+
+  /// The next piece, at most about 1 MiB unless it is a .jsonl record; false at the end of the last input.
+  /// Throws Error naming file and line for a record that is not JSON or lacks the field.
+  bool next(TextPiece& piece);
+
+  [[nodiscard]] std::uint64_t bytes_read() const;
+  /// Sum of the inputs' sizes; 0 when unknown (standard input).
+  [[nodiscard]] std::uint64_t bytes_total() const;
+  /// XXH3-128 of all bytes read so far, in order, 32 hex digits.
+  [[nodiscard]] std::string hash() const;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace sfa

@@ -1,0 +1,40 @@
+#include "eval/loaded_model.h"
+
+#include <algorithm>
+
+#include "checkpoint/model_checkpoint.h"
+
+namespace sfa {
+
+Device choose_device(const std::string& wanted) {
+  std::string why;
+  if (wanted == "cpu") return Device::cpu;
+  const bool there = cuda_available(&why);
+  require(there || wanted != "cuda", "device: cuda was asked for, but {}", why);
+  return there ? Device::cuda : Device::cpu;
+}
+
+bool wants_bf16(const std::string& dtype, Device device) {
+  return dtype == "bf16" || (dtype == "auto" && device == Device::cuda);
+}
+
+LoadedModel::LoadedModel(const LoadOptions& options) : folder_(find_checkpoint(options.path)) {
+  CheckpointReader reader(folder_);
+  config_ = parse_config(reader.config_yaml(), folder_.string(), options.overrides);
+  state_ = reader.state();
+  const Device device = choose_device(options.device);
+  const bool bf16 = wants_bf16(options.dtype, device);
+  const DType storage = bf16 && device == Device::cuda ? DType::bf16 : DType::f32;
+  context_ = std::make_unique<Context>(device);
+  context_->round_bf16 = bf16 && device == Device::cpu;
+  model_ = make_model(config_.model, device, storage);
+  weights_ = std::make_unique<Arena>("parameters", device);
+  weights_->take(storage, {model_->parameters().flat_size()});
+  weights_->bind();
+  const Tensor flat = weights_->take(storage, {model_->parameters().flat_size()});
+  read_parameters(*context_, reader, model_->parameters(), "param", flat);
+  round_output(*context_, flat);
+  model_->bind(flat, Tensor{});
+}
+
+}  // namespace sfa

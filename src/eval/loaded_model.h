@@ -1,0 +1,46 @@
+// A trained model taken from a checkpoint, ready to be evaluated: configuration, weights, and the device it runs on.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "config/config.h"
+#include "core/arena.h"
+#include "models/model.h"
+
+namespace sfa {
+
+struct LoadOptions {
+  std::string path;  // a checkpoint folder, or a run folder: then its newest checkpoint
+  std::string device = "auto";
+  std::string dtype = "auto";          // auto | fp32 | bf16, as train.dtype
+  std::vector<std::string> overrides;  // of the saved configuration, for example model.attention.impl=reference
+};
+
+class LoadedModel {
+ public:
+  explicit LoadedModel(const LoadOptions& options);
+
+  [[nodiscard]] const std::filesystem::path& folder() const { return folder_; }
+  [[nodiscard]] const Config& config() const { return config_; }
+  [[nodiscard]] const nlohmann::json& state() const { return state_; }
+  [[nodiscard]] Context& context() { return *context_; }
+  [[nodiscard]] Model& model() { return *model_; }
+
+ private:
+  std::filesystem::path folder_;
+  Config config_;
+  nlohmann::json state_;
+  std::unique_ptr<Context> context_;
+  std::unique_ptr<Model> model_;
+  std::unique_ptr<Arena> weights_;
+};
+
+/// `auto` -> the GPU when one can be used. Throws Error when a GPU is demanded and there is none.
+Device choose_device(const std::string& wanted);
+/// True when weights and activations are to be rounded to bf16.
+bool wants_bf16(const std::string& dtype, Device device);
+
+}  // namespace sfa

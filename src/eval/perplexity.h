@@ -1,0 +1,33 @@
+// Perplexity: the mean loss over a whole split in non-overlapping windows, each token but a file's first predicted
+// once.
+#pragma once
+
+#include <cstdint>
+
+#include "data/loader.h"
+#include "models/model.h"
+
+namespace sfa {
+
+struct PerplexityResult {
+  double loss = 0;        // mean negative log-likelihood of a token (nats)
+  double perplexity = 0;  // exp(loss)
+  double bits_per_byte =
+      0;  // total nats / ln 2 / bytes of text; 0 when the data does not say how many bytes its tokens stand for
+  std::int64_t tokens = 0;  // predicted tokens
+};
+
+/// Uploads a host batch of the planned shape and gives the model's input.
+using Upload = ModelInput (*)(void* owner, Context& ctx, const Batch& batch);
+
+struct PerplexityRun {
+  Context& ctx;
+  Model& model;
+  ModelArenas& arenas;
+  Tensor losses;  // [B*T] f32 on the device
+  Upload upload;
+  void* owner;  // passed to upload
+};
+PerplexityResult evaluate_perplexity(const PerplexityRun& run, ValidationSet& data);
+
+}  // namespace sfa

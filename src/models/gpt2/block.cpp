@@ -1,0 +1,103 @@
+#include "models/gpt2/block.h"
+
+#include "ops/linear/linear.h"
+#include "ops/residual_norm/residual_norm.h"
+
+namespace sfa {
+
+void gpt2_norm_forward(Context& ctx, const ModelConfig& config, const Gpt2::Affine& weights, const Tensor& residual,
+                       const Tensor& branch, const Gpt2::Norm& norm) {
+  residual_norm_forward(ctx, {.residual = residual,
+                              .x = branch,
+                              .weight = weights.weight,
+                              .bias = weights.bias,
+                              .eps = static_cast<float>(config.layer_norm_epsilon),
+                              .residual_out = branch.empty() ? Tensor{} : norm.residual,
+                              .y = norm.y,
+                              .mean = norm.mean,
+                              .rstd = norm.rstd});
+}
+
+void gpt2_norm_backward(Context& ctx, const Gpt2::Affine& weights, const Gpt2::Affine& gradients,
+                        const Gpt2::Norm& norm, const Tensor& d_y, const Tensor& d_residual_out,
+                        const Tensor& d_residual, Arena& scratch) {
+  residual_norm_backward(ctx, {.d_y = d_y,
+                               .d_residual_out = d_residual_out,
+                               .residual_out = norm.residual,
+                               .weight = weights.weight,
+                               .mean = norm.mean,
+                               .rstd = norm.rstd,
+                               .d_residual = d_residual,
+                               .d_weight = gradients.weight,
+                               .d_bias = gradients.bias,
+                               .scratch = scratch});
+}
+
+namespace {
+
+void linear(Context& ctx, const Tensor& x, const Gpt2::Affine& w, const Tensor& y) {
+  linear_forward(ctx, {x, w.weight, w.bias, y, Tensor{}});
+}
+
+void linear_gelu(Context& ctx, const Tensor& x, const Gpt2::Affine& w, const Tensor& pre, const Tensor& y) {
+  linear_forward(ctx, {x, w.weight, w.bias, y, pre});
+}
+
+void d_linear(Context& ctx, const Tensor& d_y, const Tensor& x, const Gpt2::Affine& w, const Gpt2::Affine& g,
+              const Tensor& d_x, Arena& scratch) {
+  linear_backward(ctx, {d_y, x, w.weight, Tensor{}, d_x, g.weight, g.bias, scratch});
+}
+
+// The gradient goes on to what was before the gelu.
+void d_linear_gelu(Context& ctx, const Tensor& d_y, const Gpt2::BlockActivations& a, const Gpt2::Affine& w,
+                   const Gpt2::Affine& g, const Tensor& d_pre, Arena& scratch) {
+  linear_backward(ctx, {d_y, a.up, w.weight, a.up_pre, d_pre, g.weight, g.bias, scratch});
+}
+
+}  // namespace
+
+void gpt2_block_forward(Context& ctx, const Gpt2BlockContext& block, Gpt2::BlockActivations& acts,
+                        const Tensor& residual, const Tensor& branch, const Tensor& branch_out, const Ranges& ranges) {
+  const Gpt2::Block& w = block.weights;
+  const std::int64_t N = residual.dim(0);
+  gpt2_norm_forward(ctx, block.config, w.norm1, residual, branch, acts.norm1);
+  linear(ctx, acts.norm1.y, w.qkv, acts.attention.qkv.view({N, -1}));
+  if (block.cache)
+    attention_forward_cached(ctx, block.attention, acts.attention, *block.cache, ranges, block.scratch);
+  else
+    attention_forward(ctx, block.attention, acts.attention, ranges, block.scratch);
+  linear(ctx, acts.attention.out.view({N, -1}), w.proj, branch_out);
+  gpt2_norm_forward(ctx, block.config, w.norm2, acts.norm1.residual, branch_out, acts.norm2);
+  linear_gelu(ctx, acts.norm2.y, w.up, acts.up_pre, acts.up);
+  linear(ctx, acts.up, w.down, branch_out);
+}
+
+void gpt2_block_backward(Context& ctx, const Gpt2BlockContext& block, const Gpt2::Block& gradients,
+                         Gpt2::BlockActivations& acts, const Tensor& d_residual, const Ranges& ranges) {
+  const Gpt2::Block& w = block.weights;
+  const std::int64_t N = d_residual.dim(0), C = d_residual.dim(1);
+  Arena& scratch = block.scratch;
+  ArenaScope scope(scratch);
+  const DType type = d_residual.dtype;
+  const Tensor d_y = scratch.take(type, {N, C});
+  {
+    ArenaScope mlp(scratch);
+    const Tensor d_up = scratch.take(type, {N, acts.up.dim(1)});
+    d_linear_gelu(ctx, d_residual, acts, w.down, gradients.down, d_up, scratch);
+    d_linear(ctx, d_up, acts.norm2.y, w.up, gradients.up, d_y, scratch);
+  }
+  gpt2_norm_backward(ctx, w.norm2, gradients.norm2, acts.norm2, d_y, d_residual, d_residual, scratch);
+
+  const Tensor d_out = scratch.take(type, {N, acts.attention.out.dim(2) * acts.attention.out.dim(3)});
+  const Tensor d_qkv =
+      scratch.take(type, {acts.attention.qkv.dim(0), acts.attention.qkv.dim(1), acts.attention.qkv.dim(2)});
+  d_linear(ctx, d_residual, acts.attention.out.view({N, -1}), w.proj, gradients.proj, d_out, scratch);
+  const AttentionState& state = acts.attention;
+  attention_backward(ctx, block.attention, acts.attention, ranges,
+                     d_out.view({state.out.dim(0), state.out.dim(1), state.out.dim(2), state.out.dim(3)}), d_qkv,
+                     scratch);
+  d_linear(ctx, d_qkv.view({N, -1}), acts.norm1.y, w.qkv, gradients.qkv, d_y, scratch);
+  gpt2_norm_backward(ctx, w.norm1, gradients.norm1, acts.norm1, d_y, d_residual, d_residual, scratch);
+}
+
+}  // namespace sfa

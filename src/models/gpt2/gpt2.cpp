@@ -1,0 +1,163 @@
+#include "models/gpt2/gpt2.h"
+
+#include <cmath>
+
+#include "models/gpt2/block.h"
+#include "ops/classifier/classifier.h"
+#include "ops/embedding/embedding.h"
+
+namespace sfa {
+
+Gpt2::Gpt2(ModelConfig config, Device device, DType dtype)
+    : Model(std::move(config), device, dtype),
+      attention_(make_attention(config_.attention, config_.attention_dims(), device, dtype)) {
+  declare_parameters();
+}
+
+// The order is the layout: inside a block first the matrices, which decay, then vectors, which don't, so that AdamW
+// works on two ranges.
+void Gpt2::declare_parameters() {
+  const AttentionDims d = config_.attention_dims();
+  const std::int64_t C = config_.hidden_size, F = config_.intermediate_size, L = config_.num_hidden_layers;
+  const float std_dev = static_cast<float>(config_.initializer_range);
+  const float residual_std =
+      std_dev / std::sqrt(2.0f * static_cast<float>(L));  // GPT-2: branches into the residual stream start smaller
+  const auto matrix = [&](const std::string& name, std::int64_t rows, std::int64_t columns, float std,
+                          const std::string& hf, bool conv1d) {
+    parameters_.add({.name = name,
+                     .shape = {rows, columns},
+                     .decay = true,
+                     .init = Init::normal,
+                     .std_dev = std,
+                     .hf = {{"transformer." + hf, 0, rows, conv1d}}});
+  };
+  const auto vector = [&](const std::string& name, std::int64_t n, Init init, const std::string& hf) {
+    parameters_.add({.name = name, .shape = {n}, .init = init, .hf = {{"transformer." + hf, 0, n, false}}});
+  };
+  matrix("wte.weight", config_.padded_vocab_size(), C, std_dev, "wte.weight", false);
+  matrix("wpe.weight", config_.max_position_embeddings, C, std_dev, "wpe.weight", false);
+  for (std::int64_t l = 0; l < L; ++l) {
+    const std::string h = "h." + std::to_string(l) + ".";
+    matrix(h + "attn.qkv.weight", d.row(), C, std_dev, h + "attn.c_attn.weight", true);
+    matrix(h + "attn.proj.weight", C, d.H * d.Dv, residual_std, h + "attn.c_proj.weight", true);
+    matrix(h + "mlp.up.weight", F, C, std_dev, h + "mlp.c_fc.weight", true);
+    matrix(h + "mlp.down.weight", C, F, residual_std, h + "mlp.c_proj.weight", true);
+    vector(h + "norm1.weight", C, Init::ones, h + "ln_1.weight");
+    vector(h + "norm1.bias", C, Init::zeros, h + "ln_1.bias");
+    vector(h + "attn.qkv.bias", d.row(), Init::zeros, h + "attn.c_attn.bias");
+    vector(h + "attn.proj.bias", C, Init::zeros, h + "attn.c_proj.bias");
+    vector(h + "norm2.weight", C, Init::ones, h + "ln_2.weight");
+    vector(h + "norm2.bias", C, Init::zeros, h + "ln_2.bias");
+    vector(h + "mlp.up.bias", F, Init::zeros, h + "mlp.c_fc.bias");
+    vector(h + "mlp.down.bias", C, Init::zeros, h + "mlp.c_proj.bias");
+  }
+  vector("norm_f.weight", C, Init::ones, "ln_f.weight");
+  vector("norm_f.bias", C, Init::zeros, "ln_f.bias");
+}
+
+Gpt2::Weights Gpt2::views(const Tensor& flat) const {
+  std::size_t next = 0;
+  const auto take = [&] { return parameters_.view(flat, next++); };
+  Weights w;
+  w.wte = take();
+  w.wpe = take();
+  for (std::int64_t l = 0; l < config_.num_hidden_layers; ++l) {
+    Block b;
+    for (Tensor* t : {&b.qkv.weight, &b.proj.weight, &b.up.weight, &b.down.weight, &b.norm1.weight, &b.norm1.bias,
+                      &b.qkv.bias, &b.proj.bias, &b.norm2.weight, &b.norm2.bias, &b.up.bias, &b.down.bias})
+      *t = take();
+    w.blocks.push_back(b);
+  }
+  w.norm_f = {take(), take()};
+  return w;
+}
+
+void Gpt2::bind(const Tensor& parameters, const Tensor& gradients) {
+  weights_ = views(parameters);
+  gradients_ = gradients.empty() ? Weights{} : views(gradients);
+}
+
+Gpt2::Activations Gpt2::plan_activations(Arena& saved, Arena& scratch, std::int64_t B, std::int64_t T) const {
+  const std::int64_t N = B * T, C = config_.hidden_size, F = config_.intermediate_size;
+  const auto norm = [&](Tensor residual) {
+    return Norm{residual, saved.take(dtype_, {N, C}), saved.take(DType::f32, {N}), saved.take(DType::f32, {N})};
+  };
+  Activations a;
+  a.embedded = saved.take(dtype_, {N, C});
+  a.branch = saved.take(dtype_, {N, C});
+  const std::size_t mark = scratch.mark();
+  for (std::int64_t l = 0; l < config_.num_hidden_layers; ++l) {
+    scratch.release(mark);  // what lives inside one layer's attention is shared by all layers
+    BlockActivations b;
+    b.norm1 = norm(l == 0 ? a.embedded : saved.take(dtype_, {N, C}));
+    b.attention = attention_->plan(saved, scratch, B, T);
+    b.norm2 = norm(saved.take(dtype_, {N, C}));
+    b.up_pre = saved.take(dtype_, {N, F});
+    b.up = saved.take(dtype_, {N, F});
+    a.blocks.push_back(b);
+  }
+  a.norm_f = norm(saved.take(dtype_, {N, C}));
+  return a;
+}
+
+void Gpt2::plan(ModelArenas& arenas, std::int64_t B, std::int64_t T) {
+  acts_ = plan_activations(arenas.activations, arenas.scratch, B, T);
+}
+
+void Gpt2::forward(Context& ctx, Arena& scratch, const ModelInput& batch) {
+  const std::int64_t B = batch.tokens.dim(0), T = batch.tokens.dim(1), C = config_.hidden_size;
+  require(B * T == acts_.embedded.dim(0), "internal error: a step of {} x {} tokens was not planned", B, T);
+  const Ranges ranges{.causal = true, .window = config_.attention.window, .first_key = batch.first_key};
+  embedding_forward(ctx, batch.tokens, weights_.wte, weights_.wpe, 0, acts_.embedded.view({B, T, C}));
+  Tensor residual = acts_.embedded, branch;
+  for (std::size_t l = 0; l < acts_.blocks.size(); ++l) {
+    gpt2_block_forward(ctx, {config_, *attention_, weights_.blocks[l], scratch}, acts_.blocks[l], residual, branch,
+                       acts_.branch, ranges);
+    residual = acts_.blocks[l].norm2.residual;
+    branch = acts_.branch;
+  }
+  gpt2_norm_forward(ctx, config_, weights_.norm_f, residual, branch, acts_.norm_f);
+}
+
+void Gpt2::forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput& batch, float loss_scale,
+                            const Tensor& losses) {
+  Arena& scratch = arenas.scratch;
+  const std::int64_t B = batch.tokens.dim(0), T = batch.tokens.dim(1), N = B * T, C = config_.hidden_size;
+  const Ranges ranges{.causal = true, .window = config_.attention.window, .first_key = batch.first_key};
+  forward(ctx, scratch, batch);
+
+  ArenaScope scope(scratch);
+  const Tensor d_residual = scratch.take(dtype_, {N, C}), d_y = scratch.take(dtype_, {N, C});
+  classifier_loss(ctx, {acts_.norm_f.y, weights_.wte, batch.targets, config_.vocab_size, loss_scale, losses, d_y,
+                        gradients_.wte, scratch});
+  gpt2_norm_backward(ctx, weights_.norm_f, gradients_.norm_f, acts_.norm_f, d_y, Tensor{}, d_residual, scratch);
+  for (std::size_t l = acts_.blocks.size(); l-- > 0;)
+    gpt2_block_backward(ctx, {config_, *attention_, weights_.blocks[l], scratch}, gradients_.blocks[l], acts_.blocks[l],
+                        d_residual, ranges);
+  embedding_backward(ctx, {batch.tokens, d_residual.view({B, T, C}), gradients_.wte, gradients_.wpe, scratch});
+}
+
+void Gpt2::evaluate(Context& ctx, ModelArenas& arenas, const ModelInput& batch, const Tensor& losses) {
+  forward(ctx, arenas.scratch, batch);
+  classifier_loss(ctx, {acts_.norm_f.y, weights_.wte, batch.targets, config_.vocab_size, 1.0f, losses, Tensor{},
+                        Tensor{}, arenas.scratch});
+}
+
+ModelCost Gpt2::cost(std::int64_t T) const {
+  ModelCost c;
+  const double C = static_cast<double>(config_.hidden_size), L = static_cast<double>(config_.num_hidden_layers),
+               V = static_cast<double>(config_.vocab_size), F = static_cast<double>(config_.intermediate_size);
+  const AttentionDims d = config_.attention_dims();
+  const AttentionCost a = attention_->cost(T);
+  const double matrices =
+      L * (static_cast<double>(d.row()) * C + C * static_cast<double>(d.H * d.Dv) + 2 * C * F) + V * C;
+  c.parameters = static_cast<double>(parameters_.count()) -
+                 static_cast<double>(config_.padded_vocab_size() - config_.vocab_size) * C;
+  c.attention_flops_per_token = L * a.forward_flops / static_cast<double>(T);
+  c.forward_flops_per_token = 2 * matrices + c.attention_flops_per_token;
+  c.backward_flops_per_token = 4 * matrices + L * a.backward_flops / static_cast<double>(T);
+  c.kv_bytes_per_token = L * a.kv_bytes_per_token;
+  return c;
+}
+
+}  // namespace sfa

@@ -1,0 +1,120 @@
+// A model: one list of parameters and two adjacent functions a block, forward and backward, that call ops. No autograd,
+// no layer classes. Models know no CUDA, NCCL or HDF5.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "attention/attention.h"
+#include "core/arena.h"
+#include "core/context.h"
+#include "models/parameters.h"
+
+namespace sfa {
+
+/// `model` of the configuration. Zero means "from the data" (vocab_size) or "derived" (the rest), until resolve() has
+/// run.
+struct ModelConfig {
+  std::string arch = "gpt2";
+  std::int64_t num_hidden_layers = 12;
+  std::int64_t num_attention_heads = 12;
+  std::int64_t num_key_value_heads = 0;  // 0 = num_attention_heads
+  std::int64_t hidden_size = 768;
+  std::int64_t intermediate_size = 0;  // 0 = 4 * hidden_size
+  std::int64_t max_position_embeddings = 1024;
+  std::int64_t vocab_size = 0;  // 0 = the vocabulary of the data
+  double layer_norm_epsilon = 1e-5;
+  double initializer_range = 0.02;
+  AttentionConfig attention;
+  std::int64_t k = 0;            // attention.k: sets k_q and k_k where they are 0
+  std::int64_t qk_head_dim = 0;  // attention.qk_head_dim: 0 = hidden_size / num_attention_heads
+
+  /// Fills the derived fields and checks everything that does not depend on the data; throws Error with one sentence.
+  void resolve();
+
+  [[nodiscard]] AttentionDims attention_dims() const;
+  /// vocab_size rounded up to a multiple of kVocabularyPadding.
+  [[nodiscard]] std::int64_t padded_vocab_size() const;
+  static constexpr std::int64_t kVocabularyPadding = 64;
+};
+
+/// A micro-batch on the model's device.
+struct ModelInput {
+  Tensor tokens;     // [B,T] i32
+  Tensor targets;    // [B,T] i32, -1 = not counted
+  Tensor first_key;  // optional [B,T] i32: document masks (Ranges::first_key)
+};
+
+struct ModelArenas {
+  Arena activations;  // kept from forward to backward
+  Arena scratch;      // lives within an op or a block
+  explicit ModelArenas(Device device) : activations("activations", device), scratch("scratch", device) {}
+};
+
+/// Work of a model. FLOPs count a multiply-add as two and need only what the mathematics needs (no recomputation).
+struct ModelCost {
+  double parameters = 0;               // without vocabulary padding
+  double forward_flops_per_token = 0;  // at the length asked for, attention included
+  double backward_flops_per_token = 0;
+  double attention_flops_per_token = 0;  // forward, the attention cores alone
+  double kv_bytes_per_token = 0;         // all layers
+};
+
+/// Key/value caches of all layers with the memory to feed them; made by Model::start_generation.
+struct Generation {
+  virtual ~Generation() = default;
+  std::int64_t batch = 0, capacity = 0, length = 0;
+};
+
+class Model {
+ public:
+  virtual ~Model() = default;
+
+  [[nodiscard]] const ModelConfig& config() const { return config_; }
+  [[nodiscard]] const ParameterList& parameters() const { return parameters_; }
+  [[nodiscard]] Device device() const { return device_; }
+  /// Type of weights and activations.
+  [[nodiscard]] DType dtype() const { return dtype_; }
+
+  /// Points the model at flat buffers of flat_size() elements: weights of dtype(), and gradients (f32 or bf16; empty
+  /// when only evaluating).
+  virtual void bind(const Tensor& parameters, const Tensor& gradients) = 0;
+
+  /// Plans one micro-step of B x T. Call with counting arenas, bind them, call again; run() both times takes the same
+  /// memory. Scratch is counted by running the step on a context whose `planning` is set.
+  virtual void plan(ModelArenas& arenas, std::int64_t B, std::int64_t T) = 0;
+
+  /// losses [B*T] f32. Adds to the gradients of all parameters the gradient of loss_scale * sum of losses.
+  virtual void forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput& batch, float loss_scale,
+                                const Tensor& losses) = 0;
+  /// Losses only.
+  virtual void evaluate(Context& ctx, ModelArenas& arenas, const ModelInput& batch, const Tensor& losses) = 0;
+
+  /// Caches for `capacity` tokens in each of B sequences; up to `chunk` tokens are fed at a time.
+  virtual std::unique_ptr<Generation> start_generation(Context& ctx, std::int64_t B, std::int64_t capacity,
+                                                       std::int64_t chunk) = 0;
+  /// Feeds tokens [B, n] (n <= chunk) after those already in the caches; returns logits [B, Vp] of the last one, in
+  /// dtype(), on the device.
+  virtual Tensor feed(Context& ctx, Generation& generation, const Tensor& tokens) = 0;
+
+  [[nodiscard]] virtual ModelCost cost(std::int64_t T) const = 0;
+
+ protected:
+  Model(ModelConfig config, Device device, DType dtype) : config_(std::move(config)), device_(device), dtype_(dtype) {}
+  ModelConfig config_;
+  Device device_;
+  DType dtype_;
+  ParameterList parameters_;
+};
+
+/// Plans and binds the arenas for micro-steps of B x T (training = forward_backward is used, otherwise evaluate alone).
+void plan_model(Model& model, ModelArenas& arenas, std::int64_t B, std::int64_t T, bool training);
+
+/// Throws Error naming the known architectures when config.arch is none of them. config must be resolved, its
+/// vocabulary set.
+std::unique_ptr<Model> make_model(const ModelConfig& config, Device device, DType dtype);
+
+}  // namespace sfa

@@ -1,0 +1,66 @@
+#include "models/parameters.h"
+
+#include <algorithm>
+
+#include "core/rng.h"
+
+namespace sfa {
+
+std::int64_t Parameter::numel() const {
+  std::int64_t n = 1;
+  for (std::int64_t d : shape) n *= d;
+  return n;
+}
+
+std::size_t ParameterList::add(Parameter parameter) {
+  require(!parameter.shape.empty() && parameter.shape.size() <= 2, "internal error: parameter '{}' has {} dimensions",
+          parameter.name, parameter.shape.size());
+  parameter.offset = size_;
+  size_ += (parameter.numel() + kAlignment - 1) / kAlignment * kAlignment;
+  all_.push_back(std::move(parameter));
+  return all_.size() - 1;
+}
+
+std::int64_t ParameterList::count() const {
+  std::int64_t n = 0;
+  for (const Parameter& p : all_) n += p.numel();
+  return n;
+}
+
+const Parameter* ParameterList::find(std::string_view name) const {
+  const auto it = std::find_if(all_.begin(), all_.end(), [&](const Parameter& p) { return p.name == name; });
+  return it == all_.end() ? nullptr : &*it;
+}
+
+Tensor ParameterList::view(const Tensor& flat, std::size_t index) const {
+  const Parameter& p = all_.at(index);
+  const Tensor part = flat.slice(0, p.offset, p.numel());
+  return p.shape.size() == 1 ? part : part.view({p.shape[0], p.shape[1]});
+}
+
+void initialize_parameters(const ParameterList& list, std::uint64_t seed, const Tensor& flat) {
+  float* data = flat.as<float>();
+  std::fill_n(data, flat.numel(), 0.0f);
+  for (std::size_t number = 0; number < list.all().size(); ++number) {
+    const Parameter& p = list.all()[number];
+    float* out = data + p.offset;
+    const std::int64_t n = p.numel();
+    switch (p.init) {
+      case Init::zeros:
+        break;
+      case Init::ones:
+        std::fill_n(out, n, 1.0f);
+        break;
+      case Init::identity:
+        for (std::int64_t r = 0; r < p.shape[0]; ++r) out[r * p.shape[1] + r % p.shape[1]] = 1.0f;
+        break;
+      case Init::normal:
+#pragma omp parallel for schedule(static)
+        for (std::int64_t i = 0; i < n; ++i)
+          out[i] = p.std_dev * normal_at(seed, kPurposeInit, number, static_cast<std::uint64_t>(i));
+        break;
+    }
+  }
+}
+
+}  // namespace sfa

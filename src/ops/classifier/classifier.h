@@ -1,0 +1,32 @@
+// The language-model head with its loss, forward and backward in one pass over chunks of rows, so that the N x Vp
+// logits never exist.
+//   logits = x W^T over the first V of Vp columns (padded columns are left out of the softmax and get no gradient)
+//   losses[n] = logsumexp(logits[n,:V]) - logits[n, target]       (0 where target is -1: the row is not counted)
+//   d_logits = (softmax - onehot) * loss_scale;   d_x = d_logits W (overwritten);   d_weight += d_logits^T x
+//   (accumulate)
+// On a GPU a chunk of logits is kept in the dtype of x and turned into d_logits in place; softmax statistics and losses
+// are f32.
+#pragma once
+
+#include "core/context.h"
+#include "core/tensor.h"
+
+namespace sfa {
+
+struct Classifier {
+  Tensor x;        // [N,C]
+  Tensor weight;   // [Vp,C]
+  Tensor targets;  // [N] i32, -1 = ignored
+  std::int64_t V = 0;
+  float loss_scale = 1.0f;  // 1 / (counted rows of the whole optimizer step)
+  Tensor losses;            // [N] f32, overwritten
+  Tensor d_x;               // [N,C] or empty: loss only
+  Tensor d_weight;          // [Vp,C] or empty, accumulated
+  Arena& scratch;
+};
+void classifier_loss(Context& ctx, const Classifier& args);
+
+/// Rows of a chunk for a given width; fixed by the shapes alone.
+std::int64_t classifier_chunk_rows(std::int64_t N, std::int64_t Vp);
+
+}  // namespace sfa

@@ -1,0 +1,10 @@
+// CPU side of embedding.h.
+#pragma once
+
+#include "ops/embedding/embedding.h"
+
+namespace sfa::cpu_ops {
+void embedding_forward(Context& ctx, const Tensor& tokens, const Tensor& wte, const Tensor& wpe,
+                       std::int64_t first_position, const Tensor& out);
+void embedding_backward(Context& ctx, const EmbeddingBackward& args);
+}  // namespace sfa::cpu_ops

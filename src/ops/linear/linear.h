@@ -1,0 +1,36 @@
+// Linear layer with a fused epilogue. Weights are [O,I], as Hugging Face's nn.Linear has them. Rows are N = B*T.
+//   forward:  a = x W^T + b;   y = a, or y = gelu(a) with a kept in `pre`
+//   backward: d_x = d_y W  [* gelu'(pre_of_x) when x = gelu(pre_of_x): then d_x is the gradient of pre_of_x]
+//   (overwritten)
+//             d_weight += d_y^T x;   d_bias += sum over rows d_y (accumulate)
+// gelu is the tanh form that GPT-2 was trained with: 0.5 a (1 + tanh(sqrt(2/pi) (a + 0.044715 a^3))) (arXiv
+// 1606.08415).
+#pragma once
+
+#include "core/context.h"
+#include "core/tensor.h"
+
+namespace sfa {
+
+struct LinearForward {
+  Tensor x;       // [N,I]
+  Tensor weight;  // [O,I]
+  Tensor bias;    // [O] or empty
+  Tensor y;       // [N,O]
+  Tensor pre;     // [N,O] for gelu, otherwise empty
+};
+void linear_forward(Context& ctx, const LinearForward& args);
+
+struct LinearBackward {
+  Tensor d_y;       // [N,O]
+  Tensor x;         // [N,I]
+  Tensor weight;    // [O,I]
+  Tensor pre_of_x;  // [N,I] when x is a gelu output, otherwise empty
+  Tensor d_x;       // [N,I] or empty (not wanted)
+  Tensor d_weight;  // [O,I], accumulated; dtype of the gradients
+  Tensor d_bias;    // [O] or empty, accumulated
+  Arena& scratch;
+};
+void linear_backward(Context& ctx, const LinearBackward& args);
+
+}  // namespace sfa

@@ -1,0 +1,128 @@
+#include "ops/linear/linear_cpu.h"
+
+#include <cblas.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "core/simd.h"
+
+namespace sfa::cpu_ops {
+namespace {
+
+constexpr float kSqrt2OverPi = 0.7978845608028654f;
+constexpr float kCubic = 0.044715f;
+
+// tanh through one exponential, which the compiler vectorises where std::tanh stays scalar.
+inline float tanh_fast(float x) {
+  const float e = simd::exp(-2.0f * std::fabs(x));
+  const float t = (1.0f - e) / (1.0f + e);
+  return std::copysign(t, x);
+}
+
+inline float gelu(float a) {
+  return 0.5f * a * (1.0f + tanh_fast(kSqrt2OverPi * (a + kCubic * a * a * a)));
+}
+
+inline float gelu_derivative(float a) {
+  const float t = tanh_fast(kSqrt2OverPi * (a + kCubic * a * a * a));
+  return 0.5f * (1.0f + t) + 0.5f * a * (1.0f - t * t) * kSqrt2OverPi * (1.0f + 3.0f * kCubic * a * a);
+}
+
+void add_row(float* row, const float* bias, std::int64_t n) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) row[i] += bias[i];
+}
+
+void gelu_row(float* row, std::int64_t n) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) row[i] = gelu(row[i]);
+}
+
+void round_row(float* row, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) row[i] = round_to_bf16(row[i]);
+}
+
+}  // namespace
+
+void gemm(const Gemm& g) {
+  if (g.M == 0 || g.N == 0) return;
+  cblas_sgemm(CblasRowMajor, g.transpose_a ? CblasTrans : CblasNoTrans, g.transpose_b ? CblasTrans : CblasNoTrans,
+              static_cast<int>(g.M), static_cast<int>(g.N), static_cast<int>(g.K), g.alpha, g.a,
+              static_cast<int>(g.lda), g.b, static_cast<int>(g.ldb), g.beta, g.c, static_cast<int>(g.ldc));
+}
+
+void linear_forward(Context& ctx, const LinearForward& args) {
+  const std::int64_t N = args.x.dim(0), I = args.x.dim(1), O = args.weight.dim(0);
+  float* y = args.y.as<float>();
+  gemm({.transpose_b = true,
+        .M = N,
+        .N = O,
+        .K = I,
+        .a = args.x.as<float>(),
+        .lda = I,
+        .b = args.weight.as<float>(),
+        .ldb = I,
+        .c = y,
+        .ldc = O});
+  const float* bias = args.bias.empty() ? nullptr : args.bias.as<float>();
+  float* pre = args.pre.empty() ? nullptr : args.pre.as<float>();
+  if (bias == nullptr && pre == nullptr) return round_output(ctx, args.y);
+  const bool round = ctx.round_bf16;
+#pragma omp parallel for schedule(static)
+  for (std::int64_t n = 0; n < N; ++n) {
+    float* row = y + n * O;
+    if (bias) add_row(row, bias, O);
+    if (pre) {
+      float* kept = pre + n * O;
+      std::copy_n(row, O, kept);
+      if (round) round_row(kept, O);
+      gelu_row(row, O);
+    }
+    if (round) round_row(row, O);
+  }
+}
+
+void linear_backward(Context& ctx, const LinearBackward& args) {
+  if (ctx.planning) return;
+  const std::int64_t N = args.x.dim(0), I = args.x.dim(1), O = args.weight.dim(0);
+  const float* d_y = args.d_y.as<float>();
+  if (!args.d_bias.empty()) {
+    // Each column is one fixed-order sum, whatever the number of threads.
+    float* d_bias = args.d_bias.as<float>();
+    constexpr std::int64_t kColumns = 64;
+#pragma omp parallel for schedule(static)
+    for (std::int64_t o0 = 0; o0 < O; o0 += kColumns) {
+      float sum[kColumns] = {};
+      const std::int64_t width = std::min(kColumns, O - o0);
+      for (std::int64_t n = 0; n < N; ++n)
+#pragma omp simd
+        for (std::int64_t o = 0; o < width; ++o) sum[o] += d_y[n * O + o0 + o];
+      for (std::int64_t o = 0; o < width; ++o) d_bias[o0 + o] += sum[o];
+    }
+  }
+  gemm({.transpose_a = true,
+        .M = O,
+        .N = I,
+        .K = N,
+        .a = d_y,
+        .lda = O,
+        .b = args.x.as<float>(),
+        .ldb = I,
+        .beta = 1.0f,
+        .c = args.d_weight.as<float>(),
+        .ldc = I});
+  if (args.d_x.empty()) return;
+  float* d_x = args.d_x.as<float>();
+  gemm({.M = N, .N = I, .K = O, .a = d_y, .lda = O, .b = args.weight.as<float>(), .ldb = I, .c = d_x, .ldc = I});
+  if (!args.pre_of_x.empty()) {
+    const float* pre = args.pre_of_x.as<float>();
+    const std::int64_t n = N * I;
+#pragma omp parallel for simd schedule(static)
+    for (std::int64_t i = 0; i < n; ++i) d_x[i] *= gelu_derivative(pre[i]);
+  }
+  round_output(ctx, args.d_x);
+}
+
+}  // namespace sfa::cpu_ops

@@ -1,0 +1,21 @@
+#include "ops/reduce/reduce.h"
+
+#include "core/build_config.h"
+#include "ops/reduce/reduce_cuda.h"
+
+namespace sfa {
+
+void sum_add(Context& ctx, const Tensor& x, const Tensor& total) {
+  if (ctx.planning) return;
+  if constexpr (kHasCuda) {
+    if (ctx.on_cuda()) return cuda_ops::sum_add(ctx, x, total);
+  }
+  const float* data = x.as<float>();
+  double sum = 0;
+  const std::int64_t n = x.numel();
+#pragma omp simd reduction(+ : sum)
+  for (std::int64_t i = 0; i < n; ++i) sum += static_cast<double>(data[i]);
+  *static_cast<double*>(total.data) += sum;
+}
+
+}  // namespace sfa

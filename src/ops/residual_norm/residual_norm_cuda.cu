@@ -1,0 +1,244 @@
+// A row lives in the registers of a group of threads: one warp up to 1024 features, one block beyond. Both passes over
+// it (mean, then squared deviations) cost no memory traffic. In the backward every group keeps its share of d_weight
+// and d_bias in registers over the rows that it walks; blocks leave partial sums that a second kernel folds in order.
+// The number of blocks is fixed, not the card's, so that the bits do not depend on the card.
+#include "cuda/columns.cuh"
+#include "cuda/launch.h"
+#include "cuda/reduce.cuh"
+#include "cuda/vector.cuh"
+#include "ops/residual_norm/residual_norm_cuda.h"
+
+namespace sfa::cuda_ops {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr std::int64_t kBackwardBlocks = 264;  // two for each of 132 multiprocessors
+
+template <class T>
+struct ForwardPointers {
+  const T *residual, *x, *weight, *bias;
+  T *residual_out, *y;
+  float *mean, *rstd;
+  float eps;
+  std::int64_t N, C;
+};
+
+// GROUP threads a row, each with up to VECTORS vectors of WIDTH features: vector i of a thread starts at (i * GROUP +
+// thread) * WIDTH.
+template <class T, int WIDTH, int GROUP, int VECTORS>
+__global__ void __launch_bounds__(kThreads) forward_kernel(const ForwardPointers<T> p) {
+  constexpr int kRows = kThreads / GROUP;
+  const int thread = static_cast<int>(threadIdx.x) % GROUP;
+  const std::int64_t row = blockIdx.x * std::int64_t{kRows} + threadIdx.x / GROUP;
+  if (row >= p.N) return;  // whole warps, or no thread when the group is the block
+  const T* from = p.residual + row * p.C;
+  float r[VECTORS][WIDTH];
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < VECTORS; ++i) {
+    const std::int64_t c = (i * GROUP + thread) * WIDTH;
+    if (c >= p.C) continue;
+    load(r[i], from + c);
+    if (p.x != nullptr) {
+      float add[WIDTH];
+      load(add, p.x + row * p.C + c);
+#pragma unroll
+      for (int j = 0; j < WIDTH; ++j) r[i][j] = rounded<T>(r[i][j] + add[j]);
+      store(p.residual_out + row * p.C + c, r[i]);
+    }
+#pragma unroll
+    for (int j = 0; j < WIDTH; ++j) sum += r[i][j];
+  }
+  const float mean = group_sum<GROUP>(sum) / static_cast<float>(p.C);
+  float squares = 0;
+#pragma unroll
+  for (int i = 0; i < VECTORS; ++i) {
+    if ((i * GROUP + thread) * WIDTH >= p.C) continue;
+#pragma unroll
+    for (int j = 0; j < WIDTH; ++j) squares += (r[i][j] - mean) * (r[i][j] - mean);
+  }
+  const float rstd = 1.0f / sqrtf(group_sum<GROUP>(squares) / static_cast<float>(p.C) + p.eps);
+  if (thread == 0) {
+    p.mean[row] = mean;
+    p.rstd[row] = rstd;
+  }
+#pragma unroll
+  for (int i = 0; i < VECTORS; ++i) {
+    const std::int64_t c = (i * GROUP + thread) * WIDTH;
+    if (c >= p.C) continue;
+    float weight[WIDTH], bias[WIDTH];
+    load(weight, p.weight + c);
+    load(bias, p.bias + c);
+#pragma unroll
+    for (int j = 0; j < WIDTH; ++j) r[i][j] = (r[i][j] - mean) * rstd * weight[j] + bias[j];
+    store(p.y + row * p.C + c, r[i]);
+  }
+}
+
+template <class T>
+struct BackwardPointers {
+  const T *d_y, *d_residual_out, *r, *weight;
+  const float *mean, *rstd;
+  T* d_residual;
+  float* partials;  // [blocks][2][C]: d_weight, d_bias
+  std::int64_t N, C;
+};
+
+// One row: d_residual, and the row's share of d_weight and d_bias into the thread's sums. Threads of a block call it
+// together.
+template <class T, int WIDTH, int GROUP, int VECTORS>
+__device__ __forceinline__ void backward_row(const BackwardPointers<T>& p, std::int64_t row, int thread,
+                                             float (&d_weight)[VECTORS][WIDTH], float (&d_bias)[VECTORS][WIDTH]) {
+  const bool live = row < p.N;
+  const float mean = live ? p.mean[row] : 0.0f, rstd = live ? p.rstd[row] : 0.0f;
+  float g[VECTORS][WIDTH], normed[VECTORS][WIDTH];
+  float sum = 0, dot = 0;
+#pragma unroll
+  for (int i = 0; i < VECTORS; ++i) {
+    const std::int64_t c = (i * GROUP + thread) * WIDTH;
+    if (!live || c >= p.C) continue;
+    float weight[WIDTH];
+    load(g[i], p.d_y + row * p.C + c);
+    load(normed[i], p.r + row * p.C + c);
+    load(weight, p.weight + c);
+#pragma unroll
+    for (int j = 0; j < WIDTH; ++j) {
+      normed[i][j] = (normed[i][j] - mean) * rstd;
+      d_weight[i][j] += g[i][j] * normed[i][j];
+      d_bias[i][j] += g[i][j];
+      g[i][j] *= weight[j];
+      sum += g[i][j];
+      dot += g[i][j] * normed[i][j];
+    }
+  }
+  sum = group_sum<GROUP>(sum) / static_cast<float>(p.C);
+  dot = group_sum<GROUP>(dot) / static_cast<float>(p.C);
+#pragma unroll
+  for (int i = 0; i < VECTORS; ++i) {
+    const std::int64_t c = (i * GROUP + thread) * WIDTH;
+    if (!live || c >= p.C) continue;
+    float next[WIDTH] = {};
+    if (p.d_residual_out != nullptr) load(next, p.d_residual_out + row * p.C + c);
+#pragma unroll
+    for (int j = 0; j < WIDTH; ++j) next[j] += (g[i][j] - sum - normed[i][j] * dot) * rstd;
+    store(p.d_residual + row * p.C + c, next);
+  }
+}
+
+template <class T, int WIDTH, int GROUP, int VECTORS>
+__global__ void __launch_bounds__(kThreads) backward_kernel(const BackwardPointers<T> p) {
+  constexpr int kRows = kThreads / GROUP;
+  extern __shared__ float shared[];  // [2][C], when a block has several groups
+  const int thread = static_cast<int>(threadIdx.x) % GROUP, group = static_cast<int>(threadIdx.x) / GROUP;
+  float d_weight[VECTORS][WIDTH] = {}, d_bias[VECTORS][WIDTH] = {};
+  for (std::int64_t first = blockIdx.x * std::int64_t{kRows}; first < p.N; first += gridDim.x * std::int64_t{kRows})
+    backward_row<T, WIDTH, GROUP, VECTORS>(p, first + group, thread, d_weight, d_bias);
+
+  float* out = p.partials + blockIdx.x * 2 * p.C;
+  float* to = kRows == 1 ? out : shared;
+  for (int turn = 0; turn < kRows; ++turn) {
+    if (group == turn) {
+#pragma unroll
+      for (int i = 0; i < VECTORS; ++i) {
+        const std::int64_t c = (i * GROUP + thread) * WIDTH;
+        if (c >= p.C) continue;
+#pragma unroll
+        for (int j = 0; j < WIDTH; ++j) {
+          to[c + j] = turn == 0 ? d_weight[i][j] : to[c + j] + d_weight[i][j];
+          to[p.C + c + j] = turn == 0 ? d_bias[i][j] : to[p.C + c + j] + d_bias[i][j];
+        }
+      }
+    }
+    __syncthreads();
+  }
+  if constexpr (kRows > 1)
+    for (std::int64_t c = threadIdx.x; c < 2 * p.C; c += kThreads) out[c] = shared[c];
+}
+
+template <int WIDTH_, int GROUP_, int VECTORS_>
+struct Shape {
+  static constexpr int WIDTH = WIDTH_, GROUP = GROUP_, VECTORS = VECTORS_;
+};
+
+// Calls f with the smallest shape that holds a row of C features.
+template <class F>
+void for_shape(std::int64_t C, bool vectors, F&& f) {
+  if (!vectors) {
+    require(C <= 4096, "a hidden size of {} is not supported on a GPU: above 4096 it must be a multiple of 8", C);
+    return f(Shape<1, 256, 16>{});
+  }
+  if (C <= 256) return f(Shape<8, 32, 1>{});
+  if (C <= 512) return f(Shape<8, 32, 2>{});
+  if (C <= 768) return f(Shape<8, 32, 3>{});
+  if (C <= 1024) return f(Shape<8, 32, 4>{});
+  if (C <= 2048) return f(Shape<8, 256, 1>{});
+  if (C <= 4096) return f(Shape<8, 256, 2>{});
+  require(C <= 8192, "a hidden size of {} is not supported on a GPU; the largest is 8192", C);
+  f(Shape<8, 256, 4>{});
+}
+
+std::int64_t backward_blocks(std::int64_t N, int rows_per_block) {
+  return std::min(kBackwardBlocks, ceil_div(N, rows_per_block));
+}
+
+}  // namespace
+
+void residual_norm_forward(Context& ctx, const ResidualNormForward& args) {
+  CudaState& state = ctx.cuda();
+  const std::int64_t N = args.residual.dim(0), C = args.residual.dim(1);
+  if (N == 0) return;
+  for_float_type(args.y.dtype, "residual_norm_forward", [&]<class T>() {
+    const ForwardPointers<T> p{.residual = data_of<const T>(args.residual),
+                               .x = data_of<const T>(args.x),
+                               .weight = data_of<const T>(args.weight),
+                               .bias = data_of<const T>(args.bias),
+                               .residual_out = data_of<T>(args.residual_out),
+                               .y = data_of<T>(args.y),
+                               .mean = data_of<float>(args.mean),
+                               .rstd = data_of<float>(args.rstd),
+                               .eps = args.eps,
+                               .N = N,
+                               .C = C};
+    const bool vectors = vectors_of_eight(C, p.residual, p.x, p.weight, p.bias, p.residual_out, p.y);
+    for_shape(C, vectors, [&]<class S>(S) {
+      forward_kernel<T, S::WIDTH, S::GROUP, S::VECTORS>
+          <<<blocks_for(N, kThreads / S::GROUP), kThreads, 0, state.stream>>>(p);
+    });
+  });
+  SFA_LAUNCH_CHECK();
+}
+
+void residual_norm_backward(Context& ctx, const ResidualNormBackward& args) {
+  const std::int64_t N = args.d_y.dim(0), C = args.d_y.dim(1);
+  if (N == 0) return;
+  ArenaScope scope(args.scratch);
+  float* partials = data_of<float>(args.scratch.take(DType::f32, {kBackwardBlocks, 2, C}));
+  if (ctx.planning) return;
+  CudaState& state = ctx.cuda();
+  std::int64_t blocks = 0;
+  for_float_type(args.d_y.dtype, "residual_norm_backward", [&]<class T>() {
+    const BackwardPointers<T> p{.d_y = data_of<const T>(args.d_y),
+                                .d_residual_out = data_of<const T>(args.d_residual_out),
+                                .r = data_of<const T>(args.residual_out),
+                                .weight = data_of<const T>(args.weight),
+                                .mean = data_of<const float>(args.mean),
+                                .rstd = data_of<const float>(args.rstd),
+                                .d_residual = data_of<T>(args.d_residual),
+                                .partials = partials,
+                                .N = N,
+                                .C = C};
+    const bool vectors = vectors_of_eight(C, p.d_y, p.d_residual_out, p.r, p.weight, p.d_residual);
+    for_shape(C, vectors, [&]<class S>(S) {
+      constexpr int kRows = kThreads / S::GROUP;
+      blocks = backward_blocks(N, kRows);
+      const std::size_t shared = kRows > 1 ? static_cast<std::size_t>(2 * C) * sizeof(float) : 0;
+      backward_kernel<T, S::WIDTH, S::GROUP, S::VECTORS>
+          <<<static_cast<unsigned>(blocks), kThreads, shared, state.stream>>>(p);
+    });
+  });
+  SFA_LAUNCH_CHECK();
+  fold_partials(state, partials, static_cast<int>(blocks), 2 * C, args.d_weight, C);
+  fold_partials(state, partials + C, static_cast<int>(blocks), 2 * C, args.d_bias, C);
+}
+
+}  // namespace sfa::cuda_ops

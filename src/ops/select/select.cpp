@@ -1,0 +1,41 @@
+#include "ops/select/select.h"
+
+#include "core/build_config.h"
+#include "ops/select/select_cpu.h"
+#include "ops/select/select_cuda.h"
+
+namespace sfa {
+
+void select_topk(Context& ctx, const Select& args) {
+  const std::int64_t D = args.x.dim(3);
+  require(args.x.rank == 4 && args.k >= 1 && args.k <= D && D <= 256 && args.values.dim(3) == args.k &&
+              args.indices.dim(3) == args.k && (!args.two_of_four || (D % 4 == 0 && args.k <= D / 2)),
+          "internal error: select_topk: x {}, k {}{}", args.x, args.k, args.two_of_four ? ", two of four" : "");
+  if (ctx.planning) return;
+  if constexpr (kHasCuda) {
+    if (ctx.on_cuda()) return cuda_ops::select_topk(ctx, args);
+  }
+  cpu_ops::select_topk(ctx, args);
+}
+
+void select_mask_gradient(Context& ctx, const Tensor& d_x, const Tensor& indices) {
+  require(d_x.rank == 4 && indices.rank == 4, "internal error: select_mask_gradient: d_x {}, indices {}", d_x, indices);
+  if (ctx.planning) return;
+  if constexpr (kHasCuda) {
+    if (ctx.on_cuda()) return cuda_ops::select_mask_gradient(ctx, d_x, indices);
+  }
+  cpu_ops::select_mask_gradient(ctx, d_x, indices);
+}
+
+void select_expand(Context& ctx, const Tensor& values, const Tensor& indices, const Tensor& dense) {
+  require(values.rank == 4 && dense.rank == 4 && dense.contiguous() && values.dim(3) == indices.dim(3) &&
+              values.dim(2) == dense.dim(2) && values.dim(1) == dense.dim(1),
+          "internal error: select_expand: values {}, dense {}", values, dense);
+  if (ctx.planning) return;
+  if constexpr (kHasCuda) {
+    if (ctx.on_cuda()) return cuda_ops::select_expand(ctx, values, indices, dense);
+  }
+  cpu_ops::select_expand(ctx, values, indices, dense);
+}
+
+}  // namespace sfa

@@ -1,0 +1,241 @@
+// A group of LANES lanes selects for one row of features; a lane owns EACH neighbouring features. Every feature gets a
+// key that orders it as the contract wants: magnitude's bits (NaN above infinity), below them the complemented index,
+// so that keys are unique. k rounds of "largest key of the group" then pick the support exactly, ties and all. The rule
+// of two in four keeps the two largest keys of each group of four first: greedy selection never takes another.
+#include <type_traits>
+
+#include "cuda/launch.h"
+#include "cuda/reduce.cuh"
+#include "cuda/vector.cuh"
+#include "ops/select/select_cuda.h"
+
+namespace sfa::cuda_ops {
+namespace {
+
+constexpr int kThreads = 256;
+
+template <class T>
+using KeyOf = std::conditional_t<sizeof(T) == 2, std::uint32_t, unsigned long long>;
+
+// 0 is left for features that cannot be chosen (any more).
+__device__ __forceinline__ std::uint32_t sort_key(bf16 x, int d) {
+  return ((__bfloat16_as_ushort(x) & 0x7fffu) + 1u) << 8 | static_cast<std::uint32_t>(255 - d);
+}
+__device__ __forceinline__ unsigned long long sort_key(float x, int d) {
+  return (static_cast<unsigned long long>(__float_as_uint(x) & 0x7fffffffu) + 1u) << 8 |
+         static_cast<unsigned long long>(255 - d);
+}
+
+struct Largest {
+  template <class K>
+  __device__ __forceinline__ K operator()(K a, K b) const {
+    return a > b ? a : b;
+  }
+};
+
+// A [B, T, heads, D] view whose rows are found by their running number.
+template <class T>
+struct RowView {
+  T* data;
+  std::int64_t steps, heads, stride_b, stride_t, stride_h;
+  __device__ __forceinline__ T* row(std::int64_t n) const {
+    const std::int64_t h = n % heads, t = n / heads % steps, b = n / heads / steps;
+    return data + b * stride_b + t * stride_t + h * stride_h;
+  }
+};
+
+template <class T>
+RowView<T> row_view(const Tensor& t) {
+  return {data_of<T>(t), t.dim(1), t.dim(2), t.stride[0], t.stride[1], t.stride[2]};
+}
+
+template <class T>
+struct Pointers {
+  RowView<const T> x;
+  RowView<T> dense;  // data null = not wanted
+  T* values;
+  std::uint8_t* indices;
+  std::int64_t rows;
+  int D, k;
+  bool two_of_four;
+};
+
+template <int EACH, class K>
+__device__ __forceinline__ void keep_two_of_four(K (&key)[EACH]) {
+#pragma unroll
+  for (int group = 0; group < EACH; group += 4) {
+    bool keep[4];
+#pragma unroll
+    for (int a = 0; a < 4; ++a) {
+      int larger = 0;
+#pragma unroll
+      for (int b = 0; b < 4; ++b) larger += key[group + b] > key[group + a] ? 1 : 0;
+      keep[a] = larger < 2;
+    }
+#pragma unroll
+    for (int a = 0; a < 4; ++a)
+      if (!keep[a]) key[group + a] = 0;
+  }
+}
+
+// Bit e: feature e of this lane is in the support.
+template <int LANES, int EACH, class K>
+__device__ __forceinline__ unsigned choose(K (&key)[EACH], int k) {
+  unsigned chosen = 0;
+  for (int round = 0; round < k; ++round) {
+    K best = key[0];
+#pragma unroll
+    for (int e = 1; e < EACH; ++e) best = Largest{}(best, key[e]);
+    best = warp_reduce<LANES>(best, Largest{});
+#pragma unroll
+    for (int e = 0; e < EACH; ++e)
+      if (key[e] == best && best != 0) {
+        chosen |= 1u << e;
+        key[e] = 0;
+      }
+  }
+  return chosen;
+}
+
+template <class T, int LANES, int EACH, bool VECTORS>
+__global__ void __launch_bounds__(kThreads) select_kernel(const Pointers<T> p) {
+  const int lane = static_cast<int>(threadIdx.x) % LANES, first = lane * EACH;
+  const std::int64_t own_row = blockIdx.x * std::int64_t{kThreads / LANES} + threadIdx.x / LANES;
+  const bool live = own_row < p.rows;
+  const std::int64_t row = live ? own_row : p.rows - 1;  // the last warp's spare groups work along without storing
+  const T* from = p.x.row(row);
+  Vector<T, EACH> x;
+  KeyOf<T> key[EACH];
+  if (VECTORS && first < p.D) x = *reinterpret_cast<const Vector<T, EACH>*>(from + first);
+#pragma unroll
+  for (int e = 0; e < EACH; ++e) {
+    const bool inside = first + e < p.D;
+    if (!VECTORS || !inside) x.v[e] = inside ? from[first + e] : from_float<T>(0.0f);
+    key[e] = inside ? sort_key(x.v[e], first + e) : KeyOf<T>{0};
+  }
+  if (p.two_of_four) keep_two_of_four(key);
+  const unsigned chosen = choose<LANES>(key, p.k);
+
+  int place = __popc(chosen);
+#pragma unroll
+  for (int step = 1; step < LANES; step *= 2) {
+    const int before = __shfl_up_sync(kAllLanes, place, step, LANES);
+    if (lane >= step) place += before;
+  }
+  place -= __popc(chosen);
+  if (!live || first >= p.D) return;
+#pragma unroll
+  for (int e = 0; e < EACH; ++e) {
+    if ((chosen >> e & 1u) == 0) {
+      x.v[e] = from_float<T>(0.0f);
+      continue;
+    }
+    p.values[row * p.k + place] = x.v[e];
+    p.indices[row * p.k + place] = static_cast<std::uint8_t>(first + e);
+    ++place;
+  }
+  if (p.dense.data == nullptr) return;
+  T* to = p.dense.row(row) + first;
+  if (VECTORS) {
+    *reinterpret_cast<Vector<T, EACH>*>(to) = x;
+  } else {
+#pragma unroll
+    for (int e = 0; e < EACH; ++e)
+      if (first + e < p.D) to[e] = x.v[e];
+  }
+}
+
+template <class T, int LANES, int EACH, bool VECTORS>
+__global__ void __launch_bounds__(kThreads)
+    mask_kernel(const RowView<T> d_x, const std::uint8_t* __restrict__ indices, std::int64_t rows, int D, int k) {
+  const int first = static_cast<int>(threadIdx.x) % LANES * EACH;
+  const std::int64_t row = blockIdx.x * std::int64_t{kThreads / LANES} + threadIdx.x / LANES;
+  if (row >= rows || first >= D) return;
+  unsigned keep = 0;
+  for (int i = 0; i < k; ++i) {
+    const int d = static_cast<int>(indices[row * k + i]) - first;
+    if (d >= 0 && d < EACH) keep |= 1u << d;
+  }
+  T* own = d_x.row(row) + first;
+  if (VECTORS) {
+    auto x = *reinterpret_cast<Vector<T, EACH>*>(own);
+#pragma unroll
+    for (int e = 0; e < EACH; ++e)
+      if ((keep >> e & 1u) == 0) x.v[e] = from_float<T>(0.0f);
+    *reinterpret_cast<Vector<T, EACH>*>(own) = x;
+  } else {
+#pragma unroll
+    for (int e = 0; e < EACH; ++e)
+      if (first + e < D && (keep >> e & 1u) == 0) own[e] = from_float<T>(0.0f);
+  }
+}
+
+template <int LANES_, int EACH_, bool VECTORS_>
+struct Shape {
+  static constexpr int LANES = LANES_, EACH = EACH_;
+  static constexpr bool VECTORS = VECTORS_;
+};
+
+// Calls f with the smallest shape that holds D features.
+template <class F>
+void for_shape(std::int64_t D, bool vectors, F&& f) {
+  require(D <= 256, "internal error: selection among {} features; at most 256 are supported on a GPU", D);
+  const auto with = [&]<int LANES, int EACH>() {
+    vectors ? f(Shape<LANES, EACH, true>{}) : f(Shape<LANES, EACH, false>{});
+  };
+  if (D <= 32) return with.template operator()<8, 4>();
+  if (D <= 64) return with.template operator()<16, 4>();
+  if (D <= 128) return with.template operator()<32, 4>();
+  with.template operator()<32, 8>();
+}
+
+// Every row can be read in vectors of `each` elements.
+bool aligned_rows(const Tensor& t, std::int64_t each) {
+  if (t.empty()) return true;
+  const std::uintptr_t bytes = vector_alignment(static_cast<std::size_t>(each) * size_of(t.dtype));
+  return t.dim(3) % each == 0 && t.stride[0] % each == 0 && t.stride[1] % each == 0 && t.stride[2] % each == 0 &&
+         reinterpret_cast<std::uintptr_t>(t.data) % bytes == 0;
+}
+
+}  // namespace
+
+void select_topk(Context& ctx, const Select& args) {
+  CudaState& state = ctx.cuda();
+  const std::int64_t D = args.x.dim(3), rows = args.x.dim(0) * args.x.dim(1) * args.x.dim(2);
+  if (rows == 0) return;
+  require(args.values.contiguous() && args.indices.contiguous(),
+          "internal error: select_topk: values {}, indices {} must be contiguous", args.values, args.indices);
+  const std::int64_t each = D <= 128 ? 4 : 8;
+  for_float_type(args.x.dtype, "select_topk", [&]<class T>() {
+    const Pointers<T> p{.x = row_view<const T>(args.x),
+                        .dense = args.dense.empty() ? RowView<T>{} : row_view<T>(args.dense),
+                        .values = data_of<T>(args.values),
+                        .indices = data_of<std::uint8_t>(args.indices),
+                        .rows = rows,
+                        .D = static_cast<int>(D),
+                        .k = static_cast<int>(args.k),
+                        .two_of_four = args.two_of_four};
+    for_shape(D, aligned_rows(args.x, each) && aligned_rows(args.dense, each), [&]<class S>(S) {
+      select_kernel<T, S::LANES, S::EACH, S::VECTORS>
+          <<<blocks_for(rows, kThreads / S::LANES), kThreads, 0, state.stream>>>(p);
+    });
+  });
+  SFA_LAUNCH_CHECK();
+}
+
+void select_mask_gradient(Context& ctx, const Tensor& d_x, const Tensor& indices) {
+  CudaState& state = ctx.cuda();
+  const std::int64_t D = d_x.dim(3), rows = d_x.dim(0) * d_x.dim(1) * d_x.dim(2), k = indices.dim(3);
+  if (rows == 0) return;
+  require(indices.contiguous(), "internal error: select_mask_gradient: indices {} must be contiguous", indices);
+  for_float_type(d_x.dtype, "select_mask_gradient", [&]<class T>() {
+    for_shape(D, aligned_rows(d_x, D <= 128 ? 4 : 8), [&]<class S>(S) {
+      mask_kernel<T, S::LANES, S::EACH, S::VECTORS>
+          <<<blocks_for(rows, kThreads / S::LANES), kThreads, 0, state.stream>>>(
+              row_view<T>(d_x), data_of<const std::uint8_t>(indices), rows, static_cast<int>(D), static_cast<int>(k));
+    });
+  });
+  SFA_LAUNCH_CHECK();
+}
+
+}  // namespace sfa::cuda_ops

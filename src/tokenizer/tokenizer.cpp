@@ -1,0 +1,92 @@
+#include "tokenizer/tokenizer.h"
+
+#define XXH_STATIC_LINKING_ONLY
+#include <xxhash.h>
+
+#include <array>
+#include <filesystem>
+
+#include "core/error.h"
+#include "tokenizer/bpe_files.h"
+#include "tokenizer/byte_tokenizer.h"
+
+namespace sfa {
+
+std::string_view Tokenizer::token_bytes(std::uint32_t id) const {
+  require(id < vocab_size(), "token id {} is not in the vocabulary of {} ({} ids)", id, name_, vocab_size());
+  return std::string_view(text_).substr(offsets_[id], offsets_[id + 1] - offsets_[id]);
+}
+
+std::string Tokenizer::decode(std::span<const std::uint32_t> ids) const {
+  std::string text;
+  for (const std::uint32_t id : ids) text += token_bytes(id);
+  return text;
+}
+
+void Tokenizer::set_vocabulary(std::string name, const std::vector<std::string>& tokens, std::uint32_t end_of_text,
+                               std::string_view hashed_rules) {
+  name_ = std::move(name);
+  end_of_text_ = end_of_text;
+  text_.clear();
+  offsets_.assign(1, 0);
+  for (const std::string& token : tokens) {
+    text_ += token;
+    offsets_.push_back(static_cast<std::uint32_t>(text_.size()));
+  }
+  XXH64_hash_t hash = XXH3_64bits(hashed_rules.data(), hashed_rules.size());
+  hash = XXH3_64bits_withSeed(offsets_.data(), offsets_.size() * sizeof(offsets_[0]), hash + end_of_text);
+  hash = XXH3_64bits_withSeed(text_.data(), text_.size(), hash);
+  hash_ = fmt::format("{:016x}", hash);
+}
+
+namespace {
+namespace fs = std::filesystem;
+
+std::unique_ptr<Tokenizer> bpe(BpeDefinition definition, const std::string& spec) {
+  definition.name = spec;
+  return std::make_unique<BpeTokenizer>(std::move(definition));
+}
+
+std::string beside(const std::string& file, const char* name) {
+  return (fs::path(file).parent_path() / name).string();
+}
+std::string inside(const std::string& folder, const char* name) {
+  return (fs::path(folder) / name).string();
+}
+
+// One row a kind of tokenizer: how to recognise it, how to load it. The first row that matches is taken.
+struct Kind {
+  bool (*matches)(const std::string& spec);
+  std::unique_ptr<Tokenizer> (*load)(const std::string& spec);
+};
+
+constexpr std::array kKinds{
+    Kind{[](const std::string& spec) { return spec == "bytes"; },
+         [](const std::string&) -> std::unique_ptr<Tokenizer> { return std::make_unique<ByteTokenizer>(); }},
+    Kind{[](const std::string& spec) { return fs::exists(inside(spec, "tokenizer.json")); },
+         [](const std::string& spec) { return bpe(read_tokenizer_json(inside(spec, "tokenizer.json")), spec); }},
+    Kind{[](const std::string& spec) { return fs::exists(inside(spec, "vocab.json")); },
+         [](const std::string& spec) {
+           return bpe(read_gpt2_files(inside(spec, "vocab.json"), inside(spec, "merges.txt")), spec);
+         }},
+    Kind{[](const std::string& spec) { return fs::path(spec).filename() == "vocab.json"; },
+         [](const std::string& spec) { return bpe(read_gpt2_files(spec, beside(spec, "merges.txt")), spec); }},
+    Kind{[](const std::string& spec) { return spec.ends_with(".json"); },
+         [](const std::string& spec) { return bpe(read_tokenizer_json(spec), spec); }},
+    Kind{[](const std::string& spec) { return spec.ends_with(".tiktoken"); },
+         [](const std::string& spec) { return bpe(read_tiktoken(spec), spec); }},
+};
+}  // namespace
+
+std::unique_ptr<Tokenizer> load_tokenizer(const std::string& spec) {
+  require(spec == "bytes" || fs::exists(spec), "tokenizer '{}' is neither 'bytes' nor a file or folder that exists",
+          spec);
+  for (const Kind& kind : kKinds)
+    if (kind.matches(spec)) return kind.load(spec);
+  fail(
+      "tokenizer '{}' is of an unknown kind; known are 'bytes', tokenizer.json, vocab.json with merges.txt beside it, "
+      "*.tiktoken, and a folder that holds one of them",
+      spec);
+}
+
+}  // namespace sfa

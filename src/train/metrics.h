@@ -1,0 +1,24 @@
+// Where the figures of a run go: metrics.jsonl, one object a line.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <string>
+
+namespace sfa {
+
+/// Appends objects to a file of one JSON object a line; each line is written whole and flushed.
+class MetricsFile {
+ public:
+  /// Lines with a step above `last_step` are dropped first (a resumed run writes them again), as is a torn last line.
+  MetricsFile(std::filesystem::path file, std::int64_t last_step);
+  void write(const nlohmann::ordered_json& object);
+
+ private:
+  std::filesystem::path path_;
+  std::ofstream out_;
+};
+
+}  // namespace sfa

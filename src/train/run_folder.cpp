@@ -1,0 +1,71 @@
+#include "train/run_folder.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "checkpoint/checkpoint.h"
+#include "core/build_config.h"
+
+namespace sfa {
+namespace fs = std::filesystem;
+
+void write_file_atomically(const fs::path& file, const std::string& text) {
+  const fs::path temporary = file.string() + ".tmp";
+  const int fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  require(fd >= 0, "{}: can't be written: {}", temporary.string(), std::strerror(errno));
+  std::size_t done = 0;
+  while (done < text.size()) {
+    const ssize_t n = ::write(fd, text.data() + done, text.size() - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) {
+      const int error = errno;
+      ::close(fd);
+      fail("{}: can't be written: {}", temporary.string(), std::strerror(error));
+    }
+    done += static_cast<std::size_t>(n);
+  }
+  const bool synced = ::fsync(fd) == 0;
+  const bool closed = ::close(fd) == 0;
+  require(synced && closed, "{}: can't be written: {}", temporary.string(), std::strerror(errno));
+  fs::rename(temporary, file);
+}
+
+RunFolder open_run_folder(const Config& config) {
+  RunFolder folder{config.output_dir, {}};
+  std::error_code error;
+  const bool held = fs::exists(folder.path / "config.yaml", error) || !list_checkpoints(folder.path).empty();
+  if (held) {
+    require(config.resume == "auto",
+            "{}: the folder holds a run already; continue it with --resume, or name another output_dir",
+            folder.path.string());
+    if (!list_checkpoints(folder.path).empty()) folder.checkpoint = find_checkpoint(folder.path);
+  }
+  fs::create_directories(folder.path, error);
+  require(!error && fs::is_directory(folder.path), "{}: the run's folder can't be made: {}", folder.path.string(),
+          error ? error.message() : "a file is in the way");
+  require(::access(folder.path.c_str(), W_OK) == 0, "{}: the run's folder can't be written: {}", folder.path.string(),
+          std::strerror(errno));
+  return folder;
+}
+
+void describe_run(const RunFolder& folder, const Config& config, const std::string& device_name) {
+  write_file_atomically(folder.path / "config.yaml", dump_config(config));
+  char host[256] = "unknown";
+  ::gethostname(host, sizeof host - 1);
+  nlohmann::ordered_json run;
+  run["sfa_version"] = kVersion;
+  run["compiler"] = kCompiler;
+  run["build_type"] = kBuildType;
+  run["host"] = host;
+  run["device"] = device_name;
+  run["started_unix"] =
+      std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+  write_file_atomically(folder.path / "run.json", run.dump(2) + "\n");
+}
+
+}  // namespace sfa

@@ -1,0 +1,283 @@
+#include "train/trainer.h"
+
+#include <unistd.h>
+
+#include <csignal>
+
+#include <chrono>
+#include <cmath>
+#include <optional>
+
+#include "checkpoint/model_checkpoint.h"
+#include "core/build_config.h"
+#include "core/log.h"
+#include "core/progress.h"
+#include "eval/loaded_model.h"
+#include "train/metrics.h"
+#include "train/run_folder.h"
+
+namespace sfa {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double milliseconds_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+// The first Ctrl-C or SIGTERM asks the loop to save and end; a second one ends the process at once.
+volatile std::sig_atomic_t stop_signal = 0;
+extern "C" void on_stop(int signal) {
+  stop_signal = signal;
+  std::signal(signal, SIG_DFL);
+}
+
+class Run {
+ public:
+  explicit Run(Config config);
+  int go();
+
+ private:
+  void resume();
+  void train_step(std::int64_t step);
+  void validate(std::int64_t done);
+  void save(std::int64_t done);
+  void log_step(std::int64_t done, const StepState& state, double loss);
+
+  Config config_;
+  ShardSet shards_;
+  TrainingState state_;
+  RunFolder folder_;
+  std::int64_t step_ = 0;         // optimizer steps done
+  std::int64_t next_sample_ = 0;  // place in the data
+  std::unique_ptr<Loader> loader_;
+  std::unique_ptr<ValidationSet> validation_;
+  std::unique_ptr<MetricsFile> metrics_;
+  Clock::time_point interval_start_ = Clock::now();
+  std::int64_t interval_steps_ = 0;
+  double tokens_per_second_ = 0;
+};
+
+// Fills what the data decides, before any memory is planned.
+Config with_vocabulary(Config config, const ShardSet& shards) {
+  if (config.model.vocab_size == 0) config.model.vocab_size = shards.vocab_size();
+  require(config.model.vocab_size == shards.vocab_size(),
+          "model.vocab_size: {} differs from the vocabulary of {}, which has {} ids ({})", config.model.vocab_size,
+          shards.describe(), shards.vocab_size(), shards.tokenizer_name());
+  return config;
+}
+
+std::vector<std::string> data_paths(const std::string& pattern) {
+  require(!pattern.empty(), "data.train: is not set; it names a token file made by `sfa data tokenize`");
+  return {pattern};
+}
+
+Run::Run(Config config)
+    : config_(std::move(config)),
+      shards_(data_paths(config_.data.train)),
+      state_((config_ = with_vocabulary(config_, shards_)), choose_device(config_.device)) {
+  // Everything that can be refused is refused before the run's folder is touched.
+  const DataConfig& d = config_.data;
+  ValidationOptions v{.paths = {d.val.empty() ? d.train : d.val},
+                      .split = Split::val,
+                      .seq_len = static_cast<int>(d.seq_len),
+                      .batch_size = static_cast<int>(d.micro_batch_size),
+                      .document_mask = d.document_mask};
+  if (!d.val.empty()) {
+    const ShardSet own(v.paths);
+    require(own.tokenizer_hash() == shards_.tokenizer_hash(),
+            "data.val: {} was made with another tokenizer ({}) than data.train ({})", own.describe(),
+            own.tokenizer_name(), shards_.tokenizer_name());
+    v.split = validation_split_of_own_files(own);
+  }
+  if (!d.val.empty() || shards_.tokens(Split::val) > 1) validation_ = std::make_unique<ValidationSet>(v);
+  folder_ = open_run_folder(config_);
+  if (folder_.checkpoint.empty())
+    state_.initialize(static_cast<std::uint64_t>(config_.seed));
+  else
+    resume();
+  loader_ = std::make_unique<Loader>(LoaderOptions{.paths = {d.train},
+                                                   .split = Split::train,
+                                                   .seq_len = static_cast<int>(d.seq_len),
+                                                   .batch_size = static_cast<int>(d.batch_size),
+                                                   .micro_batch_size = static_cast<int>(d.micro_batch_size),
+                                                   .seed = static_cast<std::uint64_t>(config_.seed),
+                                                   .start_sample = next_sample_,
+                                                   .shuffle = d.shuffle,
+                                                   .document_mask = d.document_mask});
+  describe_run(folder_, config_, state_.context().device_name());
+  log_to_file(folder_.path / "train.log");
+  metrics_ = std::make_unique<MetricsFile>(folder_.path / "metrics.jsonl", step_);
+}
+
+// The part of a configuration that decides the meaning of the weights and of the place in the data.
+std::string identity(const Config& config) {
+  Config c;
+  c.output_dir = "-";
+  c.model = config.model;
+  c.model.attention.impl = "auto";
+  c.data.seq_len = config.data.seq_len;
+  c.data.shuffle = config.data.shuffle;
+  c.seed = config.seed;
+  return dump_config(c);
+}
+
+void Run::resume() {
+  CheckpointReader reader(folder_.checkpoint);
+  const Config saved = parse_config(reader.config_yaml(), folder_.checkpoint.string(), {});
+  const std::string before = identity(saved), now = identity(config_);
+  if (before != now) {
+    // Name the first line that differs.
+    std::size_t i = 0;
+    while (i < before.size() && i < now.size() && before[i] == now[i]) ++i;
+    const auto line = [&](const std::string& text) {
+      const std::size_t begin = text.rfind('\n', i == 0 ? 0 : i - 1) + 1;
+      return text.substr(begin, text.find('\n', i) - begin);
+    };
+    fail("{}: can't be resumed with another model or data order: it was saved with '{}', this configuration has '{}'",
+         folder_.checkpoint.string(), line(before), line(now));
+  }
+  const auto& saved_state = reader.state();
+  require(saved_state.value("tokenizer_hash", "") == shards_.tokenizer_hash(),
+          "{}: was trained on data of another tokenizer ({}) than {} has ({})", folder_.checkpoint.string(),
+          saved_state.value("tokenizer", "unknown"), shards_.describe(), shards_.tokenizer_name());
+  Context& ctx = state_.context();
+  const ParameterList& list = state_.model().parameters();
+  read_parameters(ctx, reader, list, "param", state_.buffers().master);
+  read_parameters(ctx, reader, list, "adam_m", state_.buffers().m);
+  read_parameters(ctx, reader, list, "adam_v", state_.buffers().v);
+  state_.publish_weights();
+  step_ = reader.step();
+  next_sample_ = saved_state.at("next_sample").get<std::int64_t>();
+  spdlog::info("resuming {} at step {}", folder_.checkpoint.string(), step_);
+}
+
+void Run::save(std::int64_t done) {
+  Context& ctx = state_.context();
+  CheckpointWriter writer(folder_.path, done);
+  const ParameterList& list = state_.model().parameters();
+  add_parameters(ctx, writer, list, "param", state_.buffers().master);
+  add_parameters(ctx, writer, list, "adam_m", state_.buffers().m);
+  add_parameters(ctx, writer, list, "adam_v", state_.buffers().v);
+  const nlohmann::json state = {{"step", done},
+                                {"next_sample", loader_->next_sample()},
+                                {"seed", config_.seed},
+                                {"arch", config_.model.arch},
+                                {"tokenizer", shards_.tokenizer_name()},
+                                {"tokenizer_hash", shards_.tokenizer_hash()},
+                                {"vocab_size", config_.model.vocab_size},
+                                {"sfa_version", kVersion}};
+  const auto folder = writer.publish({writer.finish_file()}, state, dump_config(config_));
+  prune_checkpoints(folder_.path, static_cast<int>(config_.checkpoint.keep_last), config_.checkpoint.keep_every);
+  spdlog::info("step {}: saved {}", done, folder.string());
+}
+
+void Run::train_step(std::int64_t step) {
+  Context& ctx = state_.context();
+  const std::int64_t targets = config_.data.batch_size * config_.data.seq_len;
+  const float loss_scale = 1.0f / static_cast<float>(targets);
+  state_.begin_step(ctx);
+  for (int m = 0; m < loader_->micro_steps(); ++m) state_.micro_step(ctx, loader_->next(), loss_scale);
+  state_.update(ctx, step);
+  ++interval_steps_;
+}
+
+void Run::log_step(std::int64_t done, const StepState& state, double loss) {
+  const double elapsed = milliseconds_since(interval_start_), steps = static_cast<double>(interval_steps_);
+  const double tokens = static_cast<double>(config_.data.batch_size * config_.data.seq_len);
+  const double step_ms = elapsed / steps, data_ms = loader_->take_wait_ms() / steps;
+  tokens_per_second_ = tokens / step_ms * 1000.0;
+  metrics_->write({{"step", done},
+                   {"train/loss", loss},
+                   {"lr", state_.schedule().at(done - 1)},
+                   {"grad_norm", state.grad_norm},
+                   {"tokens_per_sec", tokens_per_second_},
+                   {"step_ms", step_ms},
+                   {"data_ms", data_ms}});
+  spdlog::info("step {}/{}  train/loss {:.4f}  lr {:.3g}  grad_norm {:.3f}  {:.1f} ms/step  {:.0f} tok/s", done,
+               config_.train.max_steps, loss, state_.schedule().at(done - 1), state.grad_norm, step_ms,
+               tokens_per_second_);
+  require(std::isfinite(loss), "step {}: the loss is {}; the last checkpoint is the state before it", done, loss);
+  if (state.skip != 0) spdlog::warn("step {}: the gradient is not finite; its update was left out", done);
+  interval_start_ = Clock::now();
+  interval_steps_ = 0;
+}
+
+void Run::validate(std::int64_t done) {
+  if (!validation_) return;
+  const auto started = Clock::now();
+  const PerplexityRun run{state_.context(),
+                          state_.model(),
+                          state_.arenas(),
+                          state_.losses(),
+                          [](void* owner, Context& ctx, const Batch& batch) {
+                            return static_cast<TrainingState*>(owner)->upload(ctx, batch);
+                          },
+                          &state_};
+  const PerplexityResult r = evaluate_perplexity(run, *validation_);
+  nlohmann::ordered_json object = {{"step", done}, {"val/loss", r.loss}, {"val/ppl", r.perplexity}};
+  if (r.bits_per_byte > 0) object["val/bits_per_byte"] = r.bits_per_byte;
+  metrics_->write(object);
+  spdlog::info("step {}  val/loss {:.4f}  val/ppl {:.3f}  ({} tokens)", done, r.loss, r.perplexity, r.tokens);
+  interval_start_ += Clock::now() - started;  // validation is not training time
+}
+
+int Run::go() {
+  const std::int64_t last = config_.train.max_steps;
+  const ModelCost cost = state_.model().cost(config_.data.seq_len);
+  spdlog::info("{} {}: {:.2f}M parameters, attention {} ({}), {} on {} ({}), {:.2f} GiB planned", config_.model.arch,
+               config_.output_dir, cost.parameters / 1e6, config_.model.attention.type, config_.model.attention.impl,
+               name_of(state_.model().dtype()), name_of(state_.model().device()), state_.context().device_name(),
+               static_cast<double>(state_.memory_bytes()) / (1 << 30));
+  if (step_ >= last) {
+    spdlog::info("the run is complete: {} of {} steps are done", step_, last);
+    return 0;
+  }
+  std::signal(SIGINT, on_stop);
+  std::signal(SIGTERM, on_stop);
+  // On a terminal a bar stands below the lines; elsewhere the lines are enough.
+  std::optional<Progress> bar;
+  if (isatty(STDERR_FILENO) == 1) bar.emplace("train", static_cast<std::uint64_t>(last - step_));
+  const std::int64_t first = step_;
+  const auto clear = [&] {
+    if (bar) bar->finish();
+  };
+  interval_start_ = Clock::now();
+  while (step_ < last) {
+    train_step(step_);
+    const std::int64_t done = ++step_;
+    const bool stop = stop_signal != 0, end = done == last;
+    if (done % config_.train.log_every == 0 || end || stop) {
+      const StepState state = state_.optimizer().read_state(state_.context());
+      clear();
+      log_step(done, state, state_.step_loss(state_.context(), config_.data.batch_size * config_.data.seq_len));
+    }
+    const auto due = [&](std::int64_t every) { return end || (every > 0 && done % every == 0); };
+    if (due(config_.train.eval_every) && !stop) {
+      clear();
+      validate(done);
+    }
+    if (due(config_.checkpoint.every) || stop) {
+      clear();
+      const auto started = Clock::now();
+      save(done);
+      interval_start_ += Clock::now() - started;
+    }
+    if (stop) {
+      spdlog::info("stopped by signal {} at step {} of {}; go on with --resume", static_cast<int>(stop_signal), done,
+                   last);
+      return 0;
+    }
+    if (bar)
+      bar->update(static_cast<std::uint64_t>(done - first),
+                  fmt::format("step {}/{}  {:.0f} tok/s", done, last, tokens_per_second_));
+  }
+  return 0;
+}
+
+}  // namespace
+
+int train(Config config) {
+  return Run(std::move(config)).go();
+}
+
+}  // namespace sfa

@@ -1,0 +1,213 @@
+#include "data/tokenize.h"
+
+#include <fcntl.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+
+#include <csignal>
+#include <random>
+
+#include "data/data_test.h"
+#include "data/token_file.h"
+
+namespace sfa {
+namespace {
+
+class TokenizeTest : public DataTest {
+ protected:
+  [[nodiscard]] TokenizeOptions options(const std::vector<std::string>& inputs) const {
+    TokenizeOptions o;
+    o.source.inputs = inputs;
+    o.output.path = path("out.h5");
+    o.output.force = true;
+    return o;
+  }
+  // Tokenizes with raw bytes and gives back the text with '|' for end of text.
+  std::string shown(const TokenizeOptions& o) const {
+    tokenize(o, *load_tokenizer("bytes"));
+    const TokenFile file(o.output.path);
+    std::vector<std::int32_t> ids(static_cast<std::size_t>(file.info().total_tokens));
+    file.read(0, ids);
+    std::string text;
+    for (const auto id : ids) text += id == 256 ? '|' : static_cast<char>(id);
+    return text;
+  }
+  [[nodiscard]] std::vector<std::string> files() const {
+    std::vector<std::string> names;
+    for (const auto& entry : std::filesystem::directory_iterator(folder_)) names.push_back(entry.path().filename());
+    std::sort(names.begin(), names.end());
+    return names;
+  }
+};
+
+TEST_F(TokenizeTest, EachTextFileIsADocumentAndEachRecordIsOne) {
+  write_file("a.txt", "one\n\ntwo");
+  write_file("b.md", "three");
+  write_file("empty.txt", "");
+  write_file(
+      "c.jsonl",
+      "{\"text\": \"four\\n\"}\n\n  \n{\"id\": 1, \"text\": \"f\\u00fcnf\"}\r\n{\"text\": \"\"}\n{\"text\": \"six\"}");
+  EXPECT_EQ(shown(options({path("a.txt"), path("b.md"), path("empty.txt"), path("c.jsonl")})),
+            "|one\n\ntwo|three|four\n|f\xc3\xbcnf|six");
+  EXPECT_EQ(TokenFile(path("out.h5")).document_starts(), (std::vector<std::int64_t>{0, 9, 15, 21, 27}));
+}
+
+TEST_F(TokenizeTest, AnotherFieldAndAnotherFormat) {
+  write_file("c.data", "{\"body\": \"x\", \"text\": 1}\n{\"body\": \"y\"}\n");
+  TokenizeOptions o = options({path("c.data")});
+  o.source.format = TextFormat::jsonl;
+  o.source.field = "body";
+  EXPECT_EQ(shown(o), "|x|y");
+  o.source.field = "text";
+  expect_parts(error_of([&] { shown(o); }), {path("c.data"), "line 1", "'text'", "--field"});
+  o.source.field = "nobody";
+  expect_parts(error_of([&] { shown(o); }), {path("c.data"), "line 1", "'nobody'"});
+}
+
+TEST_F(TokenizeTest, BrokenRecordsNameTheirLineAndNothingIsWritten) {
+  write_file("c.jsonl", "{\"text\": \"x\"}\n{\"text\": \"y\n");
+  TokenizeOptions o = options({path("c.jsonl")});
+  expect_parts(error_of([&] { shown(o); }), {path("c.jsonl"), "line 2", "JSON"});
+  write_file("c.jsonl", "[1]\n");
+  expect_parts(error_of([&] { shown(o); }), {path("c.jsonl"), "line 1", "object"});
+  EXPECT_EQ(files(), (std::vector<std::string>{"c.jsonl"}));
+}
+
+TEST_F(TokenizeTest, LongDocumentsAndManySmallOnesKeepTheirOrder) {
+  std::mt19937 random(3);
+  std::string expected, long_text(5'300'000, ' '), records;
+  for (char& c : long_text) c = static_cast<char>(1 + random() % 120);
+  write_file("long.txt", long_text);
+  expected = "|" + long_text;
+  for (int i = 0; i < 20000; ++i) {
+    const std::string text = std::to_string(random());
+    records += "{\"text\": \"" + text + "\"}\n";
+    expected += "|" + text;
+  }
+  write_file("many.jsonl", records);
+  for (const int threads : {1, 4}) {
+    TokenizeOptions o = options({path("long.txt"), path("many.jsonl")});
+    o.threads = threads;
+    EXPECT_TRUE(shown(o) == expected) << threads;
+  }
+}
+
+TEST_F(TokenizeTest, BadInputsAreNamedBeforeAnythingIsRead) {
+  write_file("a.txt", "text");
+  write_file("binary.txt", std::string("ab\0cd", 5));
+  expect_parts(error_of([&] {
+                 shown(options({path("a.txt"), path("none.txt")}));
+               }),
+               {path("none.txt"), "No such file"});
+  expect_parts(error_of([&] { shown(options({folder_})); }), {folder_, "folder"});
+  expect_parts(error_of([&] { shown(options({path("binary.txt")})); }),
+               {path("binary.txt"), "zero byte", "--format txt"});
+  expect_parts(error_of([&] { shown(options({})); }), {"no input"});
+  expect_parts(error_of([&] { shown(options({"-", "-"})); }), {"standard input"});
+  write_file("none.txt", "");
+  expect_parts(error_of([&] { shown(options({path("none.txt")})); }), {path("out.h5"), "no text"});
+  TokenizeOptions same = options({path("a.txt")});
+  same.output.path = path("a.txt");
+  expect_parts(error_of([&] { shown(same); }), {path("a.txt"), "one of the inputs"});
+  EXPECT_EQ(read_file(path("a.txt")), "text");
+  TokenizeOptions binary = options({path("binary.txt")});
+  binary.source.format = TextFormat::text;
+  EXPECT_EQ(shown(binary), std::string("|ab\0cd", 6));
+}
+
+TEST_F(TokenizeTest, AFailedRunLeavesTheOldFileAlone) {
+  write_file("a.txt", "good");
+  shown(options({path("a.txt")}));
+  const std::string before = read_file(path("out.h5"));
+  write_file("c.jsonl", "{\"text\": \"x\"}\n{");
+  error_of([&] { shown(options({path("c.jsonl")})); });
+  EXPECT_EQ(read_file(path("out.h5")), before);
+  EXPECT_EQ(files(), (std::vector<std::string>{"a.txt", "c.jsonl", "out.h5"}));
+}
+
+TEST_F(TokenizeTest, TheSourceHashIsThatOfTheBytesInOrder) {
+  write_file("a.txt", "ab");
+  write_file("b.txt", "cd");
+  write_file("all.txt", "abcd");
+  const auto hash = [&](const std::vector<std::string>& inputs) {
+    return tokenize(options(inputs), *load_tokenizer("bytes")).info.source_hash;
+  };
+  const std::string expected = hash({path("all.txt")});
+  EXPECT_EQ(expected.size(), 32u);
+  EXPECT_EQ(hash({path("a.txt"), path("b.txt")}), expected);
+  EXPECT_NE(hash({path("b.txt"), path("a.txt")}), expected);
+}
+
+// Runs `sfa` with the arguments, standard input from `feed` when it is a valid descriptor; the child's id.
+pid_t start(const std::vector<std::string>& arguments, int feed) {
+  const pid_t child = ::fork();
+  if (child != 0) return child;
+  if (feed >= 0) ::dup2(feed, 0);
+  const int null = ::open("/dev/null", O_WRONLY);
+  ::dup2(null, 1);
+  ::dup2(null, 2);
+  std::vector<char*> argv{const_cast<char*>(SFA_BINARY)};
+  for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
+  argv.push_back(nullptr);
+  ::execv(argv[0], argv.data());
+  ::_exit(127);
+}
+
+// The child is fed text without end, so that it is certainly at work when it is killed; and killed again while it
+// finishes.
+TEST_F(TokenizeTest, KilledAtAnyMomentItLeavesNothingThatOpens) {
+  write_file("a.txt", std::string(3'000'000, 'x'));
+  const std::string out = path("out.h5");
+  for (int i = 0; i < 12; ++i) {
+    int pipe_ends[2];
+    ASSERT_EQ(::pipe2(pipe_ends, O_CLOEXEC | O_NONBLOCK), 0);  // a child that does not read must not hang the test
+    ::fcntl(pipe_ends[0], F_SETFL, 0);
+    const bool endless = i < 4;
+    const pid_t child = endless ? start({"data", "tokenize", "--output", out, "-"}, pipe_ends[0])
+                                : start({"data", "tokenize", "--output", out, path("a.txt")}, -1);
+    if (endless) {
+      const std::string text(1 << 20, 'x');
+      for (int block = 0; block < 20 * (1 + i); ++block) {
+        (void)!::write(pipe_ends[1], text.data(), text.size());
+        ::usleep(1000);
+      }
+    } else {
+      ::usleep(static_cast<useconds_t>(3000 * (i - 3)));
+    }
+    ::kill(child, SIGKILL);
+    int status = 0;
+    ::waitpid(child, &status, 0);
+    ::close(pipe_ends[0]);
+    ::close(pipe_ends[1]);
+    if (endless) {
+      EXPECT_FALSE(std::filesystem::exists(out));
+    } else if (std::filesystem::exists(out)) {  // it was through before the signal came
+      EXPECT_NO_THROW(TokenFile(out).verify());
+      std::filesystem::remove(out);
+    }
+    for (const std::string& name : files()) EXPECT_TRUE(name == "a.txt" || name.front() == '.') << name;
+  }
+}
+
+TEST_F(TokenizeTest, MemoryDoesNotGrowWithTheText) {
+  int pipe_ends[2];
+  ASSERT_EQ(::pipe2(pipe_ends, O_CLOEXEC), 0);
+  const pid_t child = start({"data", "tokenize", "--threads", "2", "--output", path("out.h5"), "-"}, pipe_ends[0]);
+  ::close(pipe_ends[0]);
+  std::string line = "{\"text\": \"0123456789\"}\n", text;
+  while (text.size() < (1 << 20)) text += line;
+  for (int i = 0; i < 200; ++i)
+    ASSERT_EQ(::write(pipe_ends[1], text.data(), text.size()), static_cast<ssize_t>(text.size()));
+  ::close(pipe_ends[1]);
+  int status = 0;
+  struct rusage usage {};
+  ::wait4(child, &status, 0, &usage);
+  EXPECT_EQ(status, 0);
+  EXPECT_EQ(TokenFile(path("out.h5")).info().total_tokens, static_cast<std::int64_t>(200 * text.size() + 1));
+#if !defined(__SANITIZE_ADDRESS__)
+  EXPECT_LT(usage.ru_maxrss, 120 * 1024) << "kB, for 200 MB of text";
+#endif
+}
+
+}  // namespace
+}  // namespace sfa
