@@ -190,20 +190,7 @@ void attention_merge(Context& ctx, const Tensor& out, const Tensor& lse, const T
 }
 
 void cache_append(Context& ctx, const Tensor& from, const Tensor& cache, std::int64_t at) {
-  const std::int64_t tokens = from.dim(1), width = from.dim(2) * from.dim(3);
-  const std::size_t element = size_of(cache.dtype);
-  const auto* source = static_cast<const std::byte*>(from.data);
-  auto* target = static_cast<std::byte*>(cache.data);
-  // The heads of one token lie side by side in both; batch entries and (strided) tokens are copied one by one.
-  const bool whole = from.stride[1] == width;
-  for (std::int64_t b = 0; b < from.dim(0); ++b) {
-    const std::int64_t to = b * cache.stride[0] + at * cache.stride[1];
-    const std::int64_t runs = whole ? 1 : tokens;
-    for (std::int64_t r = 0; r < runs; ++r)
-      ctx.copy(target + static_cast<std::size_t>(to + r * cache.stride[1]) * element, cache.device,
-               source + static_cast<std::size_t>(b * from.stride[0] + r * from.stride[1]) * element, from.device,
-               static_cast<std::size_t>((whole ? tokens : 1) * width) * element);
-  }
+  ctx.copy_rows(cache.slice(1, at, from.dim(1)), from);
 }
 
 }  // namespace sfa

@@ -5,6 +5,7 @@
 
 #include "attention/attention.h"
 #include "attention/dense/dense.h"
+#include "attention/flash/attention_flash.h"
 #include "attention/flash/cpu/flash_cpu.h"
 #include "attention/sfa/sfa.h"
 
@@ -16,9 +17,11 @@ const std::vector<AttentionRow>& attention_table() {
       {"dense", "reference", Device::cpu, 0, dense_reference_why_not, make_dense_reference},
       {"dense", "flash", Device::cpu, 10, dense_flash_cpu_why_not, make_dense_flash_cpu},
       {"dense", "reference", Device::cuda, 0, dense_reference_why_not, make_dense_reference},
+      {"dense", "flash", Device::cuda, 10, dense_flash_cuda_why_not, make_dense_flash_cuda},
       {"sfa", "reference", Device::cpu, 0, sfa_reference_why_not, make_sfa_reference},
       {"sfa", "flash", Device::cpu, 10, sfa_flash_cpu_why_not, make_sfa_flash_cpu},
       {"sfa", "reference", Device::cuda, 0, sfa_reference_why_not, make_sfa_reference},
+      {"sfa", "flash", Device::cuda, 10, sfa_flash_cuda_why_not, make_sfa_flash_cuda},
   };
   return table;
 }

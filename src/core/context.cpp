@@ -36,6 +36,32 @@ void Context::copy(void* to, Device to_device, const void* from, Device from_dev
   if constexpr (kHasCuda) cuda_ops::copy(*cuda_, to, to_device, from, from_device, bytes);
 }
 
+void Context::copy_rows(const Tensor& to, const Tensor& from) const {
+  const std::int64_t width = to.dim(2) * to.dim(3);
+  require(to.rank == 4 && from.rank == 4 && to.shape == from.shape && to.dtype == from.dtype &&
+              to.device == from.device && to.stride[2] == to.dim(3) && from.stride[2] == to.dim(3),
+          "internal error: copy_rows from {} to {}", from, to);
+  if (planning) return;
+  const std::size_t element = size_of(to.dtype);
+  const auto bytes = [&](std::int64_t n) { return static_cast<std::size_t>(n) * element; };
+  for (std::int64_t b = 0; b < to.dim(0); ++b) {
+    auto* target = static_cast<std::byte*>(to.data) + bytes(b * to.stride[0]);
+    const auto* source = static_cast<const std::byte*>(from.data) + bytes(b * from.stride[0]);
+    if constexpr (kHasCuda) {
+      if (to.device == Device::cuda) {
+        // Batch entries that follow each other at the distance of tokens are one run of rows.
+        const bool joined = to.stride[0] == to.dim(1) * to.stride[1] && from.stride[0] == from.dim(1) * from.stride[1];
+        cuda_ops::copy_2d(*cuda_, target, bytes(to.stride[1]), source, bytes(from.stride[1]), bytes(width),
+                          static_cast<std::size_t>(joined ? to.dim(0) * to.dim(1) : to.dim(1)));
+        if (joined) return;
+        continue;
+      }
+    }
+    for (std::int64_t t = 0; t < to.dim(1); ++t)
+      std::memcpy(target + bytes(t * to.stride[1]), source + bytes(t * from.stride[1]), bytes(width));
+  }
+}
+
 void Context::zero(const Tensor& t) const {
   require(t.contiguous(), "internal error: zero of the strided tensor {}", t);
   if (planning) return;

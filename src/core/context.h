@@ -42,6 +42,9 @@ class Context {
   void synchronize() const;
   /// Copies between any two places; asynchronous on the context's stream when a GPU is involved.
   void copy(void* to, Device to_device, const void* from, Device from_device, std::size_t bytes) const;
+  /// Copies [B,T,heads,D] rows between two tensors of one device and shape; in each, the heads of a token lie side by
+  /// side.
+  void copy_rows(const Tensor& to, const Tensor& from) const;
   /// Sets bytes to zero.
   void zero(const Tensor& t) const;
   /// "NVIDIA H200" or the processor's name.

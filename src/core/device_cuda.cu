@@ -56,6 +56,18 @@ std::shared_ptr<CudaState> make_state() {
   return std::make_shared<CudaState>();
 }
 
+int compute_capability() {
+  int device = 0, major = 0, minor = 0;
+  SFA_CUDA_CHECK(cudaGetDevice(&device));
+  SFA_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  SFA_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  return 10 * major + minor;
+}
+
+void* stream(const Context& ctx) {
+  return ctx.cuda().stream;
+}
+
 std::string device_name() {
   int device = 0;
   cudaDeviceProp properties{};
@@ -98,6 +110,12 @@ void copy(const CudaState& state, void* to, Device to_device, const void* from, 
                               : from_gpu         ? cudaMemcpyDeviceToHost
                                                  : cudaMemcpyHostToHost;
   SFA_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, kind, state.stream));
+}
+
+void copy_2d(const CudaState& state, void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
+             std::size_t width, std::size_t rows) {
+  SFA_CUDA_CHECK(
+      cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, width, rows, cudaMemcpyDeviceToDevice, state.stream));
 }
 
 void zero(const CudaState& state, void* memory, std::size_t bytes) {

@@ -18,6 +18,10 @@ bool available(std::string* why);
 /// Stream, cuBLASLt handle and workspace on the current device.
 std::shared_ptr<CudaState> make_state();
 std::string device_name();
+/// 90 for 9.0.
+int compute_capability();
+/// The context's cudaStream_t, for callers that pass it on without knowing CUDA's types.
+void* stream(const Context& ctx);
 
 /// Zero-filled device memory, aligned to 256 bytes; null when there is not enough.
 void* allocate(std::size_t bytes);
@@ -29,6 +33,9 @@ std::pair<std::size_t, std::size_t> memory_free_total();
 void synchronize(const CudaState& state);
 /// Asynchronous on the state's stream (a copy from or to pageable CPU memory returns when that memory may be reused).
 void copy(const CudaState& state, void* to, Device to_device, const void* from, Device from_device, std::size_t bytes);
+/// `rows` runs of `width` bytes between two places on the GPU, at distances `to_pitch` and `from_pitch`.
+void copy_2d(const CudaState& state, void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
+             std::size_t width, std::size_t rows);
 void zero(const CudaState& state, void* memory, std::size_t bytes);
 
 }  // namespace sfa::cuda_ops

@@ -10,6 +10,7 @@ namespace {
 struct Expand {
   std::int64_t rows, T, heads, D, k;
   std::int64_t value_batch, value_token, value_head, index_batch, index_token, index_head;
+  std::int64_t dense_batch, dense_token, dense_head;
 };
 
 template <class T>
@@ -18,7 +19,7 @@ __global__ void expand_kernel(Expand e, const T* values, const std::uint8_t* ind
   const int lane = threadIdx.x % 32;
   if (row >= e.rows) return;
   const std::int64_t h = row % e.heads, t = row / e.heads % e.T, b = row / e.heads / e.T;
-  T* out = dense + row * e.D;
+  T* out = dense + b * e.dense_batch + t * e.dense_token + h * e.dense_head;
   for (std::int64_t d = lane; d < e.D; d += 32) out[d] = T(0.0f);
   __syncwarp();
   const std::int64_t v = b * e.value_batch + t * e.value_token + h * e.value_head;
@@ -39,7 +40,10 @@ void select_expand(Context& ctx, const Tensor& values, const Tensor& indices, co
                  values.stride[2],
                  indices.stride[0],
                  indices.stride[1],
-                 indices.stride[2]};
+                 indices.stride[2],
+                 dense.stride[0],
+                 dense.stride[1],
+                 dense.stride[2]};
   const unsigned blocks = static_cast<unsigned>((e.rows * 32 + 255) / 256);
   const std::uint8_t* support = indices.as<std::uint8_t>();
   if (dense.dtype == DType::bf16)

@@ -103,7 +103,7 @@ void select_expand(Context&, const Tensor& values, const Tensor& indices, const 
   for (std::int64_t b = 0; b < B; ++b)
     for (std::int64_t t = 0; t < T; ++t)
       for (std::int64_t h = 0; h < heads; ++h) {
-        float* row = out + ((b * T + t) * heads + h) * D;
+        float* row = out + b * dense.stride[0] + t * dense.stride[1] + h * dense.stride[2];
         std::fill_n(row, D, 0.0f);
         const std::int64_t v = b * values.stride[0] + t * values.stride[1] + h * values.stride[2];
         const std::int64_t i = b * indices.stride[0] + t * indices.stride[1] + h * indices.stride[2];

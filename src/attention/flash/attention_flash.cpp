@@ -1,0 +1,246 @@
+// From the project's tensors to the arguments of the CUDA kernels, and what dense and sfa keep.
+#include "attention/flash/attention_flash.h"
+
+#include "attention/dense/dense.h"
+#include "attention/flash/flash_backward.h"
+#include "attention/flash/flash_forward.h"
+#include "attention/flash/select24.h"
+#include "attention/sfa/sfa.h"
+#include "core/build_config.h"
+#include "core/device_cuda.h"
+#include "ops/select/select.h"
+
+namespace sfa {
+namespace {
+
+flash::Strides strides_of(const Tensor& t) {
+  return {t.stride[0], t.stride[1], t.stride[2]};
+}
+
+flash::Shape shape_of(const Tensor& q, const Tensor& k, const Tensor& v) {
+  return {.B = static_cast<int>(q.dim(0)),
+          .Tq = static_cast<int>(q.dim(1)),
+          .Tk = static_cast<int>(k.dim(1)),
+          .H = static_cast<int>(q.dim(2)),
+          .G = static_cast<int>(k.dim(2)),
+          .Dqk = static_cast<int>(q.dim(3)),
+          .Dv = static_cast<int>(v.dim(3))};
+}
+
+flash::Ranges ranges_of(const Ranges& r) {
+  return {.causal = r.causal,
+          .window = static_cast<std::int32_t>(r.window),
+          .query_offset = static_cast<std::int32_t>(r.query_offset),
+          .first_key = r.first_key.empty() ? nullptr : r.first_key.as<std::int32_t>()};
+}
+
+// Why these head sizes can't be served, or nothing.
+std::string heads_why_not(const AttentionDims& dims, DType dtype, flash::Product product) {
+  if constexpr (!kHasCuda) {
+    return "this build has no CUDA backend";
+  } else {
+    if (dtype != DType::bf16) return "it computes in bf16 (train.dtype)";
+    const flash::Shape shape{.B = 1,
+                             .Tq = 128,
+                             .Tk = 128,
+                             .H = static_cast<int>(dims.H),
+                             .G = static_cast<int>(dims.G),
+                             .Dqk = static_cast<int>(dims.Dqk),
+                             .Dv = static_cast<int>(dims.Dv)};
+    if (!flash::forward_supported(shape, product) || !flash::backward_supported(shape))
+      return fmt::format("heads of {} (q, k) and {} (v) features have no kernel yet", dims.Dqk, dims.Dv);
+    const int capability = cuda_ops::compute_capability();
+    if (capability != 90)
+      return fmt::format("its kernels are for compute capability 9.0, this card has {}.{}", capability / 10,
+                         capability % 10);
+    return "";
+  }
+}
+
+// What dense and sfa share: calls of the kernels.
+class FlashKernels {
+ public:
+  void forward(Context& ctx, const flash::ForwardParams& params, flash::Product product) const {
+    if constexpr (kHasCuda) {
+      // Two counters for dynamic scheduling, zero now and left zero by every launch.
+      if (counters_.data() == nullptr) counters_ = Buffer(Device::cuda, 2 * sizeof(std::int32_t), "tile counters");
+      flash::ForwardParams p = params;
+      p.tile_counter = static_cast<std::int32_t*>(counters_.data());
+      flash::forward(p, product, cuda_ops::stream(ctx));
+    }
+  }
+
+  void backward(Context& ctx, const Tensor& q, const Tensor& k, const Attention::Backward& a, float scale) const {
+    if constexpr (kHasCuda) {
+      ArenaScope scope(a.scratch);
+      flash::BackwardParams p;
+      p.shape = shape_of(q, k, a.k.v);
+      p.ranges = ranges_of(a.ranges);
+      p.scale = scale;
+      const Tensor workspace =
+          a.scratch.take(DType::u8, {static_cast<std::int64_t>(flash::backward_workspace_bytes(p.shape))});
+      if (ctx.planning) return;
+      p.q = q.data;
+      p.k = k.data;
+      p.v = a.k.v.data;
+      p.out = a.out.data;
+      p.d_out = a.d_out.data;
+      p.lse = a.lse.as<float>();
+      p.d_q = a.d_q.data;
+      p.d_k = a.d_k.data;
+      p.d_v = a.d_v.data;
+      p.q_stride = strides_of(q);
+      p.k_stride = strides_of(k);
+      p.v_stride = strides_of(a.k.v);
+      p.out_stride = strides_of(a.out);
+      p.d_out_stride = strides_of(a.d_out);
+      p.d_q_stride = strides_of(a.d_q);
+      p.d_k_stride = strides_of(a.d_k);
+      p.d_v_stride = strides_of(a.d_v);
+      p.workspace = workspace.data;
+      flash::backward(p, cuda_ops::stream(ctx));
+    }
+  }
+
+ private:
+  mutable Buffer counters_;
+};
+
+flash::ForwardParams forward_params(const Tensor& q, const Tensor& k, const Attention::Forward& a, float scale) {
+  flash::ForwardParams p;
+  p.shape = shape_of(q, k, a.k.v);
+  p.ranges = ranges_of(a.ranges);
+  p.scale = scale;
+  p.q = q.data;
+  p.k = k.data;
+  p.v = a.k.v.data;
+  p.out = a.out.data;
+  p.lse = a.lse.as<float>();
+  p.q_stride = strides_of(q);
+  p.k_stride = strides_of(k);
+  p.v_stride = strides_of(a.k.v);
+  p.out_stride = strides_of(a.out);
+  return p;
+}
+
+class DenseFlash final : public DenseAttention {
+ public:
+  using DenseAttention::DenseAttention;
+
+  void core(Context& ctx, const Forward& a) const override {
+    if (ctx.planning) return;
+    kernels_.forward(ctx, forward_params(a.q.dense, a.k.dense, a, dims_.scale()), flash::Product::dense);
+  }
+  void core_backward(Context& ctx, const Backward& a) const override {
+    kernels_.backward(ctx, a.q.dense, a.k.dense, a, dims_.scale());
+  }
+
+ private:
+  FlashKernels kernels_;
+};
+
+class SfaFlash final : public SfaAttention {
+ public:
+  using SfaAttention::SfaAttention;
+
+  // The packed projection is scratch: its rows are zero-filled in place for the forward core, and filled again from the
+  // sparse rows for backward. q.dense and k.dense are views of it.
+  AttentionState plan(Arena& saved, Arena& scratch, std::int64_t B, std::int64_t T) const override {
+    AttentionState s;
+    s.qkv = scratch.take(dtype_, {B, T, dims_.row()});
+    s.q.values = saved.take(dtype_, {B, T, dims_.H, config_.k_q});
+    s.q.indices = saved.take(DType::u8, {B, T, dims_.H, config_.k_q});
+    s.k.values = saved.take(dtype_, {B, T, dims_.G, config_.k_k});
+    s.k.indices = saved.take(DType::u8, {B, T, dims_.G, config_.k_k});
+    s.k.v = saved.take(dtype_, {B, T, dims_.G, dims_.Dv});
+    s.out = saved.take(dtype_, {B, T, dims_.H, dims_.Dv});
+    s.lse = saved.take(DType::f32, {B, dims_.H, T});
+    if (two_of_four()) {
+      const std::int64_t blocks = (T + 63) / 64;
+      s.q.compressed =
+          scratch.take(DType::u8, {B, dims_.H, blocks, flash::compressed_block_bytes(static_cast<int>(dims_.Dqk))});
+    }
+    const PackedViews views = packed_views(s.qkv, dims_);
+    s.q.dense = views.q;
+    s.k.dense = views.k;
+    return s;
+  }
+
+  void prepare(Context& ctx, AttentionState& s) const override {
+    const PackedViews views = packed_views(s.qkv, dims_);
+    if (two_of_four())
+      select_two_of_four(ctx, s, views.q);
+    else
+      select_topk(ctx, {views.q, config_.k_q, false, s.q.values, s.q.indices, views.q});
+    select_topk(ctx, {views.k, config_.k_k, false, s.k.values, s.k.indices, views.k});
+    ctx.copy_rows(s.k.v, views.v);
+  }
+
+  void core(Context& ctx, const Forward& a) const override {
+    ArenaScope scope(a.scratch);
+    const Tensor keys = a.k.dense.empty() ? expanded(ctx, a.k, a.scratch) : a.k.dense;
+    if (ctx.planning) return;
+    flash::ForwardParams p = forward_params(a.q.dense, keys, a, dims_.scale());
+    p.q_compressed = a.q.compressed.data;
+    kernels_.forward(ctx, p, two_of_four() ? flash::Product::sparse24 : flash::Product::dense);
+  }
+
+  void core_backward(Context& ctx, const Backward& a) const override {
+    select_expand(ctx, a.q.values, a.q.indices, a.q.dense);
+    select_expand(ctx, a.k.values, a.k.indices, a.k.dense);
+    kernels_.backward(ctx, a.q.dense, a.k.dense, a, dims_.scale());
+    select_mask_gradient(ctx, a.d_q, a.q.indices);
+    select_mask_gradient(ctx, a.d_k, a.k.indices);
+  }
+
+ private:
+  [[nodiscard]] bool two_of_four() const { return config_.selection == "topk_2of4"; }
+
+  // Keys from a cache are stored sparse; the core reads full rows.
+  Tensor expanded(Context& ctx, const Keys& k, Arena& scratch) const {
+    const Tensor rows = scratch.take(dtype_, {k.values.dim(0), k.values.dim(1), dims_.G, dims_.Dqk});
+    select_expand(ctx, k.values, k.indices, rows);
+    return rows;
+  }
+
+  void select_two_of_four(Context& ctx, const AttentionState& s, const Tensor& q) const {
+    if (ctx.planning) return;
+    if constexpr (kHasCuda) {
+      flash::SelectParams p;
+      p.B = static_cast<int>(q.dim(0));
+      p.T = static_cast<int>(q.dim(1));
+      p.heads = static_cast<int>(q.dim(2));
+      p.D = static_cast<int>(q.dim(3));
+      p.k = config_.k_q;
+      p.rule = flash::Selection::topk_2of4;
+      p.x = q.data;
+      p.x_stride = strides_of(q);
+      p.values = s.q.values.data;
+      p.indices = s.q.indices.as<std::uint8_t>();
+      p.compressed = s.q.compressed.data;
+      flash::select_features(p, cuda_ops::stream(ctx));
+    }
+  }
+
+  FlashKernels kernels_;
+};
+
+}  // namespace
+
+std::string dense_flash_cuda_why_not(const AttentionConfig&, const AttentionDims& dims, DType dtype) {
+  return heads_why_not(dims, dtype, flash::Product::dense);
+}
+std::unique_ptr<Attention> make_dense_flash_cuda(const AttentionConfig& config, const AttentionDims& dims,
+                                                 DType dtype) {
+  return std::make_unique<DenseFlash>(config, dims, dtype);
+}
+
+std::string sfa_flash_cuda_why_not(const AttentionConfig& config, const AttentionDims& dims, DType dtype) {
+  if (config.zero_overlap == "mask") return "zero_overlap: mask is the reference's alone";
+  return heads_why_not(dims, dtype, config.selection == "topk_2of4" ? flash::Product::sparse24 : flash::Product::dense);
+}
+std::unique_ptr<Attention> make_sfa_flash_cuda(const AttentionConfig& config, const AttentionDims& dims, DType dtype) {
+  return std::make_unique<SfaFlash>(config, dims, dtype);
+}
+
+}  // namespace sfa

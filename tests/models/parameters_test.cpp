@@ -1,0 +1,197 @@
+// The parameter list and its initialisation, and what a configuration of a model refuses.
+#include "models/parameters.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <map>
+
+#include "models/model.h"
+#include "support/tensors.h"
+
+namespace sfa::test {
+namespace {
+
+ModelConfig small() {
+  ModelConfig c;
+  c.num_hidden_layers = 3;
+  c.num_attention_heads = 4;
+  c.hidden_size = 64;
+  c.max_position_embeddings = 32;
+  c.vocab_size = 257;
+  c.resolve();
+  return c;
+}
+
+std::vector<float> initial(const ParameterList& list, std::uint64_t seed) {
+  std::vector<float> flat(static_cast<std::size_t>(list.flat_size()), NAN);
+  initialize_parameters(list, seed, Tensor(flat.data(), DType::f32, Device::cpu, {list.flat_size()}));
+  return flat;
+}
+
+TEST(ParameterList, OffsetsAreAlignedAndDoNotOverlap) {
+  const auto model = make_model(small(), Device::cpu, DType::f32);
+  std::int64_t end = 0, count = 0;
+  std::map<std::string, int> names;
+  for (const Parameter& p : model->parameters().all()) {
+    EXPECT_EQ(p.offset % ParameterList::kAlignment, 0) << p.name;
+    EXPECT_GE(p.offset, end) << p.name;
+    EXPECT_LT(p.offset - end, ParameterList::kAlignment) << p.name;
+    end = p.offset + p.numel();
+    count += p.numel();
+    EXPECT_EQ(++names[p.name], 1) << p.name << " is listed twice";
+    EXPECT_EQ(p.decay, p.shape.size() == 2) << p.name << ": matrices and embeddings decay, nothing else";
+    std::int64_t rows = 0;
+    for (const HfView& view : p.hf) rows += view.row_count;
+    EXPECT_EQ(rows, p.rows()) << p.name << ": the Hugging Face views cover it";
+  }
+  EXPECT_EQ(model->parameters().count(), count);
+  EXPECT_GE(model->parameters().flat_size(), end);
+  EXPECT_NE(model->parameters().find("h.2.mlp.down.weight"), nullptr);
+  EXPECT_EQ(model->parameters().find("h.3.mlp.down.weight"), nullptr);
+}
+
+TEST(ParameterList, Gpt2SmallHas124Million) {
+  ModelConfig c;
+  c.vocab_size = 50257;
+  c.resolve();
+  const auto model = make_model(c, Device::cpu, DType::f32);
+  // transformers' GPT2LMHeadModel: 124,439,808; here the vocabulary is padded to 50,304 rows.
+  EXPECT_EQ(model->parameters().count() - (50304 - 50257) * 768, 124439808);
+  EXPECT_EQ(model->cost(1024).parameters, 124439808.0);
+}
+
+TEST(Initialisation, IsThatOfGpt2) {
+  const auto model = make_model(small(), Device::cpu, DType::f32);
+  const auto flat = initial(model->parameters(), 11);
+  std::vector<bool> covered(flat.size());
+  for (const Parameter& p : model->parameters().all()) {
+    double sum = 0, squares = 0;
+    for (std::int64_t i = 0; i < p.numel(); ++i) {
+      const double x = flat[static_cast<std::size_t>(p.offset + i)];
+      covered[static_cast<std::size_t>(p.offset + i)] = true;
+      sum += x;
+      squares += x * x;
+    }
+    const double n = static_cast<double>(p.numel()), mean = sum / n, deviation = std::sqrt(squares / n);
+    if (p.shape.size() == 2) {
+      const bool into_residual = p.name.ends_with("attn.proj.weight") || p.name.ends_with("mlp.down.weight");
+      const double want = into_residual ? 0.02 / std::sqrt(2.0 * 3) : 0.02;
+      EXPECT_NEAR(mean, 0.0, 5 * want / std::sqrt(n)) << p.name;
+      EXPECT_NEAR(deviation, want, 5 * want / std::sqrt(2 * n)) << p.name;
+    } else {
+      EXPECT_EQ(mean, p.name.find("norm") != std::string::npos && p.name.ends_with("weight") ? 1.0 : 0.0) << p.name;
+      EXPECT_EQ(deviation, std::fabs(mean)) << p.name;
+    }
+  }
+  for (std::size_t i = 0; i < flat.size(); ++i)
+    if (!covered[i]) {
+      ASSERT_EQ(flat[i], 0.0f) << "padding at " << i;
+    }
+}
+
+TEST(Initialisation, DependsOnTheSeedAndNothingElse) {
+  const auto model = make_model(small(), Device::cpu, DType::f32);
+  EXPECT_EQ(initial(model->parameters(), 1), initial(model->parameters(), 1));
+  EXPECT_NE(initial(model->parameters(), 1), initial(model->parameters(), 2));
+  // A parameter's numbers do not depend on how many there are after it.
+  ModelConfig deeper = small();
+  deeper.num_hidden_layers = 4;
+  const auto other = make_model(deeper, Device::cpu, DType::f32);
+  const auto a = initial(model->parameters(), 1), b = initial(other->parameters(), 1);
+  const Parameter &pa = *model->parameters().find("h.1.attn.qkv.weight"),
+                  &pb = *other->parameters().find("h.1.attn.qkv.weight");
+  for (std::int64_t i = 0; i < pa.numel(); ++i)
+    ASSERT_EQ(a[static_cast<std::size_t>(pa.offset + i)], b[static_cast<std::size_t>(pb.offset + i)]);
+}
+
+TEST(Initialisation, Identity) {
+  ParameterList list;
+  list.add({.name = "m", .shape = {6, 3}, .offset = 0, .decay = true, .init = Init::identity, .std_dev = 0, .hf = {}});
+  const auto flat = initial(list, 1);
+  for (int r = 0; r < 6; ++r)
+    for (int c = 0; c < 3; ++c) EXPECT_EQ(flat[static_cast<std::size_t>(r * 3 + c)], r % 3 == c ? 1.0f : 0.0f);
+}
+
+TEST(ModelConfigTest, DerivesWhatIsLeftOpen) {
+  ModelConfig c = small();
+  EXPECT_EQ(c.num_key_value_heads, 4);
+  EXPECT_EQ(c.intermediate_size, 256);
+  EXPECT_EQ(c.qk_head_dim, 16);
+  EXPECT_EQ(c.padded_vocab_size(), 320);
+  EXPECT_EQ(c.attention_dims().Dv, 16);
+  EXPECT_EQ(c.attention_dims().row(), 3 * 64);
+  c = ModelConfig{};
+  c.attention.type = "sfa";
+  c.k = 8;
+  c.attention.k_k = 16;
+  c.resolve();
+  EXPECT_EQ(c.attention.k_q, 8);
+  EXPECT_EQ(c.attention.k_k, 16) << "k sets only what is not set";
+  const ModelConfig once = c;
+  c.resolve();
+  EXPECT_EQ(c.attention.k_q, once.attention.k_q) << "resolving twice changes nothing";
+}
+
+// Each wrong value gives one sentence that names its key.
+TEST(ModelConfigTest, RefusesWhatCannotBe) {
+  const auto expect = [](const char* key, auto spoil) {
+    ModelConfig c;
+    c.hidden_size = 64;
+    c.num_attention_heads = 4;
+    c.vocab_size = 100;
+    spoil(c);
+    try {
+      c.resolve();
+      (void)make_model(c, Device::cpu, DType::f32);
+      ADD_FAILURE() << "accepted: " << key;
+    } catch (const Error& e) {
+      EXPECT_NE(std::string(e.what()).find(key), std::string::npos) << e.what();
+      EXPECT_EQ(std::string(e.what()).find("internal error"), std::string::npos) << e.what();
+    }
+  };
+  const auto sfa = [](ModelConfig& c, int k) {
+    c.attention.type = "sfa";
+    c.k = k;
+  };
+  expect("num_hidden_layers", [](ModelConfig& c) { c.num_hidden_layers = 0; });
+  expect("hidden_size", [](ModelConfig& c) { c.hidden_size = -1; });
+  expect("num_attention_heads", [](ModelConfig& c) { c.num_attention_heads = 5; });
+  expect("num_key_value_heads", [](ModelConfig& c) { c.num_key_value_heads = 3; });
+  expect("intermediate_size", [](ModelConfig& c) { c.intermediate_size = -4; });
+  expect("max_position_embeddings", [](ModelConfig& c) { c.max_position_embeddings = 0; });
+  expect("vocab_size", [](ModelConfig& c) { c.vocab_size = 0; });
+  expect("vocab_size", [](ModelConfig& c) { c.vocab_size = -5; });
+  expect("qk_head_dim", [](ModelConfig& c) { c.qk_head_dim = -2; });
+  expect("window", [](ModelConfig& c) { c.attention.window = -1; });
+  expect("arch", [](ModelConfig& c) { c.arch = "gpt3"; });
+  expect("attention.type", [](ModelConfig& c) { c.attention.type = "sparse"; });
+  expect("attention.impl", [](ModelConfig& c) { c.attention.impl = "magic"; });
+  expect("attention.k", [](ModelConfig& c) { c.k = 4; });
+  expect("attention.k", [&](ModelConfig& c) { sfa(c, 0); });
+  expect("attention.k", [&](ModelConfig& c) { sfa(c, 17); });
+  expect("attention.k", [&](ModelConfig& c) { sfa(c, -3); });
+  expect("k_k", [&](ModelConfig& c) {
+    sfa(c, 4);
+    c.attention.k_k = 100;
+  });
+  expect("256", [&](ModelConfig& c) {
+    sfa(c, 4);
+    c.qk_head_dim = 300;
+  });
+  expect("selection", [&](ModelConfig& c) {
+    sfa(c, 9);
+    c.attention.selection = "topk_2of4";
+  });
+  expect("selection", [&](ModelConfig& c) {
+    sfa(c, 4);
+    c.attention.selection = "topk_3of4";
+  });
+  expect("zero_overlap", [&](ModelConfig& c) {
+    sfa(c, 4);
+    c.attention.zero_overlap = "drop";
+  });
+}
+
+}  // namespace
+}  // namespace sfa::test
