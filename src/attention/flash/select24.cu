@@ -1,10 +1,10 @@
 // Selection kernels: one block of threads takes 64 rows of one (batch, head); D / 16 lanes share a row, 16 neighbouring
 // features each.
 //
-// The k-th largest magnitude T is found by bisection over bf16 patterns: a trial counts the magnitudes that are not below it,
-// two an instruction. It ends as soon as exactly k are; when equal magnitudes leave more than k, those equal to T are taken
-// from the lowest index on. Under topk_2of4 the candidates are the two best of every four features: taking features
-// greedily under the constraint yields exactly the k largest of those.
+// The k-th largest magnitude T is found by bisection over bf16 patterns: a trial counts the magnitudes that are not
+// below it, two an instruction. It ends as soon as exactly k are; when equal magnitudes leave more than k, those equal
+// to T are taken from the lowest index on. Under topk_2of4 the candidates are the two best of every four features:
+// taking features greedily under the constraint yields exactly the k largest of those.
 #include "attention/flash/select24.h"
 
 #include <cuda_bf16.h>
@@ -33,7 +33,9 @@ struct CompressedLayout {
   }
 };
 
-__device__ __forceinline__ __nv_bfloat162 as_bf162(unsigned bits) { return *reinterpret_cast<__nv_bfloat162*>(&bits); }
+__device__ __forceinline__ __nv_bfloat162 as_bf162(unsigned bits) {
+  return *reinterpret_cast<__nv_bfloat162*>(&bits);
+}
 
 /// Sum over the kLanes lanes of a row.
 template <int kLanes>
@@ -81,12 +83,13 @@ __device__ __forceinline__ unsigned support(const unsigned (&magnitude)[8], int 
   __nv_bfloat162 best = as_bf162(magnitude[0]);
 #pragma unroll
   for (int j = 1; j < 8; ++j) best = __hmax2(best, as_bf162(magnitude[j]));
-  unsigned top = max(__bfloat16_as_ushort(__low2bfloat16(best)) & 0x7fffu,
-                     __bfloat16_as_ushort(__high2bfloat16(best)) & 0x7fffu);
+  unsigned top =
+      max(__bfloat16_as_ushort(__low2bfloat16(best)) & 0x7fffu, __bfloat16_as_ushort(__high2bfloat16(best)) & 0x7fffu);
 #pragma unroll
   for (int d = 1; d < kLanes; d *= 2) top = max(top, __shfl_xor_sync(0xffffffffu, top, d));
 
-  // Not below `low` are `found` >= k candidates, not below `high` fewer than k. Most rows have T within 3 octaves of the top.
+  // Not below `low` are `found` >= k candidates, not below `high` fewer than k. Most rows have T within 3 octaves of
+  // the top.
   unsigned low = 0, high = top + 1, trial = top > 384 ? top - 384 : 0;
   int found = -1;
   while (__any_sync(0xffffffffu, found != k && high - low > 1)) {
@@ -121,7 +124,8 @@ __device__ __forceinline__ unsigned keep_two_of_four(unsigned (&magnitude)[8]) {
   for (int g = 0; g < 4; ++g) {
     const unsigned m[4] = {magnitude[2 * g] & 0xffffu, magnitude[2 * g] >> 16, magnitude[2 * g + 1] & 0xffffu,
                            magnitude[2 * g + 1] >> 16};
-    const int a = m[0] >= m[1], b = m[0] >= m[2], c = m[0] >= m[3], d = m[1] >= m[2], e = m[1] >= m[3], f = m[2] >= m[3];
+    const int a = m[0] >= m[1], b = m[0] >= m[2], c = m[0] >= m[3], d = m[1] >= m[2], e = m[1] >= m[3],
+              f = m[2] >= m[3];
     const bool keep[4] = {a + b + c >= 2, 1 - a + d + e >= 2, 2 - b - d + f >= 2, 3 - c - e - f >= 2};
 #pragma unroll
     for (int i = 0; i < 4; ++i) kept |= keep[i] ? 1u << (4 * g + i) : 0u;
@@ -173,9 +177,9 @@ __global__ void __launch_bounds__(kSelectWarps * 32) select_kernel(const SelectP
     const bool inside = t < params.T;
     uint4 load[2] = {{0u, 0u, 0u, 0u}, {0u, 0u, 0u, 0u}};
     if (inside) {
-      const auto* source = reinterpret_cast<const uint4*>(
-          static_cast<const unsigned short*>(params.x) + batch * params.x_stride.batch + t * params.x_stride.token +
-          head * params.x_stride.head + 16 * sub);
+      const auto* source =
+          reinterpret_cast<const uint4*>(static_cast<const unsigned short*>(params.x) + batch * params.x_stride.batch +
+                                         t * params.x_stride.token + head * params.x_stride.head + 16 * sub);
       load[0] = source[0];
       load[1] = source[1];
     }
@@ -203,9 +207,9 @@ __global__ void __launch_bounds__(kSelectWarps * 32) select_kernel(const SelectP
       }
     }
     if (params.dense != nullptr) {
-      auto* target = reinterpret_cast<uint4*>(static_cast<unsigned short*>(params.dense) +
-                                              batch * params.dense_stride.batch + t * params.dense_stride.token +
-                                              head * params.dense_stride.head + 16 * sub);
+      auto* target =
+          reinterpret_cast<uint4*>(static_cast<unsigned short*>(params.dense) + batch * params.dense_stride.batch +
+                                   t * params.dense_stride.token + head * params.dense_stride.head + 16 * sub);
       target[0] = {masked_word(word, chosen, 0), masked_word(word, chosen, 1), masked_word(word, chosen, 2),
                    masked_word(word, chosen, 3)};
       target[1] = {masked_word(word, chosen, 4), masked_word(word, chosen, 5), masked_word(word, chosen, 6),
