@@ -29,20 +29,34 @@ void run_tokenize(const TokenizeArguments& arguments) {
   options.show_progress = true;
   const std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(arguments.tokenizer);
   const TokenizeResult result = tokenize(options, *tokenizer);
-  const TokenFileInfo& info = result.info;
   const auto bytes = static_cast<double>(result.text_bytes);
-  fmt::print("{}: {} tokens ({} to train, {} to validate) in {} document{} from {} of text, {} ids of {}\n", info.path,
-             grouped(info.total_tokens), grouped(info.val_start), grouped(info.total_tokens - info.val_start),
-             grouped(info.num_documents), info.num_documents == 1 ? "" : "s", bytes_text(bytes),
-             grouped(info.vocab_size), info.tokenizer_name);
+  if (result.files.empty()) {
+    fmt::print("{}: nothing was left to do\n", options.output.path);
+    return;
+  }
+  std::int64_t tokens = 0, train = 0, documents = 0;
+  for (const TokenFileInfo& info : result.files) {
+    tokens += info.total_tokens;
+    train += info.val_start;
+    documents += info.num_documents;
+  }
+  const TokenFileInfo &first = result.files.front(), &last = result.files.back();
+  const std::string names = result.files.size() == 1
+                                ? first.path
+                                : fmt::format("{} to {} ({} files)", first.path, last.path, result.files.size());
+  fmt::print("{}: {} tokens ({} to train, {} to validate) in {} document{} from {} of text, {} ids of {}\n", names,
+             grouped(tokens), grouped(train), grouped(tokens - train), grouped(documents), documents == 1 ? "" : "s",
+             bytes_text(bytes), grouped(first.vocab_size), first.tokenizer_name);
   fmt::print("took {}, {} a second\n", duration_text(result.seconds),
              bytes_text(bytes / std::max(1e-9, result.seconds)));
 }
 
 void add_tokenize(CLI::App& data) {
   auto arguments = std::make_shared<TokenizeArguments>();
-  CLI::App* command = data.add_subcommand("tokenize", "Turn text into one token file for training");
-  command->add_option("input", arguments->options.source.inputs, ".jsonl and plain text files, or - for standard input")
+  CLI::App* command = data.add_subcommand("tokenize", "Turn text into token files for training");
+  command
+      ->add_option("input", arguments->options.source.inputs,
+                   ".jsonl and plain text files (also .gz, .xz, .zst), or - for standard input")
       ->required();
   command->add_option("--tokenizer", arguments->tokenizer, "bytes, or a tokenizer file")->capture_default_str();
   command->add_option("--output,-o", arguments->options.output.path, "The token file to write (.h5)")->required();
@@ -53,6 +67,13 @@ void add_tokenize(CLI::App& data) {
   command->add_option("--format", arguments->format, "auto (by name), txt or jsonl")->capture_default_str();
   command->add_option("--field", arguments->options.source.field, "Field of a .jsonl record that holds the text")
       ->capture_default_str();
+  command
+      ->add_option("--shard-tokens", arguments->options.shard_tokens,
+                   "Write NAME_00000.h5, NAME_00001.h5, ... of about this many tokens; 0: one file")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_flag("--resume", arguments->options.resume,
+                    "Go on behind the shards that an interrupted run has finished");
   command->add_option("--threads", arguments->options.threads, "Threads that encode; 0: one a core")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
@@ -107,13 +128,13 @@ void print_info(const TokenFileInfo& info) {
   row("  val", info.val_start < info.total_tokens
                    ? fmt::format("{} from position {} on", grouped(info.total_tokens - info.val_start), info.val_start)
                    : "0 (no validation part)");
-  row("documents", grouped(info.num_documents));
+  row("documents", info.num_documents >= 0 ? grouped(info.num_documents) : "not recorded");
   constexpr std::size_t kShown = 8;
   for (std::size_t i = 0; i < std::min(kShown, info.source_names.size()); ++i)
     row(i == 0 ? "sources" : "", info.source_names[i]);
   if (info.source_names.size() > kShown) row("", fmt::format("and {} more", info.source_names.size() - kShown));
-  row("source hash", info.source_hash);
-  row("written by", "sfa " + info.tool_version);
+  if (!info.source_hash.empty()) row("source hash", info.source_hash);
+  row("written by", (info.block_bytes > 0 ? "sfa " : "") + info.tool_version);
 }
 
 void run_info(const InfoArguments& arguments) {
