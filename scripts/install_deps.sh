@@ -19,24 +19,23 @@ for argument in "$@"; do
   esac
 done
 
-# One line a need: "what for|package|other packages that bring the same".
+# One line a need: "what for|package|other packages that bring the same". The libraries are those that cmake/Dependencies.cmake asks for.
 NEEDS='C++20 compiler|g++|
 build generator|cmake|
 build runner|ninja-build|
-finds libraries|pkg-config|pkgconf
-logging|libspdlog-dev|
-formatting of text|libfmt-dev|
-YAML|libyaml-cpp-dev|
-command line|libcli11-dev|
-JSON|nlohmann-json3-dev|
-HDF5 files|libhdf5-dev|libhdf5-openmpi-dev libhdf5-mpich-dev
-matrix products (BLAS)|libopenblas-openmp-dev|libopenblas-pthread-dev libopenblas-serial-dev libopenblas64-dev
-checksums|libxxhash-dev|
-regular expressions|libpcre2-dev|
-Unicode|libutf8proc-dev|
-.gz inputs|zlib1g-dev|
-.xz inputs|liblzma-dev|
-.zst inputs|libzstd-dev|'
+finds libraries|pkg-config|pkgconf'
+others_of() {
+  case $1 in
+    libhdf5-dev) echo libhdf5-openmpi-dev libhdf5-mpich-dev ;;
+    libopenblas-openmp-dev) echo libopenblas-pthread-dev libopenblas-serial-dev ;;
+  esac
+}
+while IFS='|' read -r what package; do
+  case $package in
+    g++ | cuda* | *openmpi*) ;; # the compiler stands above; CUDA and MPI are by option
+    *) NEEDS+=$'\n'"$what|$package|$(others_of "$package")" ;;
+  esac
+done < <(sed -n 's/^ *sfa_need([^ ]* "\([^"]*\)" "\([^"]*\)").*/\1|\2/p' "$ROOT/cmake/Dependencies.cmake")
 TEST_NEEDS='
 tests|libgtest-dev|
 code format|clang-format|'
@@ -49,26 +48,24 @@ fi
 
 installed() { [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 
+# CMake, ninja and clang-format count by what runs, whoever brought them.
+present() {
+  case $1 in
+    cmake) command -v cmake >/dev/null ;;
+    ninja-build) command -v ninja >/dev/null ;;
+    clang-format) command -v clang-format >/dev/null ;;
+    *) installed "$1" ;;
+  esac
+}
+
 missing=()
 while IFS='|' read -r purpose package others; do
   for name in $package $others; do
-    if installed "$name"; then continue 2; fi
+    if present "$name"; then continue 2; fi
   done
   missing+=("$package")
   say "missing: $package ($purpose)"
 done <<<"$NEEDS"
-
-# CMake and ninja count by what runs, whoever brought them.
-satisfied=()
-for package in "${missing[@]}"; do
-  case $package in
-    cmake) command -v cmake >/dev/null && continue ;;
-    ninja-build) command -v ninja >/dev/null && continue ;;
-    clang-format) command -v clang-format >/dev/null && continue ;;
-  esac
-  satisfied+=("$package")
-done
-missing=("${satisfied[@]}")
 
 if [ $LIST = yes ]; then
   [ ${#missing[@]} -eq 0 ] && say 'nothing is missing' || say "would run: apt-get install ${missing[*]}"
