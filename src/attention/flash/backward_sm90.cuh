@@ -236,8 +236,8 @@ struct BackwardConsumer {
     }
     sm90::wgmma_wait<Tile::kOrder == 2 ? 1 : 2>();  // dV
     if (leader) sm90::barrier_arrive(&shared.d_out_empty[stage.index]);
-    // Behind the last tile of a task the product runs on dS and its result is dropped: a branch around it would make the
-    // compiler serialise all products of the loop, and K must be free as soon as dQ is there.
+    // Behind the last tile of a task the product runs on dS and its result is dropped: a branch around it would make
+    // the compiler serialise all products of the loop, and K must be free as soon as dQ is there.
     if (more) sm90::barrier_wait(&shared.q_full[next.index], next.parity);
     sm90::wgmma_fence();
     issue_scores(more ? next.index : stage.index, more ? shared.k : shared.ds[0]);
