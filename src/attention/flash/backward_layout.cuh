@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "attention/flash/backward_args.h"
+#include "attention/flash/backward_args.cuh"
 #include "attention/flash/backward_ranges.cuh"
 #include "cuda/sm90.cuh"
 #include "cuda/sm90_store.cuh"

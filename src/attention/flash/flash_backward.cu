@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "attention/flash/backward_args.h"
+#include "attention/flash/backward_args.cuh"
 #include "core/error.h"
 #include "cuda/tensor_map.h"
 

@@ -84,49 +84,79 @@ struct BackwardPointers {
   std::int64_t N, C;
 };
 
+// Hides from the compiler what the registers hold: it would otherwise keep the unpacked f32 values of the first pass
+// for the second, at twice the registers.
+template <class Pack>
+__device__ __forceinline__ void keep_packed(Pack& pack) {
+  if constexpr (sizeof(Pack) % 4 == 0) {
+    auto* words = reinterpret_cast<std::uint32_t*>(&pack);
+#pragma unroll
+    for (std::size_t i = 0; i < sizeof(Pack) / 4; ++i) asm volatile("" : "+r"(words[i]));
+  }
+}
+
 // One row: d_residual, and the row's share of d_weight and d_bias into the thread's sums. Threads of a block call it
-// together.
+// together. Rows stay packed and the last operand is asked for before the reductions, so that two blocks fit on a
+// multiprocessor and hide each other's waits.
 template <class T, int WIDTH, int GROUP, int VECTORS>
 __device__ __forceinline__ void backward_row(const BackwardPointers<T>& p, std::int64_t row, int thread,
                                              float (&d_weight)[VECTORS][WIDTH], float (&d_bias)[VECTORS][WIDTH]) {
+  using Pack = Vector<T, WIDTH>;
   const bool live = row < p.N;
+  Pack d_y[VECTORS], r[VECTORS], next[VECTORS];
+#pragma unroll
+  for (int i = 0; i < VECTORS; ++i) {
+    const std::int64_t c = (i * GROUP + thread) * WIDTH;
+    const bool inside = live && c < p.C;
+    d_y[i] = inside ? *reinterpret_cast<const Pack*>(p.d_y + row * p.C + c) : Pack{};
+    r[i] = inside ? *reinterpret_cast<const Pack*>(p.r + row * p.C + c) : Pack{};
+  }
   const float mean = live ? p.mean[row] : 0.0f, rstd = live ? p.rstd[row] : 0.0f;
-  float g[VECTORS][WIDTH], normed[VECTORS][WIDTH];
   float sum = 0, dot = 0;
 #pragma unroll
   for (int i = 0; i < VECTORS; ++i) {
     const std::int64_t c = (i * GROUP + thread) * WIDTH;
-    if (!live || c >= p.C) continue;
+    if (c >= p.C) continue;
     float weight[WIDTH];
-    load(g[i], p.d_y + row * p.C + c);
-    load(normed[i], p.r + row * p.C + c);
     load(weight, p.weight + c);
 #pragma unroll
     for (int j = 0; j < WIDTH; ++j) {
-      normed[i][j] = (normed[i][j] - mean) * rstd;
-      d_weight[i][j] += g[i][j] * normed[i][j];
-      d_bias[i][j] += g[i][j];
-      g[i][j] *= weight[j];
-      sum += g[i][j];
-      dot += g[i][j] * normed[i][j];
+      const float g = to_float(d_y[i].v[j]), normed = (to_float(r[i].v[j]) - mean) * rstd;
+      d_weight[i][j] += g * normed;
+      d_bias[i][j] += g;
+      sum += g * weight[j];
+      dot += g * weight[j] * normed;
     }
+  }
+#pragma unroll
+  for (int i = 0; i < VECTORS; ++i) {
+    const std::int64_t c = (i * GROUP + thread) * WIDTH;
+    const bool wanted = live && c < p.C && p.d_residual_out != nullptr;
+    next[i] = wanted ? *reinterpret_cast<const Pack*>(p.d_residual_out + row * p.C + c) : Pack{};
   }
   sum = group_sum<GROUP>(sum) / static_cast<float>(p.C);
   dot = group_sum<GROUP>(dot) / static_cast<float>(p.C);
+  const T* weights = p.weight;
+  asm volatile("" : "+l"(weights));  // read again, from the L1 cache
 #pragma unroll
   for (int i = 0; i < VECTORS; ++i) {
     const std::int64_t c = (i * GROUP + thread) * WIDTH;
     if (!live || c >= p.C) continue;
-    float next[WIDTH] = {};
-    if (p.d_residual_out != nullptr) load(next, p.d_residual_out + row * p.C + c);
+    keep_packed(d_y[i]);
+    keep_packed(r[i]);
+    float weight[WIDTH], out[WIDTH];
+    load(weight, weights + c);
 #pragma unroll
-    for (int j = 0; j < WIDTH; ++j) next[j] += (g[i][j] - sum - normed[i][j] * dot) * rstd;
-    store(p.d_residual + row * p.C + c, next);
+    for (int j = 0; j < WIDTH; ++j) {
+      const float normed = (to_float(r[i].v[j]) - mean) * rstd;
+      out[j] = to_float(next[i].v[j]) + (to_float(d_y[i].v[j]) * weight[j] - sum - normed * dot) * rstd;
+    }
+    store(p.d_residual + row * p.C + c, out);
   }
 }
 
 template <class T, int WIDTH, int GROUP, int VECTORS>
-__global__ void __launch_bounds__(kThreads) backward_kernel(const BackwardPointers<T> p) {
+__global__ void __launch_bounds__(kThreads, 2) backward_kernel(const BackwardPointers<T> p) {
   constexpr int kRows = kThreads / GROUP;
   extern __shared__ float shared[];  // [2][C], when a block has several groups
   const int thread = static_cast<int>(threadIdx.x) % GROUP, group = static_cast<int>(threadIdx.x) / GROUP;
