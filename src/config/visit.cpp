@@ -139,6 +139,11 @@ void visit_config(Config& c, ConfigVisitor& v) {
   v.key({"checkpoint.keep_last", "newest checkpoints that are kept; 0 = all", {}, {}}, c.checkpoint.keep_last);
   v.key({"checkpoint.keep_every", "checkpoints at multiples of this many steps are kept for ever; 0 = none", {}, {}},
         c.checkpoint.keep_every);
+  v.key({"checkpoint.background",
+         "write checkpoints while training goes on, from a copy of weights and moments in host memory",
+         {},
+         {}},
+        c.checkpoint.background);
 }
 
 }  // namespace sfa
