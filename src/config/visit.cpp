@@ -43,6 +43,11 @@ void visit_attention(ModelConfig& m, ConfigVisitor& v) {
          {},
          {}},
         m.qk_head_dim);
+  v.key({p + "qk_initializer_range",
+         "standard deviation of the initial query and key projections; 0 = model.initializer_range",
+         {},
+         {}},
+        m.qk_initializer_range);
   v.key({p + "window", "keys that a query sees, itself included (tokens); 0 = all before it", {}, {}},
         m.attention.window);
 }
