@@ -38,7 +38,14 @@ void Gpt2::declare_parameters() {
   matrix("wpe.weight", config_.max_position_embeddings, C, std_dev, "wpe.weight", false);
   for (std::int64_t l = 0; l < L; ++l) {
     const std::string h = "h." + std::to_string(l) + ".";
-    matrix(h + "attn.qkv.weight", d.row(), C, std_dev, h + "attn.c_attn.weight", true);
+    parameters_.add({.name = h + "attn.qkv.weight",
+                     .shape = {d.row(), C},
+                     .decay = true,
+                     .init = Init::normal,
+                     .std_dev = std_dev,
+                     .leading_rows = (d.H + d.G) * d.Dqk,
+                     .leading_std_dev = static_cast<float>(config_.qk_initializer_range),
+                     .hf = {{"transformer." + h + "attn.c_attn.weight", 0, d.row(), true}}});
     matrix(h + "attn.proj.weight", C, d.H * d.Dv, residual_std, h + "attn.c_proj.weight", true);
     matrix(h + "mlp.up.weight", F, C, std_dev, h + "mlp.c_fc.weight", true);
     matrix(h + "mlp.down.weight", C, F, residual_std, h + "mlp.c_proj.weight", true);
