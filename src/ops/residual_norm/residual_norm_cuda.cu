@@ -6,6 +6,7 @@
 #include "cuda/launch.h"
 #include "cuda/reduce.cuh"
 #include "cuda/vector.cuh"
+#include "ops/residual_norm/residual_norm_bf16.h"
 #include "ops/residual_norm/residual_norm_cuda.h"
 
 namespace sfa::cuda_ops {
@@ -211,6 +212,34 @@ std::int64_t backward_blocks(std::int64_t N, int rows_per_block) {
   return std::min(kBackwardBlocks, ceil_div(N, rows_per_block));
 }
 
+// Queues d_residual and the partial sums; returns the number of blocks that leave some.
+std::int64_t backward_any(CudaState& state, const ResidualNormBackward& args, float* partials) {
+  const std::int64_t N = args.d_y.dim(0), C = args.d_y.dim(1);
+  std::int64_t blocks = 0;
+  for_float_type(args.d_y.dtype, "residual_norm_backward", [&]<class T>() {
+    const BackwardPointers<T> p{.d_y = data_of<const T>(args.d_y),
+                                .d_residual_out = data_of<const T>(args.d_residual_out),
+                                .r = data_of<const T>(args.residual_out),
+                                .weight = data_of<const T>(args.weight),
+                                .mean = data_of<const float>(args.mean),
+                                .rstd = data_of<const float>(args.rstd),
+                                .d_residual = data_of<T>(args.d_residual),
+                                .partials = partials,
+                                .N = N,
+                                .C = C};
+    const bool vectors = vectors_of_eight(C, p.d_y, p.d_residual_out, p.r, p.weight, p.d_residual);
+    for_shape(C, vectors, [&]<class S>(S) {
+      constexpr int kRows = kThreads / S::GROUP;
+      blocks = backward_blocks(N, kRows);
+      const std::size_t shared = kRows > 1 ? static_cast<std::size_t>(2 * C) * sizeof(float) : 0;
+      backward_kernel<T, S::WIDTH, S::GROUP, S::VECTORS>
+          <<<static_cast<unsigned>(blocks), kThreads, shared, state.stream>>>(p);
+    });
+  });
+  SFA_LAUNCH_CHECK();
+  return blocks;
+}
+
 }  // namespace
 
 void residual_norm_forward(Context& ctx, const ResidualNormForward& args) {
@@ -245,28 +274,8 @@ void residual_norm_backward(Context& ctx, const ResidualNormBackward& args) {
   float* partials = data_of<float>(args.scratch.take(DType::f32, {kBackwardBlocks, 2, C}));
   if (ctx.planning) return;
   CudaState& state = ctx.cuda();
-  std::int64_t blocks = 0;
-  for_float_type(args.d_y.dtype, "residual_norm_backward", [&]<class T>() {
-    const BackwardPointers<T> p{.d_y = data_of<const T>(args.d_y),
-                                .d_residual_out = data_of<const T>(args.d_residual_out),
-                                .r = data_of<const T>(args.residual_out),
-                                .weight = data_of<const T>(args.weight),
-                                .mean = data_of<const float>(args.mean),
-                                .rstd = data_of<const float>(args.rstd),
-                                .d_residual = data_of<T>(args.d_residual),
-                                .partials = partials,
-                                .N = N,
-                                .C = C};
-    const bool vectors = vectors_of_eight(C, p.d_y, p.d_residual_out, p.r, p.weight, p.d_residual);
-    for_shape(C, vectors, [&]<class S>(S) {
-      constexpr int kRows = kThreads / S::GROUP;
-      blocks = backward_blocks(N, kRows);
-      const std::size_t shared = kRows > 1 ? static_cast<std::size_t>(2 * C) * sizeof(float) : 0;
-      backward_kernel<T, S::WIDTH, S::GROUP, S::VECTORS>
-          <<<static_cast<unsigned>(blocks), kThreads, shared, state.stream>>>(p);
-    });
-  });
-  SFA_LAUNCH_CHECK();
+  std::int64_t blocks = backward_blocks(N, 8);
+  if (!residual_norm_backward_bf16(state, args, partials, blocks)) blocks = backward_any(state, args, partials);
   fold_partials(state, partials, static_cast<int>(blocks), 2 * C, args.d_weight, C);
   fold_partials(state, partials + C, static_cast<int>(blocks), 2 * C, args.d_bias, C);
 }
