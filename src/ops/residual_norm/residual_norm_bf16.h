@@ -6,8 +6,8 @@
 
 namespace sfa::cuda_ops {
 
-/// Queues d_residual and the partial sums of `blocks` blocks, [blocks][2][C] f32: d_weight, d_bias. False, with nothing
-/// queued, when the case is not one of those.
+/// Queues d_residual and the partial sums of `blocks` blocks, [blocks][3][C] f32: d_weight, d_bias, d_x_bias. False,
+/// with nothing queued, when the case is not one of those.
 bool residual_norm_backward_bf16(CudaState& state, const ResidualNormBackward& args, float* partials,
                                  std::int64_t blocks);
 

@@ -22,12 +22,13 @@ struct Job {
   const float *mean, *rstd;
   bf16* d_residual;
   float* partials;
+  bool x_bias;  // the columns of d_residual are summed too
   int N, C;
 };
 
 // One set of rows in shared memory; a warp fills and reads its own row of each.
 struct Set {
-  bf16 *d_y, *r, *next;  // [kRows, C]
+  bf16 *d_y, *r, *next;  // [kRows, C]; next: d_residual_out, then d_residual
 };
 __device__ __forceinline__ Set set_at(unsigned char* memory, int which, int C) {
   auto* base = reinterpret_cast<bf16*>(memory) + which * 3 * kRows * C;
@@ -50,7 +51,8 @@ __device__ __forceinline__ void fetch(const Job& p, const Set& to, int row, int 
 template <int VECTORS>
 __device__ __forceinline__ void row_gradient(const Job& p, const Set& s, int row, int warp, int lane) {
   const float mean = p.mean[row], rstd = p.rstd[row];
-  const bf16 *d_y = s.d_y + warp * p.C, *r = s.r + warp * p.C, *next = s.next + warp * p.C;
+  const bf16 *d_y = s.d_y + warp * p.C, *r = s.r + warp * p.C;
+  bf16* next = s.next + warp * p.C;
   float g[VECTORS][8], normed[VECTORS][8], sum = 0, dot = 0;
 #pragma unroll
   for (int i = 0; i < VECTORS; ++i) {
@@ -79,30 +81,34 @@ __device__ __forceinline__ void row_gradient(const Job& p, const Set& s, int row
 #pragma unroll
     for (int j = 0; j < 8; ++j) out[j] += (g[i][j] - sum - normed[i][j] * dot) * rstd;
     store(p.d_residual + std::int64_t{row} * p.C + c, out);
+    if (p.x_bias) store(next + c, out);
   }
 }
 
 struct ColumnSums {
-  float weight[kPairs][2] = {}, bias[kPairs][2] = {};
+  float weight[kPairs][2] = {}, bias[kPairs][2] = {}, x_bias[kPairs][2] = {};
 };
 
 // Adds `count` rows of a set to the sums of this thread's columns. stats: mean and rstd of each row.
-__device__ __forceinline__ void add_columns(ColumnSums& sums, const Set& s, const float2* stats, int count, int C) {
+__device__ __forceinline__ void add_columns(ColumnSums& sums, const Job& p, const Set& s, const float2* stats,
+                                            int count) {
 #pragma unroll
   for (int i = 0; i < kPairs; ++i) {
     const int c = 2 * (static_cast<int>(threadIdx.x) + i * kThreads);
-    if (c >= C) continue;
+    if (c >= p.C) continue;
 #pragma unroll
     for (int n = 0; n < kRows; ++n) {
       if (n >= count) break;
-      float g[2], r[2];
-      load(g, s.d_y + n * C + c);
-      load(r, s.r + n * C + c);
+      float g[2], r[2], d_residual[2] = {};
+      load(g, s.d_y + n * p.C + c);
+      load(r, s.r + n * p.C + c);
+      if (p.x_bias) load(d_residual, s.next + n * p.C + c);
       const float2 stat = stats[n];
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         sums.weight[i][j] += g[j] * (r[j] - stat.x) * stat.y;
         sums.bias[i][j] += g[j];
+        sums.x_bias[i][j] += d_residual[j];
       }
     }
   }
@@ -128,16 +134,17 @@ __global__ void __launch_bounds__(kThreads, 2) backward_kernel(const Job p) {
       row_gradient<VECTORS>(p, s, row, warp, lane);
     }
     __syncthreads();
-    add_columns(sums, s, stats, min(kRows, p.N - first), p.C);
+    add_columns(sums, p, s, stats, min(kRows, p.N - first));
     __syncthreads();  // the set may be filled anew
   }
-  float* out = p.partials + std::int64_t{blockIdx.x} * 2 * p.C;
+  float* out = p.partials + std::int64_t{blockIdx.x} * 3 * p.C;
 #pragma unroll
   for (int i = 0; i < kPairs; ++i) {
     const int c = 2 * (static_cast<int>(threadIdx.x) + i * kThreads);
     if (c >= p.C) continue;
     store(out + c, sums.weight[i]);
     store(out + p.C + c, sums.bias[i]);
+    if (p.x_bias) store(out + 2 * p.C + c, sums.x_bias[i]);
   }
 }
 
@@ -154,6 +161,7 @@ bool residual_norm_backward_bf16(CudaState& state, const ResidualNormBackward& a
                 .rstd = data_of<const float>(args.rstd),
                 .d_residual = data_of<bf16>(args.d_residual),
                 .partials = partials,
+                .x_bias = !args.d_x_bias.empty(),
                 .N = static_cast<int>(N),
                 .C = static_cast<int>(C)};
   const std::size_t shared = static_cast<std::size_t>(2 * 3 * kRows * C) * sizeof(bf16);
