@@ -31,10 +31,10 @@ void ModelConfig::resolve() {
             a.type);
     return;
   }
-  require(a.selection == "topk" || a.selection == "topk_2of4", "model.attention.selection: '{}' is not known; there are topk and topk_2of4",
-          a.selection);
-  require(a.zero_overlap == "score" || a.zero_overlap == "mask", "model.attention.zero_overlap: '{}' is not known; there are score and mask",
-          a.zero_overlap);
+  require(a.selection == "topk" || a.selection == "topk_2of4",
+          "model.attention.selection: '{}' is not known; there are topk and topk_2of4", a.selection);
+  require(a.zero_overlap == "score" || a.zero_overlap == "mask",
+          "model.attention.zero_overlap: '{}' is not known; there are score and mask", a.zero_overlap);
   for (int* side : {&a.k_q, &a.k_k}) {
     const char* key = side == &a.k_q ? "k_q" : "k_k";
     if (*side == 0) *side = static_cast<int>(k);

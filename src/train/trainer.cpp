@@ -104,7 +104,8 @@ Run::Run(Config config)
                                                    .start_sample = next_sample_,
                                                    .shuffle = d.shuffle,
                                                    .document_mask = d.document_mask});
-  describe_run(folder_, config_, state_.context().device_name());
+  describe_run(folder_, config_, state_.context().device_name(),
+               std::string(name_of(state_.context().round_bf16 ? DType::bf16 : state_.model().dtype())));
   log_to_file(folder_.path / "train.log");
   metrics_ = std::make_unique<MetricsFile>(folder_.path / "metrics.jsonl", step_);
 }

@@ -159,7 +159,8 @@ TEST_F(TokenFileTest, TruncationAnywhereIsFoundWhenTheFileIsOpened) {
   expect_parts(error_of([&] { TokenFile file(path("cut.h5")); }), {path("cut.h5"), "truncated"});
 }
 
-// One bit of every third byte of the file (fields are wider than that): either the damage is reported, or nothing that is read differs (unused bytes).
+// One bit of every third byte of the file (fields are wider than that): either the damage is reported, or nothing that
+// is read differs (unused bytes).
 TEST_F(TokenFileTest, AFlippedBitIsFoundWhereverItMatters) {
   write_shard("a.h5", {700, 20}, 0.1);
   const TokenFile original(path("a.h5"));

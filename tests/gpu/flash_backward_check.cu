@@ -409,6 +409,11 @@ void time_shape(int d, int heads, int n, const std::vector<int>& together) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    std::printf("skipped: no GPU can be used\n");
+    return 77;
+  }
   const std::string mode = argc > 1 ? argv[1] : "all";
   const int only = argc > 2 ? std::atoi(argv[2]) : 0;
   try {

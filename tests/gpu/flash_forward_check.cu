@@ -1,12 +1,12 @@
 // Checks and times the tiled attention forward on the device.
-//   flash_forward_check            all checks
+//   flash_forward_check [check]    all checks
 //   flash_forward_check time       TFLOP/s of the shapes in docs/benchmarks.md, "forward D N TFLOPs" a line;
-//                                sparse24 includes the selection of queries and keys
+//                                  sparse24 includes the selection of queries and keys
 #include <algorithm>
 
 #include "attention/flash/flash_forward.h"
-#include "flash_forward_cases.cuh"
-#include "select_check.cuh"
+#include "gpu/flash_forward_cases.cuh"
+#include "gpu/select_check.cuh"
 
 using namespace sfa;
 using namespace sfa::test;
@@ -209,6 +209,11 @@ void time_shape(int d, int heads, int n) {
 }  // namespace
 
 int main(int argc, char** argv) try {
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    std::printf("skipped: no GPU can be used\n");
+    return 77;
+  }
   if (argc > 1 && std::string(argv[1]) == "time") {
     for (const int n : {1024, 2048, 4096, 16384, 65536}) {
       time_shape(64, 12, n);

@@ -75,7 +75,8 @@ template <class T>
 }
 
 /// The tolerance of the opening comment.
-inline double derived_tolerance(const std::vector<float>& naive, const std::vector<double>& exact, double magnitude = 0) {
+inline double derived_tolerance(const std::vector<float>& naive, const std::vector<double>& exact,
+                                double magnitude = 0) {
   return 2.0 * norm_error(naive, exact, magnitude) + 4.0 * kUnitF32;
 }
 
