@@ -2,7 +2,7 @@
 # Everything that needs a card, in one go and under ten minutes: CUDA against the CPU, training on the card against training on the CPU,
 # then speed beside the rivals. Writes tests/gpu/record.json and ends in a short table.
 #   scripts/gpu_check.sh                     builds preset cuda first
-#   scripts/gpu_check.sh --build DIR         programs that are built already (DIR/sfa, DIR/tests, DIR/bench)
+#   scripts/gpu_check.sh --build DIR         programs that are built already (DIR/sfa, DIR/tests)
 #     --text FILE      text for the training check (default: the documents of this repository)
 #     --data FILE.h5   GPT-2 tokens: also times GPT-2 124M training beside PyTorch (scripts/bench/train_gpu.sh)
 #     --record FILE    where the record goes (default tests/gpu/record.json)
@@ -50,7 +50,7 @@ join() { local IFS=,; printf '%s' "$*"; }
 # The program of that name under the build folder, or nothing.
 program() {
   local folder
-  for folder in "$BUILD" "$BUILD/tests" "$BUILD/bench"; do
+  for folder in "$BUILD" "$BUILD/tests" "$BUILD/tests/bench"; do
     if [ -x "$folder/$1" ]; then printf '%s' "$folder/$1"; return 0; fi
   done
   return 1

@@ -1,8 +1,9 @@
-// sfa data tokenize | info
+// sfa data tokenize | info | train-tokenizer
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -10,9 +11,11 @@
 
 #include "app/commands.h"
 #include "core/error.h"
+#include "core/file.h"
 #include "core/progress.h"
 #include "data/token_file.h"
 #include "data/tokenize.h"
+#include "tokenizer/bpe_trainer.h"
 #include "tokenizer/tokenizer.h"
 
 namespace sfa::app {
@@ -174,6 +177,69 @@ void add_info(CLI::App& data) {
   command->callback([arguments] { run_info(*arguments); });
 }
 
+struct TrainTokenizerArguments {
+  TextSourceOptions source;
+  std::string format = "auto", pattern = "gpt2", output;
+  std::int64_t vocab_size = 4096;
+  bool force = false;
+};
+
+void run_train_tokenizer(const TrainTokenizerArguments& arguments) {
+  TextSourceOptions options = arguments.source;
+  options.format = text_format_from_name(arguments.format);
+  require(arguments.output.ends_with(".json"), "the output '{}' must end in .json, by which a tokenizer file is known",
+          arguments.output);
+  require(arguments.force || !std::filesystem::exists(arguments.output),
+          "{} exists already; give --force to replace it", arguments.output);
+  require(arguments.vocab_size >= 257, "--vocab-size: must be at least 257 (256 bytes and end of text), not {}",
+          arguments.vocab_size);
+  const bool qwen = arguments.pattern == "qwen";
+  BpeTrainer trainer(qwen ? kQwenPattern : kGpt2Pattern, qwen);
+  TextSource source(options);
+  Progress progress("read", source.bytes_total());
+  std::string document;  // whole documents: a word must not be cut
+  for (TextPiece piece; source.next(piece);) {
+    if (piece.first) {
+      trainer.add(document);
+      document.clear();
+    }
+    document += piece.text;
+    progress.update(source.bytes_consumed(),
+                    fmt::format("{} distinct words", grouped(static_cast<std::int64_t>(trainer.distinct_words()))));
+  }
+  trainer.add(document);
+  progress.finish();
+  require(trainer.distinct_words() > 0, "there was no text to learn from, so {} was not written", arguments.output);
+  const BpeDefinition definition = trainer.train(arguments.vocab_size);
+  write_whole_file(arguments.output, tokenizer_json(definition), arguments.force);
+  const auto made = static_cast<std::int64_t>(definition.tokens.size());
+  fmt::print("{}: {} ids learnt from {} of text ({} distinct words) in {}\n", arguments.output, grouped(made),
+             bytes_text(static_cast<double>(trainer.bytes())),
+             grouped(static_cast<std::int64_t>(trainer.distinct_words())), duration_text(progress.seconds()));
+  if (made < arguments.vocab_size)
+    fmt::print("the text has no more pairs to merge, so there are fewer ids than were asked for\n");
+}
+
+void add_train_tokenizer(CLI::App& data) {
+  auto arguments = std::make_shared<TrainTokenizerArguments>();
+  CLI::App* command = data.add_subcommand("train-tokenizer", "Learn a byte-level BPE vocabulary from text");
+  command
+      ->add_option("input", arguments->source.inputs,
+                   ".jsonl and plain text files (also .gz, .xz, .zst), or - for standard input")
+      ->required();
+  command->add_option("--output,-o", arguments->output, "The tokenizer.json to write")->required();
+  command->add_option("--vocab-size", arguments->vocab_size, "Ids in all, with 256 bytes and end of text")
+      ->capture_default_str();
+  command->add_option("--pattern", arguments->pattern, "How words are cut: gpt2, or qwen (with NFC, digits one by one)")
+      ->check(CLI::IsMember({"gpt2", "qwen"}))
+      ->capture_default_str();
+  command->add_option("--format", arguments->format, "auto (by name), txt or jsonl")->capture_default_str();
+  command->add_option("--field", arguments->source.field, "Field of a .jsonl record that holds the text")
+      ->capture_default_str();
+  command->add_flag("--force", arguments->force, "Replace the output if it exists");
+  command->callback([arguments] { run_train_tokenizer(*arguments); });
+}
+
 }  // namespace
 
 void add_data_command(CLI::App& app) {
@@ -181,6 +247,7 @@ void add_data_command(CLI::App& app) {
   data->require_subcommand(1);
   add_tokenize(*data);
   add_info(*data);
+  add_train_tokenizer(*data);
 }
 
 }  // namespace sfa::app

@@ -24,6 +24,7 @@ void ModelConfig::resolve() {
           "model.num_attention_heads: {} heads do not divide a hidden_size of {}", num_attention_heads, hidden_size);
   if (qk_head_dim == 0) qk_head_dim = hidden_size / num_attention_heads;
   positive(qk_head_dim, "attention.qk_head_dim");
+  if (qk_initializer_range == 0) qk_initializer_range = initializer_range;
   AttentionConfig& a = attention;
   require(a.window >= 0, "model.attention.window: must not be negative, got {}", a.window);
   if (a.type != "sfa") {

@@ -6,6 +6,7 @@
 
 #include <csignal>
 #include <cstdlib>
+#include <nlohmann/json.hpp>
 #include <random>
 
 #include "data/data_test.h"
@@ -251,6 +252,34 @@ TEST_F(ShardedTest, ResumingWithOtherInputsIsRefused) {
   expect_parts(error_of([&] { tokenize(again, *tokenizer); }), {shard(0), "have changed"});
   again.shard_tokens = 0;
   expect_parts(error_of([&] { tokenize(again, *tokenizer); }), {"--resume", "--shard-tokens"});
+}
+
+// From text to a vocabulary, a token file and back to text, by the program itself.
+TEST_F(TokenizeTest, AVocabularyLearntHereTokenizesAndIsShownFromTheFileAlone) {
+  std::string text;
+  for (int i = 0; i < 300; ++i)
+    text += "The quick brown fox, number " + std::to_string(i) + ", jumps over the lazy dog.\n";
+  write_file("a.txt", text);
+  const std::string sfa = std::string(SFA_BINARY) + " data ", quiet = " > " + path("log") + " 2>&1";
+  ASSERT_EQ(std::system(
+                (sfa + "train-tokenizer --vocab-size 300 -o " + path("t.json") + " " + path("a.txt") + quiet).c_str()),
+            0)
+      << read_file(path("log"));
+  EXPECT_NE(std::system((sfa + "train-tokenizer -o " + path("t.json") + " " + path("a.txt") + quiet).c_str()), 0);
+  expect_parts(read_file(path("log")), {path("t.json"), "exists already", "--force"});
+  ASSERT_EQ(
+      std::system((sfa + "tokenize --tokenizer " + path("t.json") + " -o " + path("a.h5") + " " + path("a.txt") + quiet)
+                      .c_str()),
+      0)
+      << read_file(path("log"));
+  std::filesystem::remove(path("t.json"));
+  const TokenFile file(path("a.h5"));
+  EXPECT_EQ(file.info().vocab_size, 300);
+  EXPECT_LT(file.info().total_tokens, static_cast<std::int64_t>(text.size()) / 2);
+  ASSERT_EQ(std::system((sfa + "info " + path("a.h5") + " --at 1 --count 1000000 --json > " + path("log")).c_str()), 0);
+  const auto json = nlohmann::json::parse(read_file(path("log")));
+  EXPECT_EQ(json["text"], text);
+  EXPECT_EQ(json["vocab_size"], 300);
 }
 
 // Runs `sfa` with the arguments, standard input from `feed` when it is a valid descriptor; the child's id.
