@@ -7,7 +7,7 @@ namespace sfa::flash_cpu {
 /// Keys a tile. A packed tile of K and one of V are 32 KiB each at 128 features.
 inline constexpr int kTileKeys = 64;
 /// Queries a tile, forward and backward.
-inline constexpr int kForwardQueries = 128;
+inline constexpr int kForwardQueries = 256;
 inline constexpr int kBackwardQueries = 64;
 /// Up to so many queries are served straight from unpacked keys (decode).
 inline constexpr int kDecodeQueries = 4;
