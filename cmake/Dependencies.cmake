@@ -56,6 +56,17 @@ if(UTF8PROC_INCLUDE_DIR AND UTF8PROC_LIBRARY)
 endif()
 sfa_need(UTF8PROC_FOUND "utf8proc" "libutf8proc-dev")
 
+find_package(ZLIB QUIET)
+sfa_need(ZLIB_FOUND "zlib" "zlib1g-dev")
+find_package(LibLZMA QUIET)
+sfa_need(LIBLZMA_FOUND "liblzma" "liblzma-dev")
+find_path(ZSTD_INCLUDE_DIR zstd.h)
+find_library(ZSTD_LIBRARY zstd)
+if(ZSTD_INCLUDE_DIR AND ZSTD_LIBRARY)
+  set(ZSTD_FOUND TRUE)
+endif()
+sfa_need(ZSTD_FOUND "Zstandard" "libzstd-dev")
+
 # yaml-cpp names its target yaml-cpp up to 0.7 and yaml-cpp::yaml-cpp after.
 if(TARGET yaml-cpp::yaml-cpp)
   set(YAML_CPP_TARGET yaml-cpp::yaml-cpp)
@@ -64,11 +75,12 @@ else()
 endif()
 target_include_directories(sfa_dependencies SYSTEM INTERFACE ${HDF5_INCLUDE_DIRS} ${CBLAS_INCLUDE_DIR}
                                                              ${XXHASH_INCLUDE_DIR} ${PCRE2_INCLUDE_DIR}
-                                                             ${UTF8PROC_INCLUDE_DIR})
+                                                             ${UTF8PROC_INCLUDE_DIR} ${ZSTD_INCLUDE_DIR})
 target_link_libraries(
   sfa_dependencies INTERFACE Threads::Threads OpenMP::OpenMP_CXX spdlog::spdlog fmt::fmt ${YAML_CPP_TARGET}
                              nlohmann_json::nlohmann_json ${HDF5_LIBRARIES} ${CBLAS_LIBRARY} ${XXHASH_LIBRARY}
-                             ${PCRE2_LIBRARY} ${UTF8PROC_LIBRARY})
+                             ${PCRE2_LIBRARY} ${UTF8PROC_LIBRARY} ZLIB::ZLIB LibLZMA::LibLZMA
+                             ${ZSTD_LIBRARY})
 
 # CUDA: the toolkit with cuBLASLt. AUTO takes it when nvcc is there.
 set(SFA_MINIMUM_CUDA 12.4)

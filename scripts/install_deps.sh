@@ -33,7 +33,10 @@ HDF5 files|libhdf5-dev|libhdf5-openmpi-dev libhdf5-mpich-dev
 matrix products (BLAS)|libopenblas-openmp-dev|libopenblas-pthread-dev libopenblas-serial-dev libopenblas64-dev
 checksums|libxxhash-dev|
 regular expressions|libpcre2-dev|
-Unicode|libutf8proc-dev|'
+Unicode|libutf8proc-dev|
+.gz inputs|zlib1g-dev|
+.xz inputs|liblzma-dev|
+.zst inputs|libzstd-dev|'
 TEST_NEEDS='
 tests|libgtest-dev|
 code format|clang-format|'

@@ -44,6 +44,8 @@ def main():
         fields = line.split()
         if fields and fields[0] in ("forward", "sparse24", "topk"):
             ours[(fields[0], int(fields[1]), int(fields[2]))] = float(fields[3])
+        elif fields and fields[0] == "selection":
+            print(line)
     print(torch.cuda.get_device_name(), "torch", torch.__version__, "cuDNN", torch.backends.cudnn.version())
     rival = {}
     for _, d, n in ours:

@@ -36,8 +36,8 @@ use_local_tools() {
   if [ -d "$ROOT/build/tools/bin" ]; then PATH="$ROOT/build/tools/bin:$PATH"; fi
 }
 
-# The SHA-256 of every file that decides what runs on a GPU: CUDA sources and the headers they share.
+# The SHA-256 of every file that decides what runs on a GPU: CUDA sources and the headers that they alone share.
 cuda_source_hash() {
-  (cd "$ROOT" && find src tests/gpu \( -name '*.cu' -o -name '*.cuh' -o -path 'src/cuda/*' \) -type f -print0 |
+  (cd "$ROOT" && find src \( -name '*.cu' -o -name '*.cuh' -o -path 'src/cuda/*' \) -type f -print0 |
     LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -d' ' -f1)
 }

@@ -1,8 +1,9 @@
-// sfa data tokenize | info
+// sfa data tokenize | info | train-tokenizer
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -10,9 +11,11 @@
 
 #include "app/commands.h"
 #include "core/error.h"
+#include "core/file.h"
 #include "core/progress.h"
 #include "data/token_file.h"
 #include "data/tokenize.h"
+#include "tokenizer/bpe_trainer.h"
 #include "tokenizer/tokenizer.h"
 
 namespace sfa::app {
@@ -29,20 +32,34 @@ void run_tokenize(const TokenizeArguments& arguments) {
   options.show_progress = true;
   const std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(arguments.tokenizer);
   const TokenizeResult result = tokenize(options, *tokenizer);
-  const TokenFileInfo& info = result.info;
   const auto bytes = static_cast<double>(result.text_bytes);
-  fmt::print("{}: {} tokens ({} to train, {} to validate) in {} document{} from {} of text, {} ids of {}\n", info.path,
-             grouped(info.total_tokens), grouped(info.val_start), grouped(info.total_tokens - info.val_start),
-             grouped(info.num_documents), info.num_documents == 1 ? "" : "s", bytes_text(bytes),
-             grouped(info.vocab_size), info.tokenizer_name);
+  if (result.files.empty()) {
+    fmt::print("{}: nothing was left to do\n", options.output.path);
+    return;
+  }
+  std::int64_t tokens = 0, train = 0, documents = 0;
+  for (const TokenFileInfo& info : result.files) {
+    tokens += info.total_tokens;
+    train += info.val_start;
+    documents += info.num_documents;
+  }
+  const TokenFileInfo &first = result.files.front(), &last = result.files.back();
+  const std::string names = result.files.size() == 1
+                                ? first.path
+                                : fmt::format("{} to {} ({} files)", first.path, last.path, result.files.size());
+  fmt::print("{}: {} tokens ({} to train, {} to validate) in {} document{} from {} of text, {} ids of {}\n", names,
+             grouped(tokens), grouped(train), grouped(tokens - train), grouped(documents), documents == 1 ? "" : "s",
+             bytes_text(bytes), grouped(first.vocab_size), first.tokenizer_name);
   fmt::print("took {}, {} a second\n", duration_text(result.seconds),
              bytes_text(bytes / std::max(1e-9, result.seconds)));
 }
 
 void add_tokenize(CLI::App& data) {
   auto arguments = std::make_shared<TokenizeArguments>();
-  CLI::App* command = data.add_subcommand("tokenize", "Turn text into one token file for training");
-  command->add_option("input", arguments->options.source.inputs, ".jsonl and plain text files, or - for standard input")
+  CLI::App* command = data.add_subcommand("tokenize", "Turn text into token files for training");
+  command
+      ->add_option("input", arguments->options.source.inputs,
+                   ".jsonl and plain text files (also .gz, .xz, .zst), or - for standard input")
       ->required();
   command->add_option("--tokenizer", arguments->tokenizer, "bytes, or a tokenizer file")->capture_default_str();
   command->add_option("--output,-o", arguments->options.output.path, "The token file to write (.h5)")->required();
@@ -53,6 +70,13 @@ void add_tokenize(CLI::App& data) {
   command->add_option("--format", arguments->format, "auto (by name), txt or jsonl")->capture_default_str();
   command->add_option("--field", arguments->options.source.field, "Field of a .jsonl record that holds the text")
       ->capture_default_str();
+  command
+      ->add_option("--shard-tokens", arguments->options.shard_tokens,
+                   "Write NAME_00000.h5, NAME_00001.h5, ... of about this many tokens; 0: one file")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_flag("--resume", arguments->options.resume,
+                    "Go on behind the shards that an interrupted run has finished");
   command->add_option("--threads", arguments->options.threads, "Threads that encode; 0: one a core")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
@@ -107,13 +131,13 @@ void print_info(const TokenFileInfo& info) {
   row("  val", info.val_start < info.total_tokens
                    ? fmt::format("{} from position {} on", grouped(info.total_tokens - info.val_start), info.val_start)
                    : "0 (no validation part)");
-  row("documents", grouped(info.num_documents));
+  row("documents", info.num_documents >= 0 ? grouped(info.num_documents) : "not recorded");
   constexpr std::size_t kShown = 8;
   for (std::size_t i = 0; i < std::min(kShown, info.source_names.size()); ++i)
     row(i == 0 ? "sources" : "", info.source_names[i]);
   if (info.source_names.size() > kShown) row("", fmt::format("and {} more", info.source_names.size() - kShown));
-  row("source hash", info.source_hash);
-  row("written by", "sfa " + info.tool_version);
+  if (!info.source_hash.empty()) row("source hash", info.source_hash);
+  row("written by", (info.block_bytes > 0 ? "sfa " : "") + info.tool_version);
 }
 
 void run_info(const InfoArguments& arguments) {
@@ -153,6 +177,69 @@ void add_info(CLI::App& data) {
   command->callback([arguments] { run_info(*arguments); });
 }
 
+struct TrainTokenizerArguments {
+  TextSourceOptions source;
+  std::string format = "auto", pattern = "gpt2", output;
+  std::int64_t vocab_size = 4096;
+  bool force = false;
+};
+
+void run_train_tokenizer(const TrainTokenizerArguments& arguments) {
+  TextSourceOptions options = arguments.source;
+  options.format = text_format_from_name(arguments.format);
+  require(arguments.output.ends_with(".json"), "the output '{}' must end in .json, by which a tokenizer file is known",
+          arguments.output);
+  require(arguments.force || !std::filesystem::exists(arguments.output),
+          "{} exists already; give --force to replace it", arguments.output);
+  require(arguments.vocab_size >= 257, "--vocab-size: must be at least 257 (256 bytes and end of text), not {}",
+          arguments.vocab_size);
+  const bool qwen = arguments.pattern == "qwen";
+  BpeTrainer trainer(qwen ? kQwenPattern : kGpt2Pattern, qwen);
+  TextSource source(options);
+  Progress progress("read", source.bytes_total());
+  std::string document;  // whole documents: a word must not be cut
+  for (TextPiece piece; source.next(piece);) {
+    if (piece.first) {
+      trainer.add(document);
+      document.clear();
+    }
+    document += piece.text;
+    progress.update(source.bytes_consumed(),
+                    fmt::format("{} distinct words", grouped(static_cast<std::int64_t>(trainer.distinct_words()))));
+  }
+  trainer.add(document);
+  progress.finish();
+  require(trainer.distinct_words() > 0, "there was no text to learn from, so {} was not written", arguments.output);
+  const BpeDefinition definition = trainer.train(arguments.vocab_size);
+  write_whole_file(arguments.output, tokenizer_json(definition), arguments.force);
+  const auto made = static_cast<std::int64_t>(definition.tokens.size());
+  fmt::print("{}: {} ids learnt from {} of text ({} distinct words) in {}\n", arguments.output, grouped(made),
+             bytes_text(static_cast<double>(trainer.bytes())),
+             grouped(static_cast<std::int64_t>(trainer.distinct_words())), duration_text(progress.seconds()));
+  if (made < arguments.vocab_size)
+    fmt::print("the text has no more pairs to merge, so there are fewer ids than were asked for\n");
+}
+
+void add_train_tokenizer(CLI::App& data) {
+  auto arguments = std::make_shared<TrainTokenizerArguments>();
+  CLI::App* command = data.add_subcommand("train-tokenizer", "Learn a byte-level BPE vocabulary from text");
+  command
+      ->add_option("input", arguments->source.inputs,
+                   ".jsonl and plain text files (also .gz, .xz, .zst), or - for standard input")
+      ->required();
+  command->add_option("--output,-o", arguments->output, "The tokenizer.json to write")->required();
+  command->add_option("--vocab-size", arguments->vocab_size, "Ids in all, with 256 bytes and end of text")
+      ->capture_default_str();
+  command->add_option("--pattern", arguments->pattern, "How words are cut: gpt2, or qwen (with NFC, digits one by one)")
+      ->check(CLI::IsMember({"gpt2", "qwen"}))
+      ->capture_default_str();
+  command->add_option("--format", arguments->format, "auto (by name), txt or jsonl")->capture_default_str();
+  command->add_option("--field", arguments->source.field, "Field of a .jsonl record that holds the text")
+      ->capture_default_str();
+  command->add_flag("--force", arguments->force, "Replace the output if it exists");
+  command->callback([arguments] { run_train_tokenizer(*arguments); });
+}
+
 }  // namespace
 
 void add_data_command(CLI::App& app) {
@@ -160,6 +247,7 @@ void add_data_command(CLI::App& app) {
   data->require_subcommand(1);
   add_tokenize(*data);
   add_info(*data);
+  add_train_tokenizer(*data);
 }
 
 }  // namespace sfa::app

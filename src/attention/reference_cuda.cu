@@ -225,18 +225,18 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const Problem<T> p, c
   store_rows(out, acc, factor, b, h, own, p.Tq, lane, p.Dv);
 }
 
-// delta [B, H, Tq] = rowwise d_out . out. One warp a row.
+// delta [B, H, Tq] = rowwise d_out . out. One thread a row, features in the order of dot_rows: a row that sees one key
+// then has exactly d_out . v as its delta, and the gradient of its score is exactly zero, as it has to be.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     delta_kernel(const Problem<T> p, const View<const T> out, const View<const T> d_out, float* delta) {
-  const std::int64_t n = blockIdx.x * std::int64_t{kWarps} + threadIdx.x / 32;
+  const std::int64_t n = blockIdx.x * std::int64_t{kThreads} + threadIdx.x;
   if (n >= std::int64_t{p.B} * p.H * p.Tq) return;
   const int i = static_cast<int>(n % p.Tq), h = static_cast<int>(n / p.Tq % p.H), b = static_cast<int>(n / p.Tq / p.H);
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const T *own = out.row(b, i, h), *gradient = d_out.row(b, i, h);
   float sum = 0;
-  for (int c = lane; c < p.Dv; c += 32) sum += to_float(out.row(b, i, h)[c]) * to_float(d_out.row(b, i, h)[c]);
-  sum = warp_sum(sum);
-  if (lane == 0) delta[n] = sum;
+  for (int c = 0; c < p.Dv; ++c) sum += to_float(own[c]) * to_float(gradient[c]);
+  delta[n] = sum;
 }
 
 template <class T>
@@ -436,7 +436,7 @@ void attention_reference_backward(Context& ctx, const ReferenceBackward& args) {
   for_float_type(q.dtype, "attention reference", [&]<class T>() {
     const Problem<T> p = problem_of<T>(args.forward);
     const auto d_out = view<const T>(args.d_out);
-    delta_kernel<T><<<blocks_for(std::int64_t{p.B} * p.H * p.Tq, kWarps), kThreads, 0, state.stream>>>(
+    delta_kernel<T><<<blocks_for(std::int64_t{p.B} * p.H * p.Tq, kThreads), kThreads, 0, state.stream>>>(
         p, view<const T>(args.forward.out), d_out, delta);
     SFA_LAUNCH_CHECK();
     const Gradients<T> grad{

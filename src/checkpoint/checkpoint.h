@@ -100,7 +100,7 @@ std::filesystem::path find_checkpoint(const std::filesystem::path& path);
 /// All finished checkpoints of a run folder, oldest first; unfinished ones (temporary names, no manifest) are never
 /// listed. Empty when the folder does not exist.
 std::vector<std::filesystem::path> list_checkpoints(const std::filesystem::path& run_folder);
-/// Deletes old checkpoints: keeps the newest `keep_last` (at least one) and every one whose step is a multiple of
+/// Deletes old checkpoints: keeps the newest `keep_last` (0 = all) and every one whose step is a multiple of
 /// `keep_every` (0 = none). Returns what it deleted, under their old names. A folder is renamed to a temporary name
 /// before its files are deleted, so that a kill leaves nothing half-deleted under a good name. Also removes stale
 /// temporary folders, but none that a living writer holds.

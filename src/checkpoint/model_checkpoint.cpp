@@ -21,6 +21,16 @@ void add_parameters(Context& ctx, CheckpointWriter& writer, const ParameterList&
   }
 }
 
+void copy_parameters(Context& ctx, BackgroundCheckpoint& background, const ParameterList& list,
+                     const std::string& prefix, const Tensor& flat) {
+  for (std::size_t i = 0; i < list.all().size(); ++i) {
+    const Parameter& p = list.all()[i];
+    const Tensor view = list.view(flat, i);
+    void* memory = background.reserve({prefix + "/" + p.name, DType::f32, p.shape}, 0, p.numel());
+    ctx.copy(memory, Device::cpu, view.as<float>(), flat.device, static_cast<std::size_t>(view.bytes()));
+  }
+}
+
 void read_parameters(Context& ctx, CheckpointReader& reader, const ParameterList& list, const std::string& prefix,
                      const Tensor& flat) {
   std::vector<float> host;

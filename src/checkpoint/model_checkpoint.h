@@ -3,6 +3,7 @@
 // and "adam_v/<name>".
 #pragma once
 
+#include "checkpoint/background.h"
 #include "checkpoint/checkpoint.h"
 #include "core/context.h"
 #include "models/parameters.h"
@@ -13,6 +14,11 @@ namespace sfa {
 /// memory.
 void add_parameters(Context& ctx, CheckpointWriter& writer, const ParameterList& list, const std::string& prefix,
                     const Tensor& flat);
+
+/// The same into the copy of a background checkpoint. Copies from a GPU are queued on the context's stream: call
+/// ctx.synchronize() before BackgroundCheckpoint::start().
+void copy_parameters(Context& ctx, BackgroundCheckpoint& background, const ParameterList& list,
+                     const std::string& prefix, const Tensor& flat);
 
 /// Reads "<prefix>/<name>" of every parameter into a flat buffer of f32 or bf16 on any device, tensor by tensor. Throws
 /// Error naming the first tensor that is absent or has another shape.

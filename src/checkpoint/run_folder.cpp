@@ -132,9 +132,9 @@ std::vector<fs::path> prune_checkpoints(const fs::path& run_folder, int keep_las
   const std::vector<fs::path> listed = list_checkpoints(run_folder);
   std::set<std::int64_t> finished;
   for (const fs::path& path : listed) finished.insert(entry_of(path)->step);
-  std::set<std::int64_t> kept;  // the newest always stays
+  std::set<std::int64_t> kept;
   for (auto step = finished.rbegin(); step != finished.rend(); ++step)
-    if (std::cmp_less(kept.size(), std::max(keep_last, 1))) kept.insert(*step);
+    if (keep_last == 0 || std::cmp_less(kept.size(), keep_last)) kept.insert(*step);
   for (const std::int64_t step : finished)
     if (keep_every > 0 && step % keep_every == 0) kept.insert(step);
 

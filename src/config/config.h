@@ -41,6 +41,7 @@ struct CheckpointConfig {
   std::int64_t every = 500;
   std::int64_t keep_last = 2;
   std::int64_t keep_every = 0;
+  bool background = true;
 };
 
 struct Config {

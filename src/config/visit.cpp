@@ -43,6 +43,11 @@ void visit_attention(ModelConfig& m, ConfigVisitor& v) {
          {},
          {}},
         m.qk_head_dim);
+  v.key({p + "qk_initializer_range",
+         "standard deviation of the initial query and key projections; 0 = model.initializer_range",
+         {},
+         {}},
+        m.qk_initializer_range);
   v.key({p + "window", "keys that a query sees, itself included (tokens); 0 = all before it", {}, {}},
         m.attention.window);
 }
@@ -139,6 +144,11 @@ void visit_config(Config& c, ConfigVisitor& v) {
   v.key({"checkpoint.keep_last", "newest checkpoints that are kept; 0 = all", {}, {}}, c.checkpoint.keep_last);
   v.key({"checkpoint.keep_every", "checkpoints at multiples of this many steps are kept for ever; 0 = none", {}, {}},
         c.checkpoint.keep_every);
+  v.key({"checkpoint.background",
+         "write checkpoints while training goes on, from a copy of weights and moments in host memory",
+         {},
+         {}},
+        c.checkpoint.background);
 }
 
 }  // namespace sfa

@@ -57,6 +57,12 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
   return *this;
 }
 
+std::shared_ptr<void> transfer_memory(Device device, std::size_t bytes) {
+  if (device == Device::cpu) return {std::aligned_alloc(kAlign, std::max(round_up(bytes), kAlign)), std::free};
+  if constexpr (kHasCuda) return {cuda_ops::allocate_host(bytes), cuda_ops::release_host};
+  fail("this build has no CUDA backend");
+}
+
 Tensor Arena::take(DType type, std::initializer_list<std::int64_t> dims) {
   Tensor t(nullptr, type, device_, dims);
   const std::size_t begin = used_;

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <initializer_list>
+#include <memory>
 #include <string>
 
 #include "core/tensor.h"
@@ -31,6 +32,10 @@ class Buffer {
   std::size_t bytes_ = 0;
   Device device_ = Device::cpu;
 };
+
+/// CPU memory to copy to and from `device`: page-locked for a GPU, ordinary for the CPU. Not zeroed; null when there is
+/// not enough.
+std::shared_ptr<void> transfer_memory(Device device, std::size_t bytes);
 
 class Arena {
  public:

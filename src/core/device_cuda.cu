@@ -93,6 +93,21 @@ void release(void* memory) noexcept {
   cudaFree(memory);
 }
 
+void* allocate_host(std::size_t bytes) {
+  void* memory = nullptr;
+  const cudaError_t status = cudaMallocHost(&memory, std::max<std::size_t>(bytes, 1));
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    return nullptr;
+  }
+  SFA_CUDA_CHECK(status);
+  return memory;
+}
+
+void release_host(void* memory) noexcept {
+  cudaFreeHost(memory);
+}
+
 std::pair<std::size_t, std::size_t> memory_free_total() {
   std::size_t free = 0, total = 0;
   SFA_CUDA_CHECK(cudaMemGetInfo(&free, &total));

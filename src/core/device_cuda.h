@@ -26,6 +26,9 @@ void* stream(const Context& ctx);
 /// Zero-filled device memory, aligned to 256 bytes; null when there is not enough.
 void* allocate(std::size_t bytes);
 void release(void* memory) noexcept;
+/// Page-locked CPU memory, to which copies run at full speed and asynchronously; null when there is not enough.
+void* allocate_host(std::size_t bytes);
+void release_host(void* memory) noexcept;
 /// Free and total bytes of the card.
 std::pair<std::size_t, std::size_t> memory_free_total();
 

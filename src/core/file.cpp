@@ -50,6 +50,10 @@ File File::open_to_update(const std::string& path) {
   return {open_or_fail(path, O_RDWR, "for writing"), path};
 }
 
+File File::create(const std::string& path) {
+  return {open_or_fail(path, O_RDWR | O_CREAT | O_TRUNC, "for writing"), path};
+}
+
 File File::temporary_in(const std::string& folder) {
   const std::string label = "a temporary file in " + folder;
   int fd = ::open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
@@ -109,6 +113,21 @@ void rename_into_place(const std::string& from, const std::string& to, bool repl
   if (folder >= 0) {
     ::fsync(folder);  // the name itself must survive a power cut; file systems that cannot do it say so, harmlessly
     ::close(folder);
+  }
+}
+
+void write_whole_file(const std::string& path, const std::string& content, bool replace) {
+  const std::filesystem::path target(path);
+  const std::string temporary =
+      folder_of(path) + "/." + target.filename().string() + ".tmp-" + std::to_string(::getpid());
+  File out = File::create(temporary);
+  try {
+    out.write_at(0, content.data(), content.size());
+    out.sync();
+    rename_into_place(temporary, path, replace);
+  } catch (...) {
+    ::unlink(temporary.c_str());
+    throw;
   }
 }
 

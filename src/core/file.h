@@ -18,6 +18,8 @@ class File {
 
   static File open_to_read(const std::string& path);
   static File open_to_update(const std::string& path);
+  /// Made when missing, emptied when there.
+  static File create(const std::string& path);
   /// A nameless file in `folder` that vanishes with the descriptor, however the process ends.
   static File temporary_in(const std::string& folder);
 
@@ -40,6 +42,9 @@ class File {
 
 /// Renames `from` to `to` (same folder) and syncs the folder. Unless `replace`, throws when `to` exists.
 void rename_into_place(const std::string& from, const std::string& to, bool replace);
+
+/// Writes a small file in one step: beside it, synced, renamed. Unless `replace`, throws when `path` exists.
+void write_whole_file(const std::string& path, const std::string& content, bool replace);
 
 /// The folder that holds `path`; "." for a bare name.
 std::string folder_of(const std::string& path);

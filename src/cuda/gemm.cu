@@ -2,7 +2,11 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdint>
 #include <map>
+#include <span>
+
+#include "cuda/launch.h"
 
 namespace sfa {
 namespace {
@@ -43,6 +47,8 @@ struct Plan {
   cublasLtMatrixLayout_t a = nullptr, b = nullptr, d = nullptr;
   cublasLtMatmulAlgo_t algo{};
   bool supported = false;
+  int proposed = 0, equal = 0, taken = 0;  // algorithms; those with the bits of the first; the place of the one in use
+  float first_us = 0, taken_us = 0;        // 0 when the product was too small to be timed
 
   Plan() = default;
   Plan(const Plan&) = delete;
@@ -119,7 +125,9 @@ struct Preference {
   }
 };
 
-void choose_algorithm(CudaState& state, Plan& plan, const Gemm& g) {
+using Proposals = std::array<cublasLtMatmulHeuristicResult_t, 16>;
+
+std::span<cublasLtMatmulHeuristicResult_t> ask(CudaState& state, const Plan& plan, const Gemm& g, Proposals& found) {
   Preference preference;
   preference.set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<std::uint64_t>(state.workspace_bytes));
   preference.set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
@@ -128,12 +136,148 @@ void choose_algorithm(CudaState& state, Plan& plan, const Gemm& g) {
   preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment_of(g.a.data));
   preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment_of(g.d.data));
   preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment_of(g.d.data));
-  cublasLtMatmulHeuristicResult_t found{};
   int count = 0;
-  const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(state.blas, plan.product, plan.a, plan.b, plan.d, plan.d,
-                                                               preference.handle, 1, &found, &count);
-  plan.supported = status == CUBLAS_STATUS_SUCCESS && count > 0 && found.state == CUBLAS_STATUS_SUCCESS;
-  if (plan.supported) plan.algo = found.algo;
+  const cublasStatus_t status =
+      cublasLtMatmulAlgoGetHeuristic(state.blas, plan.product, plan.a, plan.b, plan.d, plan.d, preference.handle,
+                                     static_cast<int>(found.size()), found.data(), &count);
+  const auto all = std::span(found).first(status == CUBLAS_STATUS_SUCCESS ? static_cast<std::size_t>(count) : 0);
+  const auto end =
+      std::remove_if(all.begin(), all.end(), [](const auto& f) { return f.state != CUBLAS_STATUS_SUCCESS; });
+  return all.first(static_cast<std::size_t>(end - all.begin()));
+}
+
+cublasStatus_t launch(CudaState& state, Plan& plan, const Gemm& g, const cublasLtMatmulAlgo_t& algo) {
+  set_epilogue_pointers(plan, g);
+  const float alpha = 1.0f, beta = g.accumulate ? 1.0f : 0.0f;
+  return cublasLtMatmul(state.blas, plan.product, &alpha, g.b.data, plan.a, g.a.data, plan.b, &beta, g.d.data, plan.d,
+                        g.d.data, plan.d, &algo, state.workspace, state.workspace_bytes, state.stream);
+}
+
+// Device memory for the time of a trial; null when the card has none to spare.
+struct TrialMemory {
+  void* data = nullptr;
+  explicit TrialMemory(std::size_t bytes) {
+    if (cudaMalloc(&data, bytes) != cudaSuccess) {
+      cudaGetLastError();
+      data = nullptr;
+    }
+  }
+  ~TrialMemory() { cudaFree(data); }
+  TrialMemory(const TrialMemory&) = delete;
+  TrialMemory& operator=(const TrialMemory&) = delete;
+};
+
+__global__ void find_difference_kernel(const std::uint32_t* a, const std::uint32_t* b, std::size_t words,
+                                       int* different) {
+  bool found = false;
+  for (std::size_t i = blockIdx.x * std::size_t{blockDim.x} + threadIdx.x; i < words;
+       i += std::size_t{gridDim.x} * blockDim.x)
+    found = found || a[i] != b[i];
+  if (found) *different = 1;
+}
+
+// Runs one shape's algorithms into memory of its own, so that the operands' d and pre stay as they are.
+class Trial {
+ public:
+  Trial(CudaState& state, Plan& plan, const Gemm& g)
+      : state_(state),
+        plan_(plan),
+        bytes_(round_up(static_cast<std::size_t>(g.M * g.d.ld) * size_of(g.d.dtype))),
+        pre_bytes_(
+            g.epilogue == Epilogue::gelu ? round_up(static_cast<std::size_t>(g.M * g.pre.ld) * size_of(g.d.dtype)) : 0),
+        first_(bytes_ + pre_bytes_),
+        other_(bytes_ + pre_bytes_),
+        different_(sizeof(int)),
+        g_(g) {}
+
+  [[nodiscard]] bool possible() const { return first_.data && other_.data && different_.data; }
+
+  bool run_first(const cublasLtMatmulAlgo_t& algo) { return run(algo, first_.data); }
+  /// False when the algorithm fails or gives other bits than the first.
+  bool run_equal(const cublasLtMatmulAlgo_t& algo) {
+    if (!run(algo, other_.data)) return false;
+    int different = 0;
+    SFA_CUDA_CHECK(cudaMemsetAsync(different_.data, 0, sizeof(int), state_.stream));
+    find_difference_kernel<<<1024, 256, 0, state_.stream>>>(
+        static_cast<const std::uint32_t*>(first_.data), static_cast<const std::uint32_t*>(other_.data),
+        (bytes_ + pre_bytes_) / 4, static_cast<int*>(different_.data));
+    SFA_LAUNCH_CHECK();
+    SFA_CUDA_CHECK(cudaMemcpyAsync(&different, different_.data, sizeof(int), cudaMemcpyDeviceToHost, state_.stream));
+    SFA_CUDA_CHECK(cudaStreamSynchronize(state_.stream));
+    return different == 0;
+  }
+  /// Microseconds a run, the least of a few.
+  float time(const cublasLtMatmulAlgo_t& algo) {
+    cudaEvent_t begin{}, end{};
+    SFA_CUDA_CHECK(cudaEventCreate(&begin));
+    SFA_CUDA_CHECK(cudaEventCreate(&end));
+    float least = 0;
+    for (int turn = 0; turn < 4; ++turn) {
+      SFA_CUDA_CHECK(cudaEventRecord(begin, state_.stream));
+      launch(state_, plan_, target(other_.data), algo);
+      SFA_CUDA_CHECK(cudaEventRecord(end, state_.stream));
+      SFA_CUDA_CHECK(cudaEventSynchronize(end));
+      float ms = 0;
+      SFA_CUDA_CHECK(cudaEventElapsedTime(&ms, begin, end));
+      least = turn == 0 ? ms : std::min(least, ms);
+    }
+    cudaEventDestroy(begin);
+    cudaEventDestroy(end);
+    return 1000 * least;
+  }
+
+ private:
+  static std::size_t round_up(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
+  Gemm target(void* memory) const {
+    Gemm g = g_;
+    g.d.data = memory;
+    if (pre_bytes_ > 0) g.pre.data = static_cast<std::byte*>(memory) + bytes_;
+    return g;
+  }
+  bool run(const cublasLtMatmulAlgo_t& algo, void* memory) {
+    SFA_CUDA_CHECK(
+        cudaMemsetAsync(memory, 0, bytes_ + pre_bytes_, state_.stream));  // what an accumulating product adds to
+    return launch(state_, plan_, target(memory), algo) == CUBLAS_STATUS_SUCCESS;
+  }
+
+  CudaState& state_;
+  Plan& plan_;
+  std::size_t bytes_, pre_bytes_;
+  TrialMemory first_, other_, different_;
+  const Gemm& g_;
+};
+
+// Below this a product takes a few microseconds whatever the algorithm.
+constexpr double kWorthATrial = 4e9;
+
+bool being_captured(const CudaState& state) {
+  cudaStreamCaptureStatus status{};
+  SFA_CUDA_CHECK(cudaStreamIsCapturing(state.stream, &status));
+  return status != cudaStreamCaptureStatusNone;
+}
+
+void choose_algorithm(CudaState& state, Plan& plan, const Gemm& g) {
+  Proposals memory;
+  const auto found = ask(state, plan, g, memory);
+  plan.supported = !found.empty();
+  plan.proposed = static_cast<int>(found.size());
+  if (!plan.supported) return;
+  plan.algo = found[0].algo;
+  const double operations = 2.0 * static_cast<double>(g.M) * static_cast<double>(g.N) * static_cast<double>(g.K);
+  if (found.size() == 1 || operations < kWorthATrial || being_captured(state)) return;
+  Trial trial(state, plan, g);
+  if (!trial.possible() || !trial.run_first(found[0].algo)) return;
+  plan.first_us = plan.taken_us = trial.time(found[0].algo);
+  plan.equal = 1;
+  for (std::size_t i = 1; i < found.size(); ++i) {
+    if (!trial.run_equal(found[i].algo)) continue;
+    ++plan.equal;
+    const float us = trial.time(found[i].algo);
+    if (us >= plan.taken_us) continue;
+    plan.taken_us = us;
+    plan.taken = static_cast<int>(i);
+    plan.algo = found[i].algo;
+  }
 }
 
 }  // namespace
@@ -160,12 +304,19 @@ bool gemm(CudaState& state, const Gemm& g) {
             name_of(g.a.dtype), name_of(g.b.dtype), name_of(g.d.dtype));
     return false;
   }
-  set_epilogue_pointers(plan, g);
-  const float alpha = 1.0f, beta = g.accumulate ? 1.0f : 0.0f;
-  SFA_CUBLAS_CHECK(cublasLtMatmul(state.blas, plan.product, &alpha, g.b.data, plan.a, g.a.data, plan.b, &beta, g.d.data,
-                                  plan.d, g.d.data, plan.d, &plan.algo, state.workspace, state.workspace_bytes,
-                                  state.stream));
+  SFA_CUBLAS_CHECK(launch(state, plan, g, plan.algo));
   return true;
+}
+
+std::vector<std::string> gemm_report(const CudaState& state) {
+  constexpr const char* kEpilogues[] = {"", " bias", " gelu", " gelu'"};
+  std::vector<std::string> lines;
+  for (const auto& [key, plan] : state.gemm_plans->plans)
+    lines.push_back(fmt::format("{} x {} x {}{}{}{}: {} proposed, {} equal, number {} taken, {:.1f} us (first {:.1f})",
+                                key[3], key[4], key[5], key[0] != 0 ? " a'" : "", key[1] != 0 ? " b'" : "",
+                                kEpilogues[key[12]], plan.proposed, plan.equal, plan.taken, plan.taken_us,
+                                plan.first_us));
+  return lines;
 }
 
 }  // namespace sfa

@@ -4,12 +4,16 @@
 //   gelu:            pre = op(a) op(b) + bias;  d = gelu(pre)
 //   gelu_derivative: d = (op(a) op(b)) * gelu'(pre)
 // cuBLASLt reads column-major: the product is asked for as d^T = op(b)^T op(a)^T.
-// The algorithm is the first that cuBLASLt's heuristic gives for a shape, kept for the life of the context. Reductions
-// whose order could vary or that add in the type of d are left out: two runs give the same bits.
+// The algorithm is chosen when a shape is first seen and kept for the life of the context. cuBLASLt's heuristic
+// proposes some; reductions whose order could vary or that add in the type of d are left out. Its first proposal
+// decides the bits of the result; of the others, those that give the very same bits on the operands at hand are timed,
+// and the fastest is taken. So the choice, though measured, never shows in a result: two runs give the same bits.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "core/dtype.h"
 #include "cuda/state.h"
@@ -39,5 +43,8 @@ struct Gemm {
 bool gemm(CudaState& state, const Gemm& args);
 
 std::shared_ptr<GemmPlans> make_gemm_plans();
+
+/// A line for each shape seen so far: what was proposed, what was taken, times of both.
+std::vector<std::string> gemm_report(const CudaState& state);
 
 }  // namespace sfa

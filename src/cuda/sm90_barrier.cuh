@@ -67,8 +67,9 @@ struct RingState {
   }
 };
 
-/// RingState in one register, for kernels that are short of them: index() selects the buffer and its barriers, parity() is the
-/// consumer's wait parity (the producer waits on the empty barrier with parity() ^ 1). kStages is a power of two.
+/// RingState in one register, for kernels that are short of them: index() selects the buffer and its barriers, parity()
+/// is the consumer's wait parity (the producer waits on the empty barrier with parity() ^ 1). kStages is a power of
+/// two.
 template <int kStages>
 struct RingCounter {
   static_assert((kStages & (kStages - 1)) == 0, "ring sizes are powers of two");

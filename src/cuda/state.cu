@@ -8,11 +8,13 @@ namespace sfa {
 constexpr std::size_t kBlasWorkspace = std::size_t{32} << 20;
 
 CudaState::CudaState() {
-  int device = 0, major = 0, minor = 0;
+  int device = 0, major = 0, minor = 0, shared = 0;
   SFA_CUDA_CHECK(cudaGetDevice(&device));
   SFA_CUDA_CHECK(cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device));
   SFA_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
   SFA_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  SFA_CUDA_CHECK(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  shared_memory = static_cast<std::size_t>(shared);
   compute_capability = 10 * major + minor;
   SFA_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   SFA_CUBLAS_CHECK(cublasLtCreate(&blas));

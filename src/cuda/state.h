@@ -20,7 +20,8 @@ struct CudaState {
   void* workspace = nullptr;  // for cuBLASLt
   std::size_t workspace_bytes = 0;
   int sm_count = 0;
-  int compute_capability = 0;  // 90 for 9.0
+  int compute_capability = 0;     // 90 for 9.0
+  std::size_t shared_memory = 0;  // bytes that a block can ask for
   std::shared_ptr<GemmPlans> gemm_plans;
   CudaState();
   ~CudaState();

@@ -1,9 +1,6 @@
 #include "data/text_source.h"
 
-#include <fcntl.h>
 #include <sys/stat.h>
-#include <unistd.h>
-#include <xxhash.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -12,31 +9,18 @@
 #include <nlohmann/json.hpp>
 
 #include "core/error.h"
+#include "data/byte_stream.h"
 
 namespace sfa {
 namespace {
 constexpr std::size_t kPieceBytes = 1 << 20;
 constexpr std::size_t kLongestRecord = std::size_t{1} << 30;
+constexpr std::size_t kHeadBytes = 4096;  // looked at for zero bytes
 
 bool is_jsonl(const std::string& path, TextFormat format) {
   if (format != TextFormat::by_name) return format == TextFormat::jsonl;
-  const std::string extension = std::filesystem::path(path).extension().string();
-  return extension == ".jsonl" || extension == ".ndjson";
-}
-
-int open_input(const std::string& path) {
-  if (path == "-") return STDIN_FILENO;
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  require(fd >= 0, "could not open the input {}: {}", path, std::strerror(errno));
-  return fd;
-}
-
-std::size_t read_some(int fd, const std::string& path, char* out, std::size_t count) {
-  for (;;) {
-    const ssize_t got = ::read(fd, out, count);
-    if (got >= 0) return static_cast<std::size_t>(got);
-    require(errno == EINTR, "could not read the input {}: {}", path, std::strerror(errno));
-  }
+  const std::string plain = path.substr(0, path.size() - compression_of(path).size());
+  return plain.ends_with(".jsonl") || plain.ends_with(".ndjson");
 }
 }  // namespace
 
@@ -49,25 +33,18 @@ TextFormat text_format_from_name(std::string_view name) {
 
 class TextSource::Impl {
  public:
-  explicit Impl(TextSourceOptions options) : options_(std::move(options)), state_(XXH3_createState()) {
-    XXH3_128bits_reset(state_);
+  explicit Impl(TextSourceOptions options) : options_(std::move(options)) {
     require(!options_.inputs.empty(), "no input was named; give .txt or .jsonl files, or - for standard input");
     bool known = true;
     for (const std::string& path : options_.inputs) known &= check(path);
     if (!known) total_ = 0;
   }
-  ~Impl() {
-    close_input();
-    XXH3_freeState(state_);
-  }
-  Impl(const Impl&) = delete;
-  Impl& operator=(const Impl&) = delete;
 
   bool next(TextPiece& piece) {
     for (;;) {
-      if (fd_ < 0) {
+      if (stream_ == nullptr) {
         if (input_ == options_.inputs.size()) return false;
-        fd_ = open_input(path());
+        stream_ = open_byte_stream(path());
         jsonl_ = is_jsonl(path(), options_.format);
         begun_ = ended_ = false;
         line_ = 0;
@@ -75,13 +52,14 @@ class TextSource::Impl {
         at_ = 0;
       }
       if (jsonl_ ? next_record(piece) : next_part(piece)) return true;
-      close_input();
+      done_ += stream_->consumed();
+      stream_.reset();
       ++input_;
     }
   }
 
+  [[nodiscard]] std::uint64_t consumed() const { return done_ + (stream_ != nullptr ? stream_->consumed() : 0); }
   std::uint64_t read_ = 0, total_ = 0;
-  XXH3_state_t* state() const { return state_; }
 
  private:
   [[nodiscard]] const std::string& path() const { return options_.inputs[input_]; }
@@ -93,25 +71,22 @@ class TextSource::Impl {
               "standard input (-) can be named once only");
       return false;
     }
-    const int fd = open_input(path);
     struct stat status {};
-    ::fstat(fd, &status);
-    char head[4096];
-    const bool regular = S_ISREG(status.st_mode);
-    const ssize_t got = regular ? ::pread(fd, head, sizeof head, 0) : 0;
-    ::close(fd);
+    require(::stat(path.c_str(), &status) == 0, "could not open the input {}: {}", path, std::strerror(errno));
     require(!S_ISDIR(status.st_mode), "the input {} is a folder; name the files in it", path);
-    require(options_.format == TextFormat::text || got <= 0 || std::find(head, head + got, '\0') == head + got,
+    if (!S_ISREG(status.st_mode)) return false;  // reading a pipe here would take bytes from it
+    total_ += static_cast<std::uint64_t>(status.st_size);
+    std::string head(kHeadBytes, '\0');
+    head.resize(open_byte_stream(path)->read(head.data(), head.size()));
+    check_is_text(path, head);
+    return true;
+  }
+
+  void check_is_text(const std::string& path, std::string_view head) const {
+    require(options_.format == TextFormat::text || head.substr(0, kHeadBytes).find('\0') == std::string_view::npos,
             "the input {} does not look like text: it has a zero byte near its start; give --format txt to tokenize it "
             "all the same",
             path);
-    total_ += regular ? static_cast<std::uint64_t>(status.st_size) : 0;
-    return regular;
-  }
-
-  void close_input() {
-    if (fd_ > STDIN_FILENO) ::close(fd_);
-    fd_ = -1;
   }
 
   // Appends up to kPieceBytes of the input to buffer_; false at its end.
@@ -119,17 +94,9 @@ class TextSource::Impl {
     if (ended_) return false;
     const std::size_t old = buffer_.size();
     buffer_.resize(old + kPieceBytes);
-    std::size_t got = 0;
-    while (got < kPieceBytes) {  // pipes give little at a time; pieces should not depend on it
-      const std::size_t more = read_some(fd_, path(), buffer_.data() + old + got, kPieceBytes - got);
-      if (more == 0) {
-        ended_ = true;
-        break;
-      }
-      got += more;
-    }
+    const std::size_t got = stream_->read(buffer_.data() + old, kPieceBytes);
     buffer_.resize(old + got);
-    XXH3_128bits_update(state_, buffer_.data() + old, got);
+    ended_ = got < kPieceBytes;
     read_ += got;
     return got > 0;
   }
@@ -186,9 +153,9 @@ class TextSource::Impl {
   }
 
   TextSourceOptions options_;
-  XXH3_state_t* state_;
   std::size_t input_ = 0;
-  int fd_ = -1;
+  std::unique_ptr<ByteStream> stream_;
+  std::uint64_t done_ = 0;  // bytes of the inputs before the open one
   bool jsonl_ = false, begun_ = false, ended_ = false;
   std::int64_t line_ = 0;
   std::string buffer_;
@@ -203,13 +170,11 @@ bool TextSource::next(TextPiece& piece) {
 std::uint64_t TextSource::bytes_read() const {
   return impl_->read_;
 }
+std::uint64_t TextSource::bytes_consumed() const {
+  return impl_->consumed();
+}
 std::uint64_t TextSource::bytes_total() const {
   return impl_->total_;
-}
-
-std::string TextSource::hash() const {
-  const XXH128_hash_t hash = XXH3_128bits_digest(impl_->state());
-  return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
 }
 
 }  // namespace sfa

@@ -1,12 +1,12 @@
 // Text inputs as a stream of documents, a bounded piece at a time.
 //
-//   .jsonl        one document a line: the string in the field given ("text"); blank lines are skipped
-//   anything else one document: the whole file ("-": standard input)
-// Empty documents are skipped. Text is taken byte for byte; invalid UTF-8 passes through.
+//   .jsonl, .ndjson   one document a line: the string in the field given ("text"); blank lines are skipped
+//   anything else     one document: the whole file ("-": standard input)
+// Each may be compressed: a further .gz, .xz or .zst. Empty documents are skipped. Text is taken byte for byte; invalid
+// UTF-8 passes through.
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -42,11 +42,12 @@ class TextSource {
   /// Throws Error naming file and line for a record that is not JSON or lacks the field.
   bool next(TextPiece& piece);
 
+  /// Bytes of text read so far, decompressed.
   [[nodiscard]] std::uint64_t bytes_read() const;
-  /// Sum of the inputs' sizes; 0 when unknown (standard input).
+  /// Bytes taken from the inputs so far, as they lie on disk, and their sum; the latter 0 when unknown (standard
+  /// input).
+  [[nodiscard]] std::uint64_t bytes_consumed() const;
   [[nodiscard]] std::uint64_t bytes_total() const;
-  /// XXH3-128 of all bytes read so far, in order, 32 hex digits.
-  [[nodiscard]] std::string hash() const;
 
  private:
   class Impl;

@@ -107,6 +107,7 @@ const char* name_of(Split split) {
 
 TokenFile::TokenFile(const std::string& path) : file_(File::open_to_read(path)) {
   info_.path = path;
+  if (open_llmc()) return;
   check_signature(file_);
   open_hdf5();
   verified_ = std::make_unique<std::atomic<bool>[]>(checksums_.size());
@@ -223,6 +224,7 @@ void TokenFile::read(std::int64_t begin, std::span<std::int32_t> out) const {
 }
 
 std::vector<std::int64_t> TokenFile::document_starts() const {
+  if (info_.num_documents < 0) return scan_document_starts();
   hdf5::Lock lock;
   const hdf5::Handle file = hdf5::open_file(info_.path);
   auto starts = read_small<std::int64_t>(file.get(), info_.path, "/document_starts", H5T_NATIVE_INT64);
@@ -236,6 +238,7 @@ std::vector<std::int64_t> TokenFile::document_starts() const {
 }
 
 TokenFile::Vocabulary TokenFile::vocabulary() const {
+  if (token_text_hash_.empty()) return {};
   hdf5::Lock lock;
   const hdf5::Handle file = hdf5::open_file(info_.path);
   Vocabulary vocabulary;

@@ -1,4 +1,4 @@
-// A token shard on disk, read side. docs/data.md describes the format byte by byte.
+// A token shard on disk, read side: this project's HDF5 files, described in docs/data.md, and llm.c's .bin files.
 //
 // HDF5 is asked once, when the file is opened, for the provenance and for the offset of the contiguous token array;
 // after that tokens are read with pread, so that HDF5's global lock is never in the way of the loader. Each block of
@@ -30,10 +30,10 @@ struct TokenFileInfo {
   std::int64_t vocab_size = 0;
   std::int64_t end_of_text = -1;  // the id before each document
   std::int64_t total_tokens = 0;
-  std::int64_t val_start = 0;  // == total_tokens when there is no validation tail
-  std::int64_t num_documents = 0;
-  std::int64_t block_bytes = 0;  // bytes under one checksum; 0: the file has no checksums (llm.c's .bin)
-  int token_bytes = 2;           // 2 (uint16) or 4 (uint32)
+  std::int64_t val_start = 0;      // == total_tokens when there is no validation tail
+  std::int64_t num_documents = 0;  // -1: not recorded
+  std::int64_t block_bytes = 0;    // bytes under one checksum; 0: the file has no checksums (llm.c's .bin)
+  int token_bytes = 2;             // 2 (uint16) or 4 (uint32)
 };
 
 class TokenFile {
@@ -51,7 +51,7 @@ class TokenFile {
   void read(std::int64_t begin, std::span<std::int32_t> out) const;
 
   /// Position of the first token (its end-of-text id) of every document, ascending; read and verified at each call.
-  /// Empty for files that do not record them.
+  /// Found by reading the whole file where it does not record them.
   [[nodiscard]] std::vector<std::int64_t> document_starts() const;
 
   /// The bytes of every id as the tokenizer had them, so that a shard can be shown without its tokenizer: text and
@@ -72,6 +72,8 @@ class TokenFile {
 
  private:
   void open_hdf5();
+  bool open_llmc();  // false: not a file of llm.c
+  [[nodiscard]] std::vector<std::int64_t> scan_document_starts() const;
   void check_block(std::int64_t block, std::vector<char>& buffer) const;
   [[nodiscard]] std::int64_t token_area_bytes() const { return info_.total_tokens * info_.token_bytes; }
 

@@ -95,17 +95,49 @@ class Encoders {
   std::vector<std::thread> threads_;
 };
 
+// The pieces of a source, with a look at the next one.
+class Pieces {
+ public:
+  explicit Pieces(TextSource& source) : source_(source) {}
+
+  bool next(TextPiece& piece) {
+    if (!peeked_) return source_.next(piece);
+    piece = std::move(next_);
+    peeked_ = false;
+    return true;
+  }
+
+  /// Reads past `count` documents and returns the hash of their text.
+  std::string skip_documents(std::int64_t count) {
+    TextHash hash;
+    std::int64_t begun = 0;
+    while (peeked_ || source_.next(next_)) {
+      peeked_ = true;
+      begun += next_.first ? 1 : 0;
+      if (begun > count) break;
+      hash.add(next_.text);
+      peeked_ = false;
+    }
+    return hash.take();
+  }
+
+ private:
+  TextSource& source_;
+  TextPiece next_;
+  bool peeked_ = false;
+};
+
 // Cuts the stream of pieces into jobs. A long document is cut only where its tokens surely end.
 class JobCutter {
  public:
-  JobCutter(TextSource& source, const Tokenizer& tokenizer) : source_(source), tokenizer_(tokenizer) {}
+  JobCutter(Pieces& pieces, const Tokenizer& tokenizer) : pieces_(pieces), tokenizer_(tokenizer) {}
 
   /// Null at the end of the text.
   std::unique_ptr<Job> next() {
     auto job = std::make_unique<Job>();
     TextPiece piece;
     while (job->bytes < kJobBytes) {
-      if (!source_.next(piece)) {
+      if (!pieces_.next(piece)) {
         add(*job, open_.text.size());
         break;
       }
@@ -131,15 +163,15 @@ class JobCutter {
     open_ = {std::move(rest), false};
   }
 
-  TextSource& source_;
+  Pieces& pieces_;
   const Tokenizer& tokenizer_;
   TextPiece open_;
 };
 
-void write(TokenWriter& writer, const Job& job) {
+void write(ShardWriter& writer, const Job& job) {
   for (std::size_t i = 0; i < job.pieces.size(); ++i) {
     if (job.pieces[i].first) writer.begin_document();
-    writer.append(job.ids[i]);
+    writer.append(job.pieces[i].text, job.ids[i]);
   }
 }
 
@@ -155,21 +187,25 @@ void refuse_output_among_inputs(const TokenizeOptions& options) {
 TokenizeResult tokenize(const TokenizeOptions& options, const Tokenizer& tokenizer) {
   refuse_output_among_inputs(options);
   TextSource source(options.source);
-  TokenWriter writer(options.output, tokenizer);
+  ShardWriter writer({options.output, options.shard_tokens, options.resume, options.source.inputs}, tokenizer);
   const unsigned cores = std::max(1u, std::thread::hardware_concurrency());
   const int threads = options.threads > 0 ? options.threads : static_cast<int>(cores);
   const auto most_jobs = static_cast<std::size_t>(4 * threads);
 
   Progress progress("tokenize", options.show_progress ? source.bytes_total() : 0);
+  Pieces pieces(source);
+  for (const TokenFileInfo& shard : writer.finished_before())
+    require(pieces.skip_documents(shard.num_documents) == shard.source_hash,
+            "the inputs have changed since {} was made from them; tokenize them anew with --force", shard.path);
   {
-    JobCutter cutter(source, tokenizer);
+    JobCutter cutter(pieces, tokenizer);
     Encoders encoders(tokenizer, threads);
     while (std::unique_ptr<Job> job = cutter.next()) {
       encoders.push(std::move(job));
       while (const auto done = encoders.pop(most_jobs)) write(writer, *done);
       if (options.show_progress)
-        progress.update(source.bytes_read(),
-                        fmt::format("{} read, {} tokens", bytes_text(static_cast<double>(source.bytes_read())),
+        progress.update(source.bytes_consumed(),
+                        fmt::format("{} of text, {} tokens", bytes_text(static_cast<double>(source.bytes_read())),
                                     grouped(writer.tokens())));
     }
     while (const auto done = encoders.pop(0)) write(writer, *done);
@@ -177,7 +213,7 @@ TokenizeResult tokenize(const TokenizeOptions& options, const Tokenizer& tokeniz
   progress.finish();
 
   TokenizeResult result;
-  result.info = writer.finish(options.source.inputs, source.hash());
+  result.files = writer.finish();
   result.text_bytes = source.bytes_read();
   result.seconds = progress.seconds();
   return result;

@@ -24,6 +24,7 @@ void ModelConfig::resolve() {
           "model.num_attention_heads: {} heads do not divide a hidden_size of {}", num_attention_heads, hidden_size);
   if (qk_head_dim == 0) qk_head_dim = hidden_size / num_attention_heads;
   positive(qk_head_dim, "attention.qk_head_dim");
+  if (qk_initializer_range == 0) qk_initializer_range = initializer_range;
   AttentionConfig& a = attention;
   require(a.window >= 0, "model.attention.window: must not be negative, got {}", a.window);
   if (a.type != "sfa") {
@@ -31,10 +32,10 @@ void ModelConfig::resolve() {
             a.type);
     return;
   }
-  require(a.selection == "topk" || a.selection == "topk_2of4", "model.attention.selection: '{}' is not known; there are topk and topk_2of4",
-          a.selection);
-  require(a.zero_overlap == "score" || a.zero_overlap == "mask", "model.attention.zero_overlap: '{}' is not known; there are score and mask",
-          a.zero_overlap);
+  require(a.selection == "topk" || a.selection == "topk_2of4",
+          "model.attention.selection: '{}' is not known; there are topk and topk_2of4", a.selection);
+  require(a.zero_overlap == "score" || a.zero_overlap == "mask",
+          "model.attention.zero_overlap: '{}' is not known; there are score and mask", a.zero_overlap);
   for (int* side : {&a.k_q, &a.k_k}) {
     const char* key = side == &a.k_q ? "k_q" : "k_k";
     if (*side == 0) *side = static_cast<int>(k);

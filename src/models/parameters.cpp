@@ -54,11 +54,14 @@ void initialize_parameters(const ParameterList& list, std::uint64_t seed, const 
       case Init::identity:
         for (std::int64_t r = 0; r < p.shape[0]; ++r) out[r * p.shape[1] + r % p.shape[1]] = 1.0f;
         break;
-      case Init::normal:
+      case Init::normal: {
+        const std::int64_t leading = p.leading_rows * (n / p.rows());
 #pragma omp parallel for schedule(static)
         for (std::int64_t i = 0; i < n; ++i)
-          out[i] = p.std_dev * normal_at(seed, kPurposeInit, number, static_cast<std::uint64_t>(i));
+          out[i] = (i < leading ? p.leading_std_dev : p.std_dev) *
+                   normal_at(seed, kPurposeInit, number, static_cast<std::uint64_t>(i));
         break;
+      }
     }
   }
 }

@@ -31,6 +31,9 @@ struct Parameter {
   bool decay = false;               // weight decay applies (matrices and embeddings)
   Init init = Init::zeros;
   float std_dev = 0;  // of Init::normal
+  // Init::normal: rows [0, leading_rows) start from leading_std_dev instead (queries and keys of a packed projection).
+  std::int64_t leading_rows = 0;
+  float leading_std_dev = 0;
   std::vector<HfView> hf;
 
   [[nodiscard]] std::int64_t numel() const;

@@ -53,7 +53,8 @@ RunFolder open_run_folder(const Config& config) {
   return folder;
 }
 
-void describe_run(const RunFolder& folder, const Config& config, const std::string& device_name) {
+void describe_run(const RunFolder& folder, const Config& config, const std::string& device_name,
+                  const std::string& dtype) {
   write_file_atomically(folder.path / "config.yaml", dump_config(config));
   char host[256] = "unknown";
   ::gethostname(host, sizeof host - 1);
@@ -63,6 +64,7 @@ void describe_run(const RunFolder& folder, const Config& config, const std::stri
   run["build_type"] = kBuildType;
   run["host"] = host;
   run["device"] = device_name;
+  run["dtype"] = dtype;
   run["started_unix"] =
       std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
   write_file_atomically(folder.path / "run.json", run.dump(2) + "\n");

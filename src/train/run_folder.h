@@ -17,8 +17,9 @@ struct RunFolder {
 /// be written, or belongs to a run of another shape of model. Nothing of an earlier run is changed by a refusal.
 RunFolder open_run_folder(const Config& config);
 
-/// Writes config.yaml and run.json (version, device, time, command) whole or not at all.
-void describe_run(const RunFolder& folder, const Config& config, const std::string& device_name);
+/// Writes config.yaml and run.json (version, device, dtype, time) whole or not at all.
+void describe_run(const RunFolder& folder, const Config& config, const std::string& device_name,
+                  const std::string& dtype);
 
 /// Writes a small file under a temporary name, syncs and renames it.
 void write_file_atomically(const std::filesystem::path& file, const std::string& text);

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cmath>
 #include <optional>
+#include <utility>
 
 #include "checkpoint/model_checkpoint.h"
 #include "core/build_config.h"
@@ -41,6 +42,7 @@ class Run {
   void train_step(std::int64_t step);
   void validate(std::int64_t done);
   void save(std::int64_t done);
+  void report_saved();
   void log_step(std::int64_t done, const StepState& state, double loss);
 
   Config config_;
@@ -52,6 +54,8 @@ class Run {
   std::unique_ptr<Loader> loader_;
   std::unique_ptr<ValidationSet> validation_;
   std::unique_ptr<MetricsFile> metrics_;
+  std::unique_ptr<BackgroundCheckpoint> background_;
+  bool saving_ = false;  // a checkpoint in the background has not been reported yet
   Clock::time_point interval_start_ = Clock::now();
   std::int64_t interval_steps_ = 0;
   double tokens_per_second_ = 0;
@@ -104,8 +108,15 @@ Run::Run(Config config)
                                                    .start_sample = next_sample_,
                                                    .shuffle = d.shuffle,
                                                    .document_mask = d.document_mask});
-  describe_run(folder_, config_, state_.context().device_name());
+  describe_run(folder_, config_, state_.context().device_name(),
+               std::string(name_of(state_.context().round_bf16 ? DType::bf16 : state_.model().dtype())));
   log_to_file(folder_.path / "train.log");
+  if (config_.checkpoint.background) {
+    const KeepRules keep{static_cast<int>(config_.checkpoint.keep_last), config_.checkpoint.keep_every};
+    const Device device = state_.context().device();
+    background_ = std::make_unique<BackgroundCheckpoint>(
+        folder_.path, keep, [device](std::size_t bytes) { return transfer_memory(device, bytes); });
+  }
   metrics_ = std::make_unique<MetricsFile>(folder_.path / "metrics.jsonl", step_);
 }
 
@@ -153,11 +164,8 @@ void Run::resume() {
 
 void Run::save(std::int64_t done) {
   Context& ctx = state_.context();
-  CheckpointWriter writer(folder_.path, done);
   const ParameterList& list = state_.model().parameters();
-  add_parameters(ctx, writer, list, "param", state_.buffers().master);
-  add_parameters(ctx, writer, list, "adam_m", state_.buffers().m);
-  add_parameters(ctx, writer, list, "adam_v", state_.buffers().v);
+  const ParameterBuffers& buffers = state_.buffers();
   const nlohmann::json state = {{"step", done},
                                 {"next_sample", loader_->next_sample()},
                                 {"seed", config_.seed},
@@ -166,9 +174,29 @@ void Run::save(std::int64_t done) {
                                 {"tokenizer_hash", shards_.tokenizer_hash()},
                                 {"vocab_size", config_.model.vocab_size},
                                 {"sfa_version", kVersion}};
+  if (background_) {
+    report_saved();
+    copy_parameters(ctx, *background_, list, "param", buffers.master);
+    copy_parameters(ctx, *background_, list, "adam_m", buffers.m);
+    copy_parameters(ctx, *background_, list, "adam_v", buffers.v);
+    ctx.synchronize();
+    background_->start(done, state, dump_config(config_));
+    saving_ = true;
+    return;
+  }
+  CheckpointWriter writer(folder_.path, done);
+  add_parameters(ctx, writer, list, "param", buffers.master);
+  add_parameters(ctx, writer, list, "adam_m", buffers.m);
+  add_parameters(ctx, writer, list, "adam_v", buffers.v);
   const auto folder = writer.publish({writer.finish_file()}, state, dump_config(config_));
   prune_checkpoints(folder_.path, static_cast<int>(config_.checkpoint.keep_last), config_.checkpoint.keep_every);
-  spdlog::info("step {}: saved {}", done, folder.string());
+  spdlog::info("saved {}", folder.string());
+}
+
+// Waits for a checkpoint in the background and says where it is; throws the Error when it could not be.
+void Run::report_saved() {
+  if (!std::exchange(saving_, false)) return;
+  spdlog::info("saved {}", background_->wait().string());
 }
 
 void Run::train_step(std::int64_t step) {
@@ -261,6 +289,10 @@ int Run::go() {
       const auto started = Clock::now();
       save(done);
       interval_start_ += Clock::now() - started;
+    }
+    if (saving_ && (stop || end || !background_->writing())) {
+      clear();
+      report_saved();
     }
     if (stop) {
       spdlog::info("stopped by signal {} at step {} of {}; go on with --resume", static_cast<int>(stop_signal), done,

@@ -6,6 +6,9 @@
 namespace sfa::test {
 namespace {
 
+// A row that sees one key has no gradient for q and k: dP - D cancels between numbers of about this size.
+constexpr double kTerms = 1.0;
+
 TEST(AttentionFormula, BackwardIsTheDerivativeOfForward) {
   const oracle::AttentionShape s{2, 4, 5, 4, 2, 3, 2};
   const RangeCase r{.causal = true, .query_offset = 1, .window = 3, .first_key = {}};
@@ -58,8 +61,10 @@ class Reference : public DeviceTest {
       run_planned(ctx, [&](Context& on, Arena& scratch) {
         attention_reference_backward(on, {f, d_out, d_q, d_k, d_v, &scratch});
       });
-      EXPECT_TRUE(near_in_norm(values_of(ctx, d_q), d_exact.q, derived_tolerance(d_naive.q, d_exact.q)));
-      EXPECT_TRUE(near_in_norm(values_of(ctx, d_k), d_exact.k, derived_tolerance(d_naive.k, d_exact.k)));
+      EXPECT_TRUE(
+          near_in_norm(values_of(ctx, d_q), d_exact.q, derived_tolerance(d_naive.q, d_exact.q, kTerms), kTerms));
+      EXPECT_TRUE(
+          near_in_norm(values_of(ctx, d_k), d_exact.k, derived_tolerance(d_naive.k, d_exact.k, kTerms), kTerms));
       EXPECT_TRUE(near_in_norm(values_of(ctx, d_v), d_exact.v, derived_tolerance(d_naive.v, d_exact.v)));
     }
   }

@@ -75,8 +75,11 @@ TEST(RunFolder, PruneRules) {
   EXPECT_TRUE(prune_checkpoints(run.path(), 2, 40).empty());
   prune_checkpoints(run.path(), 3, 0);
   EXPECT_EQ(names(list_checkpoints(run.path())), (Names{"step_00000080", "step_00000090", "step_00000100"}));
-  prune_checkpoints(run.path(), 0, 0);
-  EXPECT_EQ(names(list_checkpoints(run.path())), (Names{"step_00000100"})) << "the newest always stays";
+  EXPECT_TRUE(prune_checkpoints(run.path(), 0, 0).empty());
+  EXPECT_TRUE(prune_checkpoints(run.path(), 0, 7).empty());
+  EXPECT_EQ(list_checkpoints(run.path()).size(), 3u) << "0 keeps all";
+  prune_checkpoints(run.path(), 1, 0);
+  EXPECT_EQ(names(list_checkpoints(run.path())), (Names{"step_00000100"}));
   EXPECT_ERROR(prune_checkpoints(run.path(), -1, 0), "cannot be negative");
   EXPECT_ERROR(prune_checkpoints(run.path(), 1, -2), "cannot be negative");
   EXPECT_TRUE(prune_checkpoints(run.path() / "none", 1, 0).empty());

@@ -88,6 +88,25 @@ TEST_P(ContextTest, CopiesAndZeroes) {
   EXPECT_FALSE(ctx.device_name().empty());
 }
 
+TEST_P(ContextTest, CopiesRowsBetweenStridedPlaces) {
+  const std::int64_t B = 2, T = 3, heads = 2, D = 5;
+  const Tensor packed = pool.zeros(DType::f32, {B, T, 20});
+  std::vector<float> numbers;
+  for (int i = 0; i < B * T * 20; ++i) numbers.push_back(static_cast<float>(i));
+  ctx.copy(packed.data, packed.device, numbers.data(), Device::cpu, numbers.size() * sizeof(float));
+  const Tensor from = packed.slice(2, 4, heads * D).split_last(heads);
+  const Tensor cache = pool.floats(std::vector<float>(2 * 7 * 10, -1.0f), {B, 7, heads, D}),
+               whole = pool.poisoned(DType::f32, {B, T, heads, D});
+  ctx.copy_rows(cache.slice(1, 2, T), from);
+  ctx.copy_rows(whole, from);
+  EXPECT_EQ(values_of(ctx, cache.slice(1, 2, T)), values_of(ctx, from));
+  EXPECT_EQ(values_of(ctx, whole), values_of(ctx, from));
+  for (std::int64_t t : {0, 1, 5, 6})
+    EXPECT_EQ(values_of(ctx, cache.slice(1, t, 1)), std::vector<float>(static_cast<std::size_t>(B * heads * D), -1.0f))
+        << t;
+  EXPECT_THROW(ctx.copy_rows(cache.slice(1, 0, T + 1), from), Error);
+}
+
 TEST_P(ContextTest, PlanningTouchesNothing) {
   const std::vector<float> values{1, 2, 3};
   const Tensor t = pool.floats(values, {3});

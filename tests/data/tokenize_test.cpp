@@ -5,6 +5,8 @@
 #include <sys/wait.h>
 
 #include <csignal>
+#include <cstdlib>
+#include <nlohmann/json.hpp>
 #include <random>
 
 #include "data/data_test.h"
@@ -125,17 +127,159 @@ TEST_F(TokenizeTest, AFailedRunLeavesTheOldFileAlone) {
   EXPECT_EQ(files(), (std::vector<std::string>{"a.txt", "c.jsonl", "out.h5"}));
 }
 
-TEST_F(TokenizeTest, TheSourceHashIsThatOfTheBytesInOrder) {
+TEST_F(TokenizeTest, TheSourceHashIsThatOfTheTextInOrder) {
   write_file("a.txt", "ab");
   write_file("b.txt", "cd");
   write_file("all.txt", "abcd");
   const auto hash = [&](const std::vector<std::string>& inputs) {
-    return tokenize(options(inputs), *load_tokenizer("bytes")).info.source_hash;
+    return tokenize(options(inputs), *load_tokenizer("bytes")).files.front().source_hash;
   };
   const std::string expected = hash({path("all.txt")});
   EXPECT_EQ(expected.size(), 32u);
   EXPECT_EQ(hash({path("a.txt"), path("b.txt")}), expected);
   EXPECT_NE(hash({path("b.txt"), path("a.txt")}), expected);
+}
+
+// Compressed with the system's tools: gzip in two members, xz in two streams, zstd in two frames.
+TEST_F(TokenizeTest, CompressedInputsAreReadWholeInAllTheirParts) {
+  std::string records;
+  std::mt19937 random(4);
+  for (int i = 0; i < 30000; ++i) records += fmt::format("{{\"text\": \"{} {}\"}}\n", i, random());
+  const std::size_t half = records.find("\n{\"text\": \"15000 ") + 1;
+  write_file("a.jsonl", records.substr(0, half));
+  write_file("b.jsonl", records.substr(half));
+  const std::string expected = shown(options({path("a.jsonl"), path("b.jsonl")}));
+  for (const auto& [tool, ending] : {std::pair{"gzip", ".gz"}, {"xz", ".xz"}, {"zstd", ".zst"}}) {
+    const std::string out = path("both.jsonl") + ending;
+    const std::string command = fmt::format("command -v {0} > /dev/null && {0} -c {1} > {3} && {0} -c {2} >> {3}", tool,
+                                            path("a.jsonl"), path("b.jsonl"), out);
+    if (std::system(command.c_str()) != 0) {
+      std::fprintf(stderr, "%s is not installed: %s is not tested\n", tool, ending);
+      continue;
+    }
+    const auto refused = [&](const std::string& content, const char* why) {
+      const std::string bad = write_file(std::string("bad.jsonl") + ending, content);
+      expect_parts(error_of([&] { shown(options({bad})); }), {bad, why});
+    };
+    EXPECT_TRUE(shown(options({out})) == expected) << ending;
+    std::string whole = read_file(out);
+    refused(whole.substr(0, whole.size() - 9), "truncated");
+    refused("this is not compressed at all", "damaged");
+    for (std::size_t i = whole.size() / 2; i < whole.size() / 2 + 64; ++i) whole[i] = static_cast<char>(~whole[i]);
+    refused(whole, "damaged");
+  }
+}
+
+class ShardedTest : public TokenizeTest {
+ protected:
+  void SetUp() override {
+    std::string records;
+    for (int i = 0; i < 1000; ++i) records += fmt::format("{{\"text\": \"document {}\"}}\n", i);
+    write_file("in.jsonl", records);
+    write_file("long.txt", std::string(2'500'000, 'x'));
+  }
+  [[nodiscard]] TokenizeOptions sharded() const {
+    TokenizeOptions o = options({path("in.jsonl"), path("long.txt"), path("in.jsonl")});
+    o.output.force = false;
+    o.output.val_fraction = 0.1;
+    o.shard_tokens = 2000;
+    return o;
+  }
+  [[nodiscard]] std::string all_tokens() const {
+    std::string all;
+    for (int i = 0; std::filesystem::exists(shard(i)); ++i) {
+      const TokenFile file(shard(i));
+      std::vector<std::int32_t> ids(static_cast<std::size_t>(file.info().total_tokens));
+      file.read(0, ids);
+      EXPECT_EQ(ids[0], 256) << "a shard begins with a document";
+      for (const auto id : ids) all += id == 256 ? '|' : static_cast<char>(id);
+    }
+    return all;
+  }
+  [[nodiscard]] std::string shard(int i) const { return path(fmt::format("out_{:05}.h5", i)); }
+};
+
+TEST_F(ShardedTest, HoldTheSameTextInOrderAndEndAtDocuments) {
+  const auto result = tokenize(sharded(), *load_tokenizer("bytes"));
+  EXPECT_GT(result.files.size(), 10u);
+  TokenizeOptions one = sharded();
+  one.shard_tokens = 0;
+  EXPECT_TRUE(shown(one) == all_tokens());
+  for (const TokenFileInfo& info : result.files) EXPECT_LT(info.val_start, info.total_tokens);
+}
+
+TEST_F(ShardedTest, AreNotReplacedUnlessForcedAndThenNoneIsLeftOver) {
+  const auto tokenizer = load_tokenizer("bytes");
+  const std::size_t many = tokenize(sharded(), *tokenizer).files.size();
+  expect_parts(error_of([&] { tokenize(sharded(), *tokenizer); }), {shard(0), "--force", "--resume"});
+  TokenizeOptions fewer = sharded();
+  fewer.output.force = true;
+  fewer.shard_tokens = 4000;
+  const std::size_t few = tokenize(fewer, *tokenizer).files.size();
+  EXPECT_LT(few, many);
+  EXPECT_FALSE(std::filesystem::exists(shard(static_cast<int>(few))));
+}
+
+TEST_F(ShardedTest, ResumedAfterAnyShardTheyAreTheSame) {
+  const auto tokenizer = load_tokenizer("bytes");
+  const auto count = static_cast<int>(tokenize(sharded(), *tokenizer).files.size());
+  std::vector<std::string> expected;
+  for (int i = 0; i < count; ++i) expected.push_back(read_file(shard(i)));
+  TokenizeOptions again = sharded();
+  again.resume = true;
+  EXPECT_TRUE(tokenize(again, *tokenizer).files.empty()) << "nothing is left to do";
+  for (const int kept : {0, 1, 5, count - 1}) {
+    for (int i = kept; i < count; ++i) std::filesystem::remove(shard(i));
+    EXPECT_EQ(tokenize(again, *tokenizer).files.size(), static_cast<std::size_t>(count - kept));
+    for (int i = 0; i < count; ++i)
+      EXPECT_TRUE(read_file(shard(i)) == expected[static_cast<std::size_t>(i)]) << kept << " " << i;
+  }
+}
+
+TEST_F(ShardedTest, ResumingWithOtherInputsIsRefused) {
+  const auto tokenizer = load_tokenizer("bytes");
+  const auto count = static_cast<int>(tokenize(sharded(), *tokenizer).files.size());
+  for (int i = 3; i < count; ++i) std::filesystem::remove(shard(i));
+  TokenizeOptions again = sharded();
+  again.resume = true;
+  again.source.inputs.pop_back();
+  expect_parts(error_of([&] { tokenize(again, *tokenizer); }), {shard(0), "other inputs"});
+  again = sharded();
+  again.resume = true;
+  std::string records = read_file(path("in.jsonl"));
+  records[records.find("document 7\"")] = 'D';
+  write_file("in.jsonl", records);
+  expect_parts(error_of([&] { tokenize(again, *tokenizer); }), {shard(0), "have changed"});
+  again.shard_tokens = 0;
+  expect_parts(error_of([&] { tokenize(again, *tokenizer); }), {"--resume", "--shard-tokens"});
+}
+
+// From text to a vocabulary, a token file and back to text, by the program itself.
+TEST_F(TokenizeTest, AVocabularyLearntHereTokenizesAndIsShownFromTheFileAlone) {
+  std::string text;
+  for (int i = 0; i < 300; ++i)
+    text += "The quick brown fox, number " + std::to_string(i) + ", jumps over the lazy dog.\n";
+  write_file("a.txt", text);
+  const std::string sfa = std::string(SFA_BINARY) + " data ", quiet = " > " + path("log") + " 2>&1";
+  ASSERT_EQ(std::system(
+                (sfa + "train-tokenizer --vocab-size 300 -o " + path("t.json") + " " + path("a.txt") + quiet).c_str()),
+            0)
+      << read_file(path("log"));
+  EXPECT_NE(std::system((sfa + "train-tokenizer -o " + path("t.json") + " " + path("a.txt") + quiet).c_str()), 0);
+  expect_parts(read_file(path("log")), {path("t.json"), "exists already", "--force"});
+  ASSERT_EQ(
+      std::system((sfa + "tokenize --tokenizer " + path("t.json") + " -o " + path("a.h5") + " " + path("a.txt") + quiet)
+                      .c_str()),
+      0)
+      << read_file(path("log"));
+  std::filesystem::remove(path("t.json"));
+  const TokenFile file(path("a.h5"));
+  EXPECT_EQ(file.info().vocab_size, 300);
+  EXPECT_LT(file.info().total_tokens, static_cast<std::int64_t>(text.size()) / 2);
+  ASSERT_EQ(std::system((sfa + "info " + path("a.h5") + " --at 1 --count 1000000 --json > " + path("log")).c_str()), 0);
+  const auto json = nlohmann::json::parse(read_file(path("log")));
+  EXPECT_EQ(json["text"], text);
+  EXPECT_EQ(json["vocab_size"], 300);
 }
 
 // Runs `sfa` with the arguments, standard input from `feed` when it is a valid descriptor; the child's id.

@@ -25,7 +25,7 @@ TEST_F(EmbeddingGpu, ForwardAndBackwardMatchCpu) {
     for (DType grad_type : kFloatTypes)
       for (const auto& [B, T, C, V, positions] :
            {Case{1, 1, 8, 1, true}, Case{1, 17, 17, 5, true}, Case{2, 129, 64, 257, false},
-            Case{3, 333, 768, 1000, true}, Case{1, 4097, 100, 40, true}, Case{4, 1000, 1032, 50304, true}}) {
+            Case{3, 333, 768, 1000, true}, Case{1, 4097, 100, 40, true}, Case{4, 300, 1032, 5000, true}}) {
         use(type);
         SCOPED_TRACE(fmt::format("{} grad {} B={} T={} C={} V={}", name_of(type), name_of(grad_type), B, T, C, V));
         const Twin id = tokens(B, T, V), wte = random({V, C}), wpe = random({T + 3, C}), out = output({B, T, C});
@@ -46,8 +46,6 @@ TEST_F(EmbeddingGpu, ForwardAndBackwardMatchCpu) {
         const double tolerance = grad_type == DType::f32 ? f32_tolerance(B * T) : bf16_tolerance(2);
         EXPECT_LE(error(d_wte), tolerance);
         EXPECT_LE(error(d_wpe), tolerance);
-        const std::vector<std::byte> before = gpu_bytes(d_out);
-        EXPECT_TRUE(before == gpu_bytes(d_out));
       }
 }
 
@@ -75,7 +73,7 @@ TEST_F(ClassifierGpu, LossAndGradientsMatchCpu) {
   for (DType type : kFloatTypes)
     for (const auto& [N, C, V, Vp] :
          {Case{1, 8, 3, 8}, Case{17, 33, 257, 320}, Case{129, 64, 1000, 1000}, Case{128, 64, 1001, 1003},
-          Case{600, 32, 50257, 50304}, Case{1000, 128, 257, 320}}) {
+          Case{600, 16, 50257, 50304}, Case{1000, 128, 257, 320}, Case{11000, 8, 50257, 50304}}) {
       use(type);
       SCOPED_TRACE(fmt::format("{} N={} C={} V={} Vp={}", name_of(type), N, C, V, Vp));
       std::vector<std::int32_t> ids = integer_values(5, N, static_cast<std::int32_t>(V));

@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "flash_reference.cuh"
+#include "gpu/flash_reference.cuh"
 
 namespace sfa::test {
 

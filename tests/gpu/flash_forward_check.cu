@@ -1,12 +1,12 @@
 // Checks and times the tiled attention forward on the device.
-//   flash_forward_check            all checks
+//   flash_forward_check [check]    all checks
 //   flash_forward_check time       TFLOP/s of the shapes in docs/benchmarks.md, "forward D N TFLOPs" a line;
-//                                sparse24 includes the selection of queries and keys
+//                                  sparse24 includes the selection of queries and keys
 #include <algorithm>
 
 #include "attention/flash/flash_forward.h"
-#include "flash_forward_cases.cuh"
-#include "select_check.cuh"
+#include "gpu/flash_forward_cases.cuh"
+#include "gpu/select_check.cuh"
 
 using namespace sfa;
 using namespace sfa::test;
@@ -78,6 +78,15 @@ struct Selected {
   void run() const {
     flash::select_features(queries, nullptr);
     flash::select_features(keys, nullptr);
+  }
+  /// What a prefill needs: queries for the sparse product alone, keys for the product and for the cache.
+  void run_prefill(void* values, std::uint8_t* indices) const {
+    flash::SelectParams q_only = queries, k_cached = keys;
+    q_only.dense = nullptr;
+    k_cached.values = values;
+    k_cached.indices = indices;
+    flash::select_features(q_only, nullptr);
+    flash::select_features(k_cached, nullptr);
   }
   /// The problem on selected rows, for the oracle, the dense and the sparse product alike.
   flash::ForwardParams on(flash::ForwardParams p) const {
@@ -181,20 +190,30 @@ void time_shape(int d, int heads, int n) {
   report("forward", c.shape, time_launch([&] { flash::forward(problem.params, flash::Product::dense, nullptr); }));
   const Selected selected(problem, d / 8);
   const flash::ForwardParams params = selected.on(problem.params);
+  const std::size_t active = static_cast<std::size_t>(c.shape.B) * n * heads * (d / 8);
+  const DeviceBuffer<__nv_bfloat16> values(active);
+  const DeviceBuffer<std::uint8_t> indices(active);
+  const auto select = [&] { selected.run_prefill(values.get(), indices.get()); };
   report("sparse24", c.shape, time_launch([&] {
-           selected.run();
+           select();
            flash::forward(params, flash::Product::sparse24, nullptr);
          }));
-  if (n == 16384) {
-    const double ms = time_launch([&] { selected.run(); });
-    const double bytes = 2.0 * c.shape.B * n * 2 * heads * d * 2;  // read and write rows of q and of k
-    std::printf("selection %d %d %.0f GB/s %.4f ms\n", d, n, bytes / ms * 1e-6, ms);
-  }
+  const double ms = time_launch(select);
+  // q read and compressed (9/16), k read and zero-filled, values and indices of k
+  const double rows = static_cast<double>(c.shape.B) * n * heads;
+  const double bytes = rows * (2.0 * d * (1 + 9.0 / 16 + 2) + 3.0 * (d / 8));
+  std::printf("selection %d %d %.0f GB/s %.4f ms\n", d, n, bytes / ms * 1e-6, ms);
+  std::fflush(stdout);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) try {
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    std::printf("skipped: no GPU can be used\n");
+    return 77;
+  }
   if (argc > 1 && std::string(argv[1]) == "time") {
     for (const int n : {1024, 2048, 4096, 16384, 65536}) {
       time_shape(64, 12, n);

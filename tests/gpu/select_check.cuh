@@ -6,7 +6,7 @@
 #include <numeric>
 
 #include "attention/flash/select24.h"
-#include "flash_forward_cases.cuh"
+#include "gpu/flash_forward_cases.cuh"
 
 namespace sfa::test {
 

@@ -186,10 +186,7 @@ TEST(Gpt2Rounding, TrainsLikeF32) {
       Context ctx(Device::cpu);
       ctx.round_bf16 = round;
       TrainingRun run(ctx, config, 4, 16);
-      auto start = weights(run.model->parameters());
-      ctx.copy(run.buffers.master.data, Device::cpu, start.data(), Device::cpu, start.size() * sizeof(float));
-      if (round) start = rounded(start);
-      ctx.copy(run.buffers.params.data, Device::cpu, start.data(), Device::cpu, start.size() * sizeof(float));
+      run.set_weights(weights(run.model->parameters()));
       std::vector<double> curve;
       for (int step = 0; step < 8; ++step) {
         double loss = 0;

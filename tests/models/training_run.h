@@ -22,18 +22,17 @@ struct TrainingRun {
   Tensor tokens, targets, first_key, losses;
   std::int64_t step_number = 0;
 
-  TrainingRun(Context& context, ModelConfig config, std::int64_t B, std::int64_t T,
-              const std::string& grad_dtype = "f32")
+  TrainingRun(Context& context, ModelConfig config, std::int64_t B, std::int64_t T, DType dtype = DType::f32)
       : ctx(context),
         weights("parameters", context.device()),
         optimizer_memory("optimizer", context.device()),
         losses_memory("batch", context.device()),
         arenas(context.device()) {
     config.resolve();
-    model = make_model(config, ctx.device(), DType::f32);
+    model = make_model(config, ctx.device(), dtype);
     const auto plan = [&] {
-      buffers = plan_parameters(weights, optimizer_memory, model->parameters(), model->dtype(),
-                                dtype_from_name(grad_dtype), ctx.round_bf16);
+      buffers = plan_parameters(weights, optimizer_memory, model->parameters(), dtype, DType::f32,
+                                dtype != DType::f32 || ctx.round_bf16);
       optimizer = std::make_unique<Optimizer>(model->parameters(), buffers, OptimizerOptions{}, optimizer_memory);
       tokens = losses_memory.take(DType::i32, {B, T});
       targets = losses_memory.take(DType::i32, {B, T});
@@ -49,10 +48,24 @@ struct TrainingRun {
     plan_model(*model, arenas, B, T, true);
   }
 
+  /// The master weights; those that the model works with are rounded where it works in bf16.
   void set_weights(const std::vector<float>& flat) {
-    for (const Tensor& t : {buffers.params, buffers.master})
-      ctx.copy(t.data, t.device, flat.data(), Device::cpu, flat.size() * sizeof(float));
-    ctx.synchronize();
+    const auto send = [&](const Tensor& to, const void* from) {
+      ctx.copy(to.data, to.device, from, Device::cpu, static_cast<std::size_t>(to.bytes()));
+      ctx.synchronize();
+    };
+    send(buffers.master, flat.data());
+    if (buffers.params.data == buffers.master.data) return;
+    std::vector<std::uint16_t> bits;
+    std::vector<float> rounded;
+    for (float w : flat) {
+      bits.push_back(bf16_bits(w));
+      rounded.push_back(round_to_bf16(w));
+    }
+    if (model->dtype() == DType::bf16)
+      send(buffers.params, bits.data());
+    else
+      send(buffers.params, rounded.data());
   }
 
   /// One micro-batch; the gradient of scale * sum of losses is added. first may be empty. Returns the losses.

@@ -41,9 +41,11 @@ inline bool all_bf16(const std::vector<float>& values) {
   return std::all_of(values.begin(), values.end(), [](float v) { return std::isnan(v) || v == round_to_bf16(v); });
 }
 
-/// || got - want || / || want ||; infinite when anything that should be finite is not.
+/// || got - want || / || want ||; infinite when anything that should be finite is not. `magnitude`: where terms of
+/// about that size cancel (a gradient that is zero by symmetry), the error is measured against them rather than against
+/// what is left.
 template <class T>
-double norm_error(const std::vector<T>& got, const std::vector<double>& want) {
+double norm_error(const std::vector<T>& got, const std::vector<double>& want, double magnitude = 0) {
   if (got.size() != want.size()) return std::numeric_limits<double>::infinity();
   double difference = 0, total = 0;
   for (std::size_t i = 0; i < got.size(); ++i) {
@@ -52,12 +54,14 @@ double norm_error(const std::vector<T>& got, const std::vector<double>& want) {
     total += want[i] * want[i];
   }
   if (!std::isfinite(difference)) return std::numeric_limits<double>::infinity();
-  return std::sqrt(difference) / std::max(std::sqrt(total), 1e-30);
+  return std::sqrt(difference) /
+         std::max({std::sqrt(total), magnitude * std::sqrt(static_cast<double>(want.size())), 1e-30});
 }
 
 template <class T>
-::testing::AssertionResult near_in_norm(const std::vector<T>& got, const std::vector<double>& want, double tolerance) {
-  const double error = norm_error(got, want);
+::testing::AssertionResult near_in_norm(const std::vector<T>& got, const std::vector<double>& want, double tolerance,
+                                        double magnitude = 0) {
+  const double error = norm_error(got, want, magnitude);
   if (error <= tolerance) return ::testing::AssertionSuccess();
   std::string first;
   for (std::size_t i = 0; i < std::min(got.size(), want.size()); ++i)
@@ -72,8 +76,8 @@ template <class T>
 
 /// The tolerance of the opening comment.
 inline double derived_tolerance(const std::vector<float>& naive, const std::vector<double>& exact,
-                                double unit = kUnitF32) {
-  return 2.0 * norm_error(naive, exact) + 4.0 * unit;
+                                double magnitude = 0) {
+  return 2.0 * norm_error(naive, exact, magnitude) + 4.0 * kUnitF32;
 }
 
 /// Central differences of f at x in double. Truncation and rounding leave a relative error of about 1e-9.

@@ -6,7 +6,7 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
-#include "attention/flash/backward_args.h"
+#include "attention/flash/backward_args.cuh"
 #include "attention/flash/backward_ranges.cuh"
 #include "cuda/sm90_store.cuh"
 

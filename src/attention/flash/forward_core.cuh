@@ -17,13 +17,10 @@
 
 #include "attention/flash/forward_policy.cuh"
 #include "attention/flash/forward_schedule.cuh"
+#include "attention/flash/forward_softmax.cuh"
 #include "cuda/sm90.cuh"
 
 namespace sfa::flash {
-
-/// A score that loses against every real one. A power of two: c S - c m is then exactly 0 for S = m = kMasked.
-inline constexpr float kMasked = -0x1p100f;
-inline constexpr float kRescaleBits = 8.0f;
 
 /// What one instance of the kernel is made of; forward_tuning.h has the values in use.
 template <int kDqk_, int kDv_, int kWarpgroups_, int kKeys_, int kStages_, int kBlocksPerSm_, bool kOverlap_,
@@ -49,6 +46,8 @@ struct ForwardConfig {
           : (kLaunchRegisters*(kWarpgroups + 1) - kProducerRegisters) / kWarpgroups / 8 * 8;
   static constexpr int kKeyBytes = kKeys * kDqk * 2;
   static constexpr int kValueBytes = kKeys * kDv * 2;
+  // Rows whose diagonal lies in the first half of their last block need only that half of its scores.
+  static constexpr int kHalfKeys = kKeys % 64 == 0 && kKeys > 64 ? kKeys / 2 : 0;
 };
 
 template <class Config>
@@ -138,90 +137,6 @@ __device__ __forceinline__ void produce(const ForwardArgs& args, ForwardStorage<
 
 // ---------------------------------------------------------------------------------------------------------- consumer
 
-/// Running maximum and sum of the two rows that a thread shares with its quad.
-struct SoftmaxState {
-  float maximum[2] = {kMasked, kMasked};
-  float sum[2] = {0.0f, 0.0f};  // this thread's columns only
-};
-
-template <int kPeriod>
-__device__ __forceinline__ float exp2_split(float x, int i) {
-  if constexpr (kPeriod > 0)
-    if (i % kPeriod == kPeriod - 1) return exp2_fma(x);
-  return exp2_mufu(x);
-}
-
-/// Turns scores into unnormalised probabilities in place; factor[h] is what O's rows have to be multiplied by.
-template <class Config>
-__device__ __forceinline__ void softmax_step(float (&s)[Config::kKeys / 2], SoftmaxState& state, float scale_log2,
-                                             float (&factor)[2]) {
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    float partial[4] = {s[2 * h], s[2 * h + 1], s[4 + 2 * h], s[5 + 2 * h]};
-#pragma unroll
-    for (int j = 2; j < Config::kKeys / 8; j += 2) {
-      partial[0] = fmaxf(partial[0], s[4 * j + 2 * h]);
-      partial[1] = fmaxf(partial[1], s[4 * j + 2 * h + 1]);
-      partial[2] = fmaxf(partial[2], s[4 * j + 4 + 2 * h]);
-      partial[3] = fmaxf(partial[3], s[4 * j + 5 + 2 * h]);
-    }
-    float m = fmaxf(fmaxf(partial[0], partial[1]), fmaxf(partial[2], partial[3]));
-    m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1));
-    m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
-    const bool grows = (m - state.maximum[h]) * scale_log2 > kRescaleBits;
-    m = grows ? m : state.maximum[h];
-    factor[h] = grows ? exp2_mufu((state.maximum[h] - m) * scale_log2) : 1.0f;
-    state.maximum[h] = m;
-    const float shift = -m * scale_log2;
-    float total[4] = {state.sum[h] * factor[h], 0.0f, 0.0f, 0.0f};
-#pragma unroll
-    for (int j = 0; j < Config::kKeys / 8; ++j) {
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        float& x = s[4 * j + 2 * h + c];
-        x = exp2_split<Config::kFmaPeriod>(fmaf(x, scale_log2, shift), 2 * j + c);
-        total[(2 * j + c) & 3] += x;
-      }
-    }
-    state.sum[h] = (total[0] + total[1]) + (total[2] + total[3]);
-  }
-}
-
-template <int kCount>
-__device__ __forceinline__ void rescale(float (&o)[kCount], const float (&factor)[2]) {
-  if (__any_sync(0xffffffffu, factor[0] != 1.0f || factor[1] != 1.0f)) {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) o[i] *= factor[(i >> 1) & 1];
-  }
-}
-
-/// Hides the keys that a row does not see; `row` is this thread's first query row, `column` the key of s[0].
-template <int kKeys>
-__device__ __forceinline__ void apply_mask(float (&s)[kKeys / 2], const ForwardArgs& args, int batch, int row,
-                                           int column) {
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const KeyRange range = key_range(args, batch, row + 8 * h);
-    const int first = range.lo - column;
-    const unsigned count = static_cast<unsigned>(max(range.hi - range.lo, 0));
-#pragma unroll
-    for (int j = 0; j < kKeys / 8; ++j) {
-#pragma unroll
-      for (int c = 0; c < 2; ++c)
-        if (static_cast<unsigned>(8 * j + c - first) >= count) s[4 * j + 2 * h + c] = kMasked;
-    }
-  }
-}
-
-template <int kKeys>
-__device__ __forceinline__ void pack_probabilities(std::uint32_t (&p)[kKeys / 16][4], const float (&s)[kKeys / 2]) {
-#pragma unroll
-  for (int step = 0; step < kKeys / 16; ++step) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) p[step][i] = pack_bf16(s[8 * step + 2 * i], s[8 * step + 2 * i + 1]);
-  }
-}
-
 /// O += P V, V as panels of 64 columns x kKeys rows.
 template <class Config>
 __device__ __forceinline__ void issue_values(float (&o)[Config::kDv / 2],
@@ -240,6 +155,7 @@ struct WarpgroupRows {
   BlockRange own;      // those that these rows need
   int unmasked_begin;  // blocks in [unmasked_begin, unmasked_end) are seen whole by every row
   int unmasked_end;
+  int last_hi;  // first key beyond what the last row sees
   int batch;
   int thread_row;  // this thread's first row; the second is 8 further
 
@@ -257,6 +173,7 @@ struct WarpgroupRows {
     if (first_row > last || own.end < own.begin) own.begin = own.end = tile.begin;
     unmasked_begin = (final.lo + kKeys - 1) / kKeys;
     unmasked_end = first.hi / kKeys;
+    last_hi = final.hi;
     batch = at.batch;
     thread_row = first_row + ((threadIdx.x >> 5) & 3) * 16 + ((threadIdx.x & 31) >> 2);
   }
@@ -290,6 +207,13 @@ struct Consumer {
     values.advance();
   }
   __device__ __forceinline__ void wait_keys() { sm90::barrier_wait(&shared.key_full[keys.index()], keys.parity()); }
+  /// Left alone, ptxas moves the wait for P V in front of the exponentials, and nothing overlaps. So the wait for the
+  /// next keys, which comes between them, is made to depend on the sums: they are never negative, but ptxas does not
+  /// know.
+  __device__ __forceinline__ void wait_keys_after_softmax() {
+    const std::uint32_t never = softmax.sum[0] + softmax.sum[1] < 0.0f ? 1 : 0;
+    sm90::barrier_wait(&shared.key_full[keys.index()], keys.parity() ^ never);
+  }
   __device__ __forceinline__ void wait_values() {
     sm90::barrier_wait(&shared.value_full[values.index()], values.parity());
   }
@@ -308,22 +232,32 @@ struct Consumer {
 
   /// S of block n and its softmax with nothing of this warpgroup beside it: the first block of a tile, or every block
   /// without kOverlap.
+  template <int kColumns>
   __device__ __forceinline__ void scores(const ForwardArgs& args, const WarpgroupRows<Config>& rows, int n) {
-    float s[Config::kKeys / 2];
+    float s[kColumns / 2];
     wait_keys();
     Turns<Config>::take(warpgroup);
     sm90::wgmma_fence();
-    Policy::issue(s, query, sm90::smem_address(shared.keys[keys.index()]));
+    Policy::template issue<kColumns>(s, query, sm90::smem_address(shared.keys[keys.index()]));
     sm90::wgmma_commit();
     Turns<Config>::pass(warpgroup);
     sm90::wgmma_wait<0>();
     sm90::wgmma_pin(s);
     release_keys();
-    if (rows.masked(n)) apply_mask<Config::kKeys>(s, args, rows.batch, rows.thread_row, thread_column(n));
+    if (rows.masked(n)) apply_mask<kColumns>(s, args, rows.batch, rows.thread_row, thread_column(n));
     float factor[2];
-    softmax_step<Config>(s, softmax, args.scale_log2, factor);
+    softmax_step<kColumns, Config::kFmaPeriod>(s, softmax, args.scale_log2, factor);
     if constexpr (!Config::kOverlap) rescale(o, factor);
-    pack_probabilities<Config::kKeys>(p, s);
+    if (Config::kOverlap && n > rows.own.begin) wait_keys();
+    pack_probabilities<Config::kKeys, kColumns>(p, s);
+  }
+
+  /// The last block that these rows see, of which they may need only half.
+  __device__ __forceinline__ void first_scores(const ForwardArgs& args, const WarpgroupRows<Config>& rows, int n) {
+    if constexpr (Config::kHalfKeys > 0) {
+      if (rows.last_hi - n * Config::kKeys <= Config::kHalfKeys) return scores<Config::kHalfKeys>(args, rows, n);
+    }
+    scores<Config::kKeys>(args, rows, n);
   }
 
   /// S of block n beside P V of block n + 1, then softmax of n.
@@ -331,10 +265,9 @@ struct Consumer {
                                                        int n) {
     float s[Config::kKeys / 2];
     float factor[2];
-    wait_keys();
     Turns<Config>::take(warpgroup);
     sm90::wgmma_fence();
-    Policy::issue(s, query, sm90::smem_address(shared.keys[keys.index()]));
+    Policy::template issue<Config::kKeys>(s, query, sm90::smem_address(shared.keys[keys.index()]));
     sm90::wgmma_commit();
     wait_values();
     sm90::wgmma_fence();
@@ -345,13 +278,13 @@ struct Consumer {
     sm90::wgmma_pin(s);
     release_keys();
     if (rows.masked(n)) apply_mask<Config::kKeys>(s, args, rows.batch, rows.thread_row, thread_column(n));
-    softmax_step<Config>(s, softmax, args.scale_log2, factor);
+    softmax_step<Config::kKeys, Config::kFmaPeriod>(s, softmax, args.scale_log2, factor);
+    if (n > rows.own.begin) wait_keys_after_softmax();
     sm90::wgmma_wait<0>();
     sm90::wgmma_pin(o);
-    sm90::wgmma_pin(s);
     release_values();
     rescale(o, factor);
-    pack_probabilities<Config::kKeys>(p, s);
+    pack_probabilities<Config::kKeys, Config::kKeys>(p, s);
   }
 
   __device__ __forceinline__ void add_values() {
@@ -372,14 +305,18 @@ struct Consumer {
     for (; n >= rows.own.end; --n) skip();
     if (n >= rows.own.begin) {
       if constexpr (Config::kOverlap) {
-        scores(args, rows, n);
+        first_scores(args, rows, n);
 #pragma unroll 1
         for (--n; n >= rows.own.begin; --n) scores_beside_values(args, rows, n);
         add_values();
       } else {
+        if constexpr (Config::kHalfKeys > 0) {
+          first_scores(args, rows, n--);
+          add_values();
+        }
 #pragma unroll 1
         for (; n >= rows.own.begin; --n) {
-          scores(args, rows, n);
+          scores<Config::kKeys>(args, rows, n);
           add_values();
         }
       }

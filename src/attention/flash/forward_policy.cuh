@@ -49,12 +49,13 @@ struct DenseShared : DenseTile<kDqk_, kRows> {
     f.descriptor = sm90::swizzle128_descriptor(sm90::smem_address(tile) + warpgroup * 64 * 128);
   }
 
-  static __device__ __forceinline__ void issue(float (&s)[kKeys / 2], const Fragment& f, std::uint32_t keys) {
+  template <int kColumns>
+  static __device__ __forceinline__ void issue(float (&s)[kColumns / 2], const Fragment& f, std::uint32_t keys) {
     const std::uint64_t k = sm90::swizzle128_descriptor(keys);
 #pragma unroll
     for (int step = 0; step < kDqk / 16; ++step)
-      sm90::Wgmma<kKeys>::ss(s, sm90::descriptor_advance(f.descriptor, (step / 4) * kRows * 128 + (step % 4) * 32),
-                             sm90::descriptor_advance(k, (step / 4) * kKeys * 128 + (step % 4) * 32), step > 0);
+      sm90::Wgmma<kColumns>::ss(s, sm90::descriptor_advance(f.descriptor, (step / 4) * kRows * 128 + (step % 4) * 32),
+                                sm90::descriptor_advance(k, (step / 4) * kKeys * 128 + (step % 4) * 32), step > 0);
   }
 };
 
@@ -79,12 +80,13 @@ struct DenseRegisters : DenseTile<kDqk_, kRows> {
     }
   }
 
-  static __device__ __forceinline__ void issue(float (&s)[kKeys / 2], const Fragment& f, std::uint32_t keys) {
+  template <int kColumns>
+  static __device__ __forceinline__ void issue(float (&s)[kColumns / 2], const Fragment& f, std::uint32_t keys) {
     const std::uint64_t k = sm90::swizzle128_descriptor(keys);
 #pragma unroll
     for (int step = 0; step < kDqk / 16; ++step)
-      sm90::Wgmma<kKeys>::rs(s, f.a[step], sm90::descriptor_advance(k, (step / 4) * kKeys * 128 + (step % 4) * 32),
-                             step > 0);
+      sm90::Wgmma<kColumns>::rs(s, f.a[step], sm90::descriptor_advance(k, (step / 4) * kKeys * 128 + (step % 4) * 32),
+                                step > 0);
   }
 };
 
@@ -131,15 +133,16 @@ struct Sparse24 {
     for (int pair = 0; pair < (kSteps + 1) / 2; ++pair) f.meta[pair] = meta[pair * 128 + thread];
   }
 
-  static __device__ __forceinline__ void issue(float (&s)[kKeys / 2], const Fragment& f, std::uint32_t keys) {
+  template <int kColumns>
+  static __device__ __forceinline__ void issue(float (&s)[kColumns / 2], const Fragment& f, std::uint32_t keys) {
     const std::uint64_t k = sm90::swizzle128_descriptor(keys);
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       const std::uint64_t at = sm90::descriptor_advance(k, (step / 2) * kKeys * 128 + (step % 2) * 64);
       if (step % 2 == 0)
-        sm90::Wgmma<kKeys>::template sparse_rs<0>(s, f.a[step], f.meta[step / 2], at, step > 0);
+        sm90::Wgmma<kColumns>::template sparse_rs<0>(s, f.a[step], f.meta[step / 2], at, step > 0);
       else
-        sm90::Wgmma<kKeys>::template sparse_rs<1>(s, f.a[step], f.meta[step / 2], at, step > 0);
+        sm90::Wgmma<kColumns>::template sparse_rs<1>(s, f.a[step], f.meta[step / 2], at, step > 0);
     }
   }
 };

@@ -1,12 +1,13 @@
-// Selection kernels: one block of threads takes 64 rows of one (batch, head), a lane four neighbouring features of a
-// row.
+// Selection kernels: one block of threads takes 64 rows of one (batch, head); D / 16 lanes share a row, 16 neighbouring
+// features each.
 //
-// Every candidate gets a unique key, |x| above (D - 1 - index), so that "k largest, ties to the lowest index" is "keys
-// not below the k-th largest"; that threshold is found bit by bit with ballots. Under topk_2of4 a lane's candidates are
-// the two largest keys of its four: taking features greedily under the constraint yields exactly the k largest of
-// those.
+// The k-th largest magnitude T is found by bisection over bf16 patterns: a trial counts the magnitudes that are not
+// below it, two an instruction. It ends as soon as exactly k are; when equal magnitudes leave more than k, those equal
+// to T are taken from the lowest index on. Under topk_2of4 the candidates are the two best of every four features:
+// taking features greedily under the constraint yields exactly the k largest of those.
 #include "attention/flash/select24.h"
 
+#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include "core/error.h"
@@ -16,144 +17,203 @@ namespace {
 
 constexpr int kSelectWarps = 8;
 constexpr int kBlockRows = 64;
+constexpr unsigned kExcluded = 0xbf80u;  // -1: below every magnitude
 
-/// Where lane `group` (its four features) of block row `row` puts its word of two values, and its quad its metadata.
+/// Where lane `sub` of block row `row` puts the value words of its four groups of features and its metadata.
 template <int kD>
 struct CompressedLayout {
   static __device__ __forceinline__ int thread_of(int row, int q) { return (row / 16) * 32 + (row % 8) * 4 + q; }
-  static __device__ __forceinline__ int value_word(int row, int group) {
-    const int step = group / 8, inside = group % 8;
-    return (step * 128 + thread_of(row, inside % 4)) * 4 + (inside / 4) * 2 + (row / 8) % 2;
+  static __device__ __forceinline__ int value_word(int row, int sub, int group) {
+    return (sub / 2 * 128 + thread_of(row, group)) * 4 + sub % 2 * 2 + row / 8 % 2;
   }
-  /// In units of 16 bits; `group` is the first of four.
-  static __device__ __forceinline__ int meta_half(int row, int group) {
-    const int step = group / 8, half = group / 4 % 2;
-    const int word = kD / 32 * 512 + step / 2 * 128 + thread_of(row, (step % 2) * 2 + half);
-    return word * 2 + (row / 8) % 2;
+  /// In units of 16 bits.
+  static __device__ __forceinline__ int meta_half(int row, int sub) {
+    const int word = kD / 32 * 512 + sub / 4 * 128 + thread_of(row, sub % 4);
+    return word * 2 + row / 8 % 2;
   }
 };
 
-/// The k-th largest key among the kCandidates of each lane in `segment`, by bisection from the highest bit.
-template <int kCandidates>
-__device__ __forceinline__ unsigned kth_key(const unsigned (&key)[kCandidates], int k, unsigned segment, int bits) {
-  unsigned threshold = 0;
-  int found = -1;  // keys not below the threshold; exactly k ends the search
-  for (int bit = bits - 1; bit >= 0; --bit) {
-    const unsigned trial = threshold | (1u << bit);
-    int count = 0;
+__device__ __forceinline__ __nv_bfloat162 as_bf162(unsigned bits) {
+  return *reinterpret_cast<__nv_bfloat162*>(&bits);
+}
+
+/// Sum over the kLanes lanes of a row.
+template <int kLanes>
+__device__ __forceinline__ int row_sum(int x) {
 #pragma unroll
-    for (int i = 0; i < kCandidates; ++i) count += __popc(__ballot_sync(0xffffffffu, key[i] >= trial) & segment);
-    if (count >= k) {
-      threshold = trial;
-      found = count;
-    }
-    if (__all_sync(0xffffffffu, found == k)) break;
+  for (int d = 1; d < kLanes; d *= 2) x += __shfl_xor_sync(0xffffffffu, x, d);
+  return x;
+}
+/// Sum over the lanes of a row below this one.
+template <int kLanes>
+__device__ __forceinline__ int row_prefix(int x, int sub) {
+  int sum = x;
+#pragma unroll
+  for (int d = 1; d < kLanes; d *= 2) {
+    const int other = __shfl_up_sync(0xffffffffu, sum, d, kLanes);
+    if (sub >= d) sum += other;
   }
-  return threshold;
+  return sum - x;
+}
+
+/// Magnitudes of 16 features, two a word, that are not below the pattern `trial`.
+__device__ __forceinline__ int count_not_below(const unsigned (&magnitude)[8], unsigned trial) {
+  const __nv_bfloat162 t = as_bf162(trial * 0x10001u);
+  __nv_bfloat162 sum[2] = {__hge2(as_bf162(magnitude[0]), t), __hge2(as_bf162(magnitude[1]), t)};
+#pragma unroll
+  for (int j = 2; j < 8; ++j) sum[j % 2] = __hadd2(sum[j % 2], __hge2(as_bf162(magnitude[j]), t));
+  const __nv_bfloat162 total = __hadd2(sum[0], sum[1]);
+  return static_cast<int>(__low2float(total) + __high2float(total));
+}
+
+/// Bit i: feature i's magnitude is not below the pattern.
+__device__ __forceinline__ unsigned not_below(const unsigned (&magnitude)[8], unsigned pattern) {
+  unsigned bits = 0;
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    bits |= (magnitude[j] & 0xffffu) - pattern < 0x8000u - pattern ? 1u << 2 * j : 0u;
+    bits |= (magnitude[j] >> 16) - pattern < 0x8000u - pattern ? 2u << 2 * j : 0u;
+  }
+  return bits;
+}
+
+/// Features of this lane that belong to the row's support. Every lane of the warp takes part.
+template <int kLanes>
+__device__ __forceinline__ unsigned support(const unsigned (&magnitude)[8], int k, int sub) {
+  __nv_bfloat162 best = as_bf162(magnitude[0]);
+#pragma unroll
+  for (int j = 1; j < 8; ++j) best = __hmax2(best, as_bf162(magnitude[j]));
+  unsigned top =
+      max(__bfloat16_as_ushort(__low2bfloat16(best)) & 0x7fffu, __bfloat16_as_ushort(__high2bfloat16(best)) & 0x7fffu);
+#pragma unroll
+  for (int d = 1; d < kLanes; d *= 2) top = max(top, __shfl_xor_sync(0xffffffffu, top, d));
+
+  // Not below `low` are `found` >= k candidates, not below `high` fewer than k. Most rows have T within 3 octaves of
+  // the top.
+  unsigned low = 0, high = top + 1, trial = top > 384 ? top - 384 : 0;
+  int found = -1;
+  while (__any_sync(0xffffffffu, found != k && high - low > 1)) {
+    const int count = row_sum<kLanes>(count_not_below(magnitude, trial));
+    if (found != k && high - low > 1) {
+      if (count >= k) {
+        low = trial;
+        found = count;
+      } else {
+        high = trial;
+      }
+    }
+    trial = (low + high) / 2;
+  }
+  unsigned chosen = not_below(magnitude, low);
+  if (__any_sync(0xffffffffu, found != k)) {  // low is T itself, and some rows have more than k not below it
+    const unsigned above = not_below(magnitude, low + 1);
+    unsigned equal = chosen & ~above;
+    const int room = k - row_sum<kLanes>(__popc(above)) - row_prefix<kLanes>(__popc(equal), sub);
+    if (found != k) {
+      while (__popc(equal) > max(room, 0)) equal &= ~(1u << (31 - __clz(equal)));
+      chosen = above | equal;
+    }
+  }
+  return chosen;
+}
+
+/// The two best of each group of four, ties to the lower index, as bits; the others' magnitudes become kExcluded.
+__device__ __forceinline__ unsigned keep_two_of_four(unsigned (&magnitude)[8]) {
+  unsigned kept = 0;
+#pragma unroll
+  for (int g = 0; g < 4; ++g) {
+    const unsigned m[4] = {magnitude[2 * g] & 0xffffu, magnitude[2 * g] >> 16, magnitude[2 * g + 1] & 0xffffu,
+                           magnitude[2 * g + 1] >> 16};
+    const int a = m[0] >= m[1], b = m[0] >= m[2], c = m[0] >= m[3], d = m[1] >= m[2], e = m[1] >= m[3],
+              f = m[2] >= m[3];
+    const bool keep[4] = {a + b + c >= 2, 1 - a + d + e >= 2, 2 - b - d + f >= 2, 3 - c - e - f >= 2};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) kept |= keep[i] ? 1u << (4 * g + i) : 0u;
+    magnitude[2 * g] = (keep[0] ? m[0] : kExcluded) | (keep[1] ? m[1] : kExcluded) << 16;
+    magnitude[2 * g + 1] = (keep[2] ? m[2] : kExcluded) | (keep[3] ? m[3] : kExcluded) << 16;
+  }
+  return kept;
+}
+
+/// Word j of 16 features with those outside `chosen` zeroed.
+__device__ __forceinline__ unsigned masked_word(const unsigned (&word)[8], unsigned chosen, int j) {
+  return (chosen >> 2 * j & 1u ? word[j] & 0xffffu : 0u) | (chosen >> 2 * j & 2u ? word[j] & 0xffff0000u : 0u);
+}
+
+/// This lane's part of the compressed operand: `kept` says which two of four are stored, `chosen` which are not zero.
+template <int kD>
+__device__ __forceinline__ void stage_compressed(unsigned* staging, const unsigned (&word)[8], unsigned kept,
+                                                 unsigned chosen, int row, int sub) {
+  unsigned nibbles = 0;
+#pragma unroll
+  for (int g = 0; g < 4; ++g) {
+    const unsigned two = kept >> 4 * g & 15u;
+    const unsigned a = masked_word(word, chosen, 2 * g), b = masked_word(word, chosen, 2 * g + 1);
+    // first: the lowest kept feature (0, 1 or 2), second: the highest (1, 2 or 3)
+    const unsigned first = two & 1u ? 0u : two & 2u ? 1u : 2u, second = two & 8u ? 3u : two & 4u ? 2u : 1u;
+    const unsigned low = first == 0 ? a & 0xffffu : first == 1 ? a >> 16 : b & 0xffffu;
+    const unsigned high = second == 3 ? b >> 16 : second == 2 ? b & 0xffffu : a >> 16;
+    staging[CompressedLayout<kD>::value_word(row, sub, g)] = low | high << 16;
+    nibbles |= (first | second << 2) << 4 * g;
+  }
+  reinterpret_cast<unsigned short*>(staging)[CompressedLayout<kD>::meta_half(row, sub)] =
+      static_cast<unsigned short>(nibbles);
 }
 
 template <int kD, Selection kRule>
 __global__ void __launch_bounds__(kSelectWarps * 32) select_kernel(const SelectParams params) {
-  constexpr int kLanes = kD / 4;  // lanes a row
-  constexpr int kRowsAWarp = 32 / kLanes;
-  constexpr int kIndexBits = kD == 64 ? 6 : 7;
+  constexpr int kLanes = kD / 16;  // a row
   constexpr bool k2of4 = kRule == Selection::topk_2of4;
-  constexpr int kCandidates = k2of4 ? 2 : 4;
-  __shared__ __align__(16) unsigned staging[compressed_block_bytes(kD) / 4];
+  __shared__ __align__(16) unsigned staging[k2of4 ? compressed_block_bytes(kD) / 4 : 4];
 
   const int row_blocks = (params.T + kBlockRows - 1) / kBlockRows;
   const int pair = blockIdx.x / row_blocks, row_block = blockIdx.x - pair * row_blocks;
   const int batch = pair / params.heads, head = pair - batch * params.heads;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int group = lane % kLanes;
-  const unsigned segment = kLanes == 32 ? 0xffffffffu : ((1u << kLanes) - 1) << (lane / kLanes * kLanes);
-  const unsigned below = segment & ((1u << lane) - 1);
-  const auto* x = static_cast<const unsigned short*>(params.x);
+  const int lane = threadIdx.x % 32, sub = lane % kLanes;
 
-  for (int r = warp * kRowsAWarp + lane / kLanes; r < kBlockRows; r += kSelectWarps * kRowsAWarp) {
+#pragma unroll
+  for (int r = threadIdx.x / kLanes; r < kBlockRows; r += kSelectWarps * 32 / kLanes) {
     const int t = row_block * kBlockRows + r;
     const bool inside = t < params.T;
-    uint2 word = {0u, 0u};
-    if (inside)
-      word = *reinterpret_cast<const uint2*>(x + batch * params.x_stride.batch + t * params.x_stride.token +
-                                             head * params.x_stride.head + 4 * group);
-    const unsigned value[4] = {word.x & 0xffffu, word.x >> 16, word.y & 0xffffu, word.y >> 16};
-    unsigned key4[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      key4[i] = (value[i] & 0x7fffu) << kIndexBits | static_cast<unsigned>(kD - 1 - 4 * group - i);
-
-    unsigned key[kCandidates];
-    int place[kCandidates];  // 0..3, ascending
-    if constexpr (k2of4) {
-      // The two best of four: drop the loser of each comparison count.
-      int kept = 0;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        int better = 0;
-#pragma unroll
-        for (int j = 0; j < 4; ++j) better += key4[j] > key4[i];
-        if (better < 2) kept |= 1 << i;
-      }
-      place[0] = __ffs(kept) - 1;
-      place[1] = 31 - __clz(kept);
-      key[0] = key[1] = 0;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (i == place[0]) key[0] = key4[i];
-        if (i == place[1]) key[1] = key4[i];
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        key[i] = key4[i];
-        place[i] = i;
-      }
+    uint4 load[2] = {{0u, 0u, 0u, 0u}, {0u, 0u, 0u, 0u}};
+    if (inside) {
+      const auto* source =
+          reinterpret_cast<const uint4*>(static_cast<const unsigned short*>(params.x) + batch * params.x_stride.batch +
+                                         t * params.x_stride.token + head * params.x_stride.head + 16 * sub);
+      load[0] = source[0];
+      load[1] = source[1];
     }
-    const unsigned threshold = kth_key<kCandidates>(key, params.k, segment, 15 + kIndexBits);
-
-    bool chosen[kCandidates];
-    int position = 0;
-    unsigned keep = 0;  // bit i: feature 4 group + i
+    const unsigned word[8] = {load[0].x, load[0].y, load[0].z, load[0].w, load[1].x, load[1].y, load[1].z, load[1].w};
+    unsigned magnitude[8];
 #pragma unroll
-    for (int i = 0; i < kCandidates; ++i) {
-      chosen[i] = key[i] >= threshold;
-      position += __popc(__ballot_sync(0xffffffffu, chosen[i]) & below);
-      keep |= chosen[i] ? 1u << place[i] : 0u;
-    }
-    unsigned low = value[0], high = value[1];  // 2 of 4: the candidates' values
-    if constexpr (k2of4) {
-#pragma unroll
-      for (int i = 1; i < 4; ++i) {
-        if (i == place[0]) low = value[i];
-        if (i == place[1]) high = value[i];
-      }
-      unsigned nibbles = static_cast<unsigned>(place[0] | place[1] << 2) << (4 * (group % 4));
-      nibbles |= __shfl_xor_sync(0xffffffffu, nibbles, 1);
-      nibbles |= __shfl_xor_sync(0xffffffffu, nibbles, 2);
-      if (params.compressed != nullptr) {
-        staging[CompressedLayout<kD>::value_word(r, group)] = (chosen[0] ? low : 0u) | (chosen[1] ? high << 16 : 0u);
-        if (group % 4 == 0)
-          reinterpret_cast<unsigned short*>(staging)[CompressedLayout<kD>::meta_half(r, group)] =
-              static_cast<unsigned short>(nibbles);
-      }
-    }
-    if (!inside) continue;  // whole segments leave together; the collectives above have run
+    for (int j = 0; j < 8; ++j) magnitude[j] = __vminu2(word[j] & 0x7fff7fffu, 0x7f807f80u);  // NaN counts as inf
+    unsigned kept = 0xffffu;
+    if constexpr (k2of4) kept = keep_two_of_four(magnitude);
+    const unsigned chosen = support<kLanes>(magnitude, params.k, sub);
+    int position = row_prefix<kLanes>(__popc(chosen), sub);
+    if constexpr (k2of4)
+      if (params.compressed != nullptr) stage_compressed<kD>(staging, word, kept, chosen, r, sub);
+    if (!inside) continue;  // whole rows leave together; nothing below is collective
     const std::int64_t row = (static_cast<std::int64_t>(batch) * params.T + t) * params.heads + head;
+    if (params.values != nullptr || params.indices != nullptr) {
+      auto* values = static_cast<unsigned short*>(params.values) + row * params.k;
+      std::uint8_t* indices = params.indices + row * params.k;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if ((keep >> i & 1u) == 0) continue;
-      if (params.values != nullptr)
-        static_cast<unsigned short*>(params.values)[row * params.k + position] = static_cast<unsigned short>(value[i]);
-      if (params.indices != nullptr)
-        params.indices[row * params.k + position] = static_cast<std::uint8_t>(4 * group + i);
-      ++position;
+      for (int i = 0; i < 16; ++i) {
+        if ((chosen >> i & 1u) == 0) continue;
+        if (params.values != nullptr) values[position] = static_cast<unsigned short>(word[i / 2] >> 16 * (i % 2));
+        if (params.indices != nullptr) indices[position] = static_cast<std::uint8_t>(16 * sub + i);
+        ++position;
+      }
     }
     if (params.dense != nullptr) {
-      const unsigned a = (keep & 1 ? value[0] : 0u) | (keep & 2 ? value[1] << 16 : 0u);
-      const unsigned b = (keep & 4 ? value[2] : 0u) | (keep & 8 ? value[3] << 16 : 0u);
-      *reinterpret_cast<uint2*>(static_cast<unsigned short*>(params.dense) + batch * params.dense_stride.batch +
-                                t * params.dense_stride.token + head * params.dense_stride.head + 4 * group) = {a, b};
+      auto* target =
+          reinterpret_cast<uint4*>(static_cast<unsigned short*>(params.dense) + batch * params.dense_stride.batch +
+                                   t * params.dense_stride.token + head * params.dense_stride.head + 16 * sub);
+      target[0] = {masked_word(word, chosen, 0), masked_word(word, chosen, 1), masked_word(word, chosen, 2),
+                   masked_word(word, chosen, 3)};
+      target[1] = {masked_word(word, chosen, 4), masked_word(word, chosen, 5), masked_word(word, chosen, 6),
+                   masked_word(word, chosen, 7)};
     }
   }
   if constexpr (k2of4) {

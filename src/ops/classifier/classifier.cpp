@@ -1,16 +1,23 @@
 #include "ops/classifier/classifier.h"
 
+#include <algorithm>
+
 #include "core/build_config.h"
 #include "ops/classifier/classifier_cpu.h"
 #include "ops/classifier/classifier_cuda.h"
 
 namespace sfa {
 
-// About 64 MiB of f32 logits a chunk: large enough for full-speed products, small beside the activations of a step.
-std::int64_t classifier_chunk_rows(std::int64_t N, std::int64_t Vp) {
-  constexpr std::int64_t kLogits = std::int64_t{16} << 20;
-  const std::int64_t rows = kLogits / Vp / 128 * 128;
-  return rows < 128 ? (N < 128 ? N : 128) : (rows < N ? rows : N);
+// CPU: about 64 MiB of f32 logits a chunk, large enough for full-speed products, small beside the activations of a
+// step. GPU: at most 1 GiB of bf16 logits, in chunks of like size. Every chunk reads and writes the whole gradient of
+// the head, so that few large ones are wanted.
+std::int64_t classifier_chunk_rows(std::int64_t N, std::int64_t Vp, Device device) {
+  const std::int64_t logits = std::int64_t{1} << (device == Device::cpu ? 24 : 29), granule = 128;
+  const std::int64_t most = std::max(granule, logits / Vp / granule * granule);
+  if (N <= most) return N;
+  if (device == Device::cpu) return most;
+  const std::int64_t chunks = (N + most - 1) / most, rows = (N + chunks - 1) / chunks;
+  return (rows + granule - 1) / granule * granule;
 }
 
 void classifier_loss(Context& ctx, const Classifier& args) {

@@ -26,7 +26,7 @@ struct Classifier {
 };
 void classifier_loss(Context& ctx, const Classifier& args);
 
-/// Rows of a chunk for a given width; fixed by the shapes alone.
-std::int64_t classifier_chunk_rows(std::int64_t N, std::int64_t Vp);
+/// Rows of a chunk for a given width; fixed by the shapes and the kind of device alone.
+std::int64_t classifier_chunk_rows(std::int64_t N, std::int64_t Vp, Device device = Device::cpu);
 
 }  // namespace sfa

@@ -28,8 +28,8 @@ void select_mask_gradient(Context& ctx, const Tensor& d_x, const Tensor& indices
 }
 
 void select_expand(Context& ctx, const Tensor& values, const Tensor& indices, const Tensor& dense) {
-  require(values.rank == 4 && dense.rank == 4 && values.dim(3) == indices.dim(3) &&
-              values.dim(2) == dense.dim(2) && values.dim(1) == dense.dim(1),
+  require(values.rank == 4 && dense.rank == 4 && values.dim(3) == indices.dim(3) && values.dim(2) == dense.dim(2) &&
+              values.dim(1) == dense.dim(1),
           "internal error: select_expand: values {}, dense {}", values, dense);
   if (ctx.planning) return;
   if constexpr (kHasCuda) {

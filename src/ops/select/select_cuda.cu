@@ -7,7 +7,9 @@
 #include "cuda/launch.h"
 #include "cuda/reduce.cuh"
 #include "cuda/vector.cuh"
+#include "ops/select/select_bf16.h"
 #include "ops/select/select_cuda.h"
+#include "ops/select/select_rows.cuh"
 
 namespace sfa::cuda_ops {
 namespace {
@@ -32,22 +34,6 @@ struct Largest {
     return a > b ? a : b;
   }
 };
-
-// A [B, T, heads, D] view whose rows are found by their running number.
-template <class T>
-struct RowView {
-  T* data;
-  std::int64_t steps, heads, stride_b, stride_t, stride_h;
-  __device__ __forceinline__ T* row(std::int64_t n) const {
-    const std::int64_t h = n % heads, t = n / heads % steps, b = n / heads / steps;
-    return data + b * stride_b + t * stride_t + h * stride_h;
-  }
-};
-
-template <class T>
-RowView<T> row_view(const Tensor& t) {
-  return {data_of<T>(t), t.dim(1), t.dim(2), t.stride[0], t.stride[1], t.stride[2]};
-}
 
 template <class T>
 struct Pointers {
@@ -152,9 +138,20 @@ __global__ void __launch_bounds__(kThreads)
   const std::int64_t row = blockIdx.x * std::int64_t{kThreads / LANES} + threadIdx.x / LANES;
   if (row >= rows || first >= D) return;
   unsigned keep = 0;
-  for (int i = 0; i < k; ++i) {
-    const int d = static_cast<int>(indices[row * k + i]) - first;
-    if (d >= 0 && d < EACH) keep |= 1u << d;
+  const auto note = [&](int d) {
+    if (d >= first && d < first + EACH) keep |= 1u << (d - first);
+  };
+  if (k % 8 == 0) {  // then every row is aligned to 8 bytes, as the whole is
+    for (int i = 0; i < k; i += 8) {
+      const auto word = *reinterpret_cast<const uint2*>(indices + row * k + i);
+#pragma unroll
+      for (int byte = 0; byte < 32; byte += 8) {
+        note(static_cast<int>(word.x >> byte & 255u));
+        note(static_cast<int>(word.y >> byte & 255u));
+      }
+    }
+  } else {
+    for (int i = 0; i < k; ++i) note(indices[row * k + i]);
   }
   T* own = d_x.row(row) + first;
   if (VECTORS) {
@@ -189,14 +186,6 @@ void for_shape(std::int64_t D, bool vectors, F&& f) {
   with.template operator()<32, 8>();
 }
 
-// Every row can be read in vectors of `each` elements.
-bool aligned_rows(const Tensor& t, std::int64_t each) {
-  if (t.empty()) return true;
-  const std::uintptr_t bytes = vector_alignment(static_cast<std::size_t>(each) * size_of(t.dtype));
-  return t.dim(3) % each == 0 && t.stride[0] % each == 0 && t.stride[1] % each == 0 && t.stride[2] % each == 0 &&
-         reinterpret_cast<std::uintptr_t>(t.data) % bytes == 0;
-}
-
 }  // namespace
 
 void select_topk(Context& ctx, const Select& args) {
@@ -205,6 +194,7 @@ void select_topk(Context& ctx, const Select& args) {
   if (rows == 0) return;
   require(args.values.contiguous() && args.indices.contiguous(),
           "internal error: select_topk: values {}, indices {} must be contiguous", args.values, args.indices);
+  if (select_topk_bf16(state, args)) return;
   const std::int64_t each = D <= 128 ? 4 : 8;
   for_float_type(args.x.dtype, "select_topk", [&]<class T>() {
     const Pointers<T> p{.x = row_view<const T>(args.x),

@@ -2,7 +2,8 @@
 
     python make_golden.py [TOKENIZERS]
 
-Writes small_gpt2.json and small_qwen.json (some 430 ids, all that the texts below give), small_vocab/{vocab.json,merges.txt}, and cases.json: hostile
+Writes small_gpt2.json and small_qwen.json (some 430 ids, all that the texts below give), small_vocab/{vocab.json,merges.txt}, training.json (the texts, to be
+read 20 times), and cases.json: hostile
 texts with the ids that the packages make of them. TOKENIZERS is a folder with gpt2/{vocab.json,merges.txt} and qwen/qwen.tiktoken; with
 it the ids of these vocabularies are recorded, too.
 """
@@ -57,6 +58,8 @@ def fnv(ids):
 
 
 def main():
+    with open(f"{HERE}/training.json", "w") as f:
+        json.dump(TRAINING[:3], f)
     encoders = {}
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     t = small(byte_level, None)

@@ -1,3 +1,4 @@
+// Which kernels this processor runs: the widest instruction set that it has.
 #include <cstdlib>
 #include <string_view>
 

@@ -1,3 +1,4 @@
+// The kernels for AVX2: the table of kernels.h, instantiated for the vectors of vec_avx2.h.
 #include "attention/flash/cpu/decode.h"
 #include "attention/flash/cpu/vec_avx2.h"
 

@@ -1,0 +1,138 @@
+#!/usr/bin/env python3
+"""GPT-2 training in PyTorch, the rival of `sfa train` in scripts/bench/train_*.sh: same shape, same tokens, same optimizer.
+
+Reads the tokens of a token file (`sfa data tokenize`) through h5py, or raw bytes of a text with --text. Prints one JSON object with the median
+time of a step. The model is written for speed as a PyTorch user would: scaled_dot_product_attention, fused AdamW, bf16 autocast and torch.compile
+on a GPU, plain fp32 eager mode on a CPU.
+"""
+import argparse
+import json
+import math
+import time
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+class Block(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x):
+        b, t, c = x.shape
+        q, k, v = (y.view(b, t, self.heads, c // self.heads).transpose(1, 2) for y in self.qkv(self.norm1(x)).split(c, dim=2))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.proj(y.transpose(1, 2).reshape(b, t, c))
+        return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
+
+
+class Gpt2(nn.Module):
+    def __init__(self, vocab, positions, layers, heads, width):
+        super().__init__()
+        self.wte, self.wpe = nn.Embedding(vocab, width), nn.Embedding(positions, width)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, vocab, bias=False)
+        self.head.weight = self.wte.weight
+        for name, p in self.named_parameters():
+            if p.dim() >= 2:
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * layers) if name.endswith(("proj.weight", "down.weight")) else 0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)
+
+    def forward(self, tokens, targets):
+        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
+        for block in self.blocks:
+            x = block(x)
+        logits = self.head(self.norm(x))
+        return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))
+
+
+def load_tokens(args):
+    if args.text:
+        return np.frombuffer(open(args.text, "rb").read(), dtype=np.uint8).astype(np.int64)
+    import h5py  # only needed for token files
+
+    with h5py.File(args.data) as f:
+        return f["tokens"][: args.max_tokens].astype(np.int64)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("--text")
+    p.add_argument("--data")
+    p.add_argument("--max-tokens", type=int, default=20_000_000)
+    p.add_argument("--vocab", type=int, default=257)
+    p.add_argument("--layers", type=int, default=4)
+    p.add_argument("--heads", type=int, default=4)
+    p.add_argument("--width", type=int, default=128)
+    p.add_argument("--seq-len", type=int, default=64)
+    p.add_argument("--batch", type=int, default=12, help="sequences an optimizer step")
+    p.add_argument("--micro-batch", type=int, default=0)
+    p.add_argument("--steps", type=int, default=200)
+    p.add_argument("--lr", type=float, default=1e-3)
+    p.add_argument("--device", default="cpu")
+    p.add_argument("--compile", action="store_true")
+    p.add_argument("--threads", type=int, default=0)
+    p.add_argument("--name", default="PyTorch")
+    args = p.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(1)
+    on_gpu = args.device == "cuda"
+    micro = args.micro_batch or args.batch
+    tokens = torch.from_numpy(load_tokens(args))
+    model = Gpt2(args.vocab, args.seq_len, args.layers, args.heads, args.width).to(args.device)
+    decay = [q for q in model.parameters() if q.dim() >= 2]
+    other = [q for q in model.parameters() if q.dim() < 2]
+    groups = [{"params": decay, "weight_decay": 0.1}, {"params": other, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.99), fused=on_gpu)
+    step_model = torch.compile(model) if args.compile else model
+    generator = torch.Generator().manual_seed(1)
+
+    def batch():
+        begin = torch.randint(len(tokens) - args.seq_len - 1, (micro,), generator=generator)
+        x = torch.stack([tokens[i : i + args.seq_len] for i in begin])
+        y = torch.stack([tokens[i + 1 : i + 1 + args.seq_len] for i in begin])
+        return (x.pin_memory().to("cuda", non_blocking=True), y.pin_memory().to("cuda", non_blocking=True)) if on_gpu else (x, y)
+
+    times, loss = [], None
+    for _ in range(args.steps):
+        start = time.perf_counter()
+        for _ in range(args.batch // micro):
+            x, y = batch()
+            if on_gpu:
+                with torch.autocast("cuda", dtype=torch.bfloat16):
+                    loss = step_model(x, y)
+            else:
+                loss = step_model(x, y)
+            (loss * micro / args.batch).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if on_gpu:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    times = sorted(times[len(times) // 5 :])
+    median = times[len(times) // 2]
+    result = {
+        "name": args.name,
+        "step_ms": median * 1e3,
+        "tokens_per_sec": args.batch * args.seq_len / median,
+        "loss": float(loss),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    if on_gpu:
+        result |= {"card": torch.cuda.get_device_name(), "peak_gib": torch.cuda.max_memory_allocated() / 2**30}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+#!/usr/bin/env bash
+# Everything that needs a card, in one go and under ten minutes: CUDA against the CPU, training on the card against training on the CPU,
+# then speed beside the rivals. Writes tests/gpu/record.json and ends in a short table.
+#   scripts/gpu_check.sh                     builds preset cuda first
+#   scripts/gpu_check.sh --build DIR         programs that are built already (DIR/sfa, DIR/tests)
+#     --text FILE      text for the training check (default: the documents of this repository)
+#     --data FILE.h5   GPT-2 tokens: also times GPT-2 124M training beside PyTorch (scripts/bench/train_gpu.sh)
+#     --record FILE    where the record goes (default tests/gpu/record.json)
+#     --no-bench       correctness alone; the record then has no figures
+# In a bundle (scripts/bundle.sh) the programs lie in bin/ and nothing is built.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
+cd "$ROOT"
+
+BUILD='' TEXT='' DATA='' RECORD=tests/gpu/record.json BENCH=yes
+while [ $# -gt 0 ]; do
+  case $1 in
+    -h | --help) sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    --build) BUILD=$2; shift 2 ;;
+    --text) TEXT=$2; shift 2 ;;
+    --data) DATA=$2; shift 2 ;;
+    --record) RECORD=$2; shift 2 ;;
+    --no-bench) BENCH=no; shift ;;
+    *) printf 'gpu_check.sh: unknown option %s (see --help)\n' "$1" >&2; exit 2 ;;
+  esac
+done
+
+has_gpu || die 'no GPU answers here (nvidia-smi names none)'
+if [ -z "$BUILD" ] && [ -x bin/sfa ]; then BUILD=bin; fi
+if [ -z "$BUILD" ]; then
+  NVCC=$(find_nvcc) || die 'there is no nvcc to build with; take a bundle made elsewhere (scripts/bundle.sh)'
+  bash scripts/install_deps.sh --tests
+  use_local_tools
+  export CUDA_HOME=${CUDA_HOME:-$(dirname "$(dirname "$NVCC")")}
+  BUILD=build/cuda
+  cmake --preset cuda -DSFA_BENCH=ON >build/cuda.log 2>&1 || { tail -20 build/cuda.log; die 'configuring failed'; }
+  ninja -C $BUILD >build/cuda.log 2>&1 || { grep -A12 -E '^FAILED|error:' build/cuda.log | head -40; die 'compiling failed (build/cuda.log)'; }
+fi
+BUILD=$(cd "$BUILD" && pwd)
+export SFA_SOURCE_DIR=$ROOT
+
+WORK=$(mktemp -d)
+trap 'rm -rf "$WORK"' EXIT
+mkdir -p "$WORK/log"
+PASSED=0 FAILED=0 SKIPPED=0
+TESTS=() FIGURES=() TABLE=()
+json_string() { printf '"%s"' "$(sed 's/\\/\\\\/g;s/"/\\"/g;s/\t/ /g' <<<"$1" | tr -d '\000-\037')"; }
+join() { local IFS=,; printf '%s' "$*"; }
+
+# The program of that name under the build folder, or nothing.
+program() {
+  local folder
+  for folder in "$BUILD" "$BUILD/tests" "$BUILD/tests/bench"; do
+    if [ -x "$folder/$1" ]; then printf '%s' "$folder/$1"; return 0; fi
+  done
+  return 1
+}
+
+# check NAME PASSED FAILED SKIPPED: counts, the table, the record.
+check() {
+  PASSED=$((PASSED + $2)) FAILED=$((FAILED + $3)) SKIPPED=$((SKIPPED + $4))
+  TABLE+=("$(printf '%-34s %4d passed %4d failed %4d skipped' "$1" "$2" "$3" "$4")")
+  TESTS+=("$(printf '{"name": %s, "passed": %d, "failed": %d, "skipped": %d}' "$(json_string "$1")" "$2" "$3" "$4")")
+  say "${TABLE[-1]}"
+}
+
+# A GoogleTest program; its closing lines say how many tests passed, failed and were skipped.
+run_gtest() {
+  local binary log="$WORK/log/$1" rc=0 passed failed skipped
+  binary=$(program "$1") || return 0
+  timeout -k 5 "${2:-120}" "$binary" --gtest_color=no >"$log" 2>&1 || rc=$?
+  passed=$(sed -n 's/^\[  PASSED  \] \([0-9]*\) tests\{0,1\}\..*/\1/p' "$log" | tail -1)
+  failed=$(sed -n 's/^\[  FAILED  \] \([0-9]*\) tests\{0,1\}, listed.*/\1/p' "$log" | tail -1)
+  skipped=$(sed -n 's/^\[  SKIPPED \] \([0-9]*\) tests\{0,1\}, listed.*/\1/p' "$log" | tail -1)
+  if [ -z "$passed" ] || { [ $rc -ne 0 ] && [ -z "$failed" ]; }; then
+    say "$1 ended with code $rc in the middle: $(grep '^\[ RUN' "$log" | tail -1)"
+    failed=$((${failed:-0} + 1))
+    passed=${passed:-$(grep -c '^\[       OK' "$log" || true)}
+  fi
+  if [ "${failed:-0}" -gt 0 ]; then grep -E '^\[  FAILED  \]|Failure|^sfa' "$log" | sort -u | head -20; fi
+  check "$1" "${passed:-0}" "${failed:-0}" "${skipped:-0}"
+}
+
+# A checking program of our own: exit code 0 or not.
+run_check() {
+  local binary log="$WORK/log/$1"
+  binary=$(program "$1") || return 0
+  if timeout -k 5 150 "$binary" ${2:-} >"$log" 2>&1; then
+    check "$1" 1 0 0
+  else
+    grep -i -E 'fail|error' "$log" | head -10
+    check "$1" 0 1 0
+  fi
+}
+
+# figures NAME COMMAND...: the lines that a benchmark prints go into the record as they are.
+figures() {
+  local name=$1 log lines=()
+  shift
+  log="$WORK/log/${name// /_}"
+  if ! timeout -k 5 150 "$@" >"$log" 2>&1; then
+    say "$name did not run: $(tail -1 "$log")"
+    return 0
+  fi
+  sed 's/^/  /' "$log"
+  while IFS= read -r line; do
+    if [ -n "$line" ]; then lines+=("$(json_string "$line")"); fi
+  done <"$log"
+  FIGURES+=("$(printf '    %s: [%s]' "$(json_string "$name")" "$(join "${lines[@]}")")")
+}
+
+last_metric() { grep -o "\"$2\":[-0-9.e]*" "$1/metrics.jsonl" | tail -1 | cut -d: -f2; }
+
+# Trains the same run on the CPU (fp32) and on the card (bf16 and fp32): how far apart do they end?
+train_check() {
+  local sfa data="$WORK/text.h5" name cpu gpu gap inputs=() ok
+  sfa=$(program sfa) || die "$BUILD: there is no sfa"
+  if [ -n "$TEXT" ]; then inputs=("$TEXT"); else mapfile -t inputs < <(find README.md docs src -type f \( -name '*.md' -o -name '*.h' -o -name '*.cpp' \) 2>/dev/null | LC_ALL=C sort); fi
+  "$sfa" data tokenize --val-fraction 0.1 --output "$data" "${inputs[@]}" >"$WORK/log/tokenize" 2>&1 || { cat "$WORK/log/tokenize"; return 1; }
+  run_one() { # NAME DEVICE DTYPE overrides...
+    local name=$1 device=$2 dtype=$3
+    shift 3
+    timeout -k 5 120 "$sfa" train configs/quickstart.yaml "data.train=$data" "output_dir=$WORK/$name" "device=$device" "train.dtype=$dtype" \
+      train.max_steps=300 train.warmup_steps=30 "$@" >"$WORK/log/train_$name" 2>&1 || { tail -2 "$WORK/log/train_$name"; return 1; }
+  }
+  for name in dense sfa; do
+    local attention=(model.attention.type=dense)
+    if [ $name = sfa ]; then attention=(model.attention.type=sfa model.attention.k=8); fi
+    run_one "${name}_cpu" cpu fp32 "${attention[@]}" || { check "train $name on the CPU" 0 1 0; continue; }
+    cpu=$(last_metric "$WORK/${name}_cpu" val/loss)
+    for dtype in bf16 fp32; do
+      run_one "${name}_$dtype" cuda $dtype "${attention[@]}" || { check "train $name on the GPU, $dtype" 0 1 0; continue; }
+      gpu=$(last_metric "$WORK/${name}_$dtype" val/loss)
+      gap=$(awk -v a="$gpu" -v b="$cpu" 'BEGIN {printf "%+.4f", a - b}')
+      ok=$(awk -v g="$gap" 'BEGIN {print (g < 0.02 && g > -0.02) ? 1 : 0}')
+      FIGURES+=("$(printf '    %s: {"cpu_fp32_val_loss": %s, "gpu_val_loss": %s, "gap": %s}' "$(json_string "300 steps, $name, $dtype")" "$cpu" "$gpu" "${gap#+}")")
+      check "train $name $dtype: loss $gap of CPU" "$ok" $((1 - ok)) 0
+    done
+  done
+  # From the checkpoint in the middle on, a run must end with the same bits.
+  run_one whole cuda bf16 model.attention.type=sfa model.attention.k=8 train.max_steps=60 checkpoint.every=30 checkpoint.keep_last=0 || { check 'resume on the GPU' 0 1 0; return; }
+  cp -r "$WORK/whole" "$WORK/half" && rm -rf "$WORK/half/step_00000060"
+  run_one half cuda bf16 model.attention.type=sfa model.attention.k=8 train.max_steps=60 checkpoint.every=30 checkpoint.keep_last=0 resume=auto || { check 'resume on the GPU' 0 1 0; return; }
+  if [ "$(tensor_hashes "$WORK/whole")" = "$(tensor_hashes "$WORK/half")" ]; then check 'resumed run ends bit for bit' 1 0 0; else check 'resumed run ends bit for bit' 0 1 0; fi
+}
+# The checksums of all tensors in the last checkpoint, without what names the run.
+tensor_hashes() { tr -d ' \n' <"$1/step_00000060/manifest.json" | grep -o '"xxh3":\[[^]]*\]' | sha256sum; }
+
+HASH=$([ -d src ] && [ ! -f CUDA_SOURCE_HASH ] && cuda_source_hash || cat CUDA_SOURCE_HASH)
+say "card: $(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | head -1)"
+step 'CUDA against the CPU'
+for name in test_core test_ops test_optim test_attention test_models test_gpu; do run_gtest $name; done
+for name in flash_forward_check flash_backward_check; do run_check $name check; done
+step 'Training on the card against training on the CPU'
+train_check
+
+if [ $BENCH = yes ]; then
+  step 'Speed'
+  PYTHON=${PYTHON:-python3}
+  TORCH=no
+  if "$PYTHON" -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then TORCH=yes; else say "$PYTHON has no torch with CUDA: the rivals are left out"; fi
+  for direction in forward backward; do
+    if binary=$(program flash_${direction}_check); then
+      if [ $TORCH = yes ]; then figures "attention $direction beside cuDNN" "$PYTHON" scripts/bench/attention_${direction}_vs_cudnn.py "$binary"; else figures "attention $direction" "$binary" time; fi
+    fi
+  done
+  if binary=$(program bench_gpu_ops); then figures 'ops of GPT-2 124M' "$binary"; fi
+  if [ -n "$DATA" ]; then SFA=$(program sfa) figures 'GPT-2 124M training' bash scripts/bench/train_gpu.sh "$DATA"; fi
+fi
+
+mkdir -p "$(dirname "$RECORD")"
+{
+  printf '{\n  "cuda_source_hash": "%s",\n  "date": "%s",\n' "$HASH" "$(date -u +%Y-%m-%d)"
+  printf '  "card": %s,\n  "driver": %s,\n' "$(json_string "$(gpu_name)")" "$(json_string "$(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -1)")"
+  printf '  "passed": %d, "failed": %d, "skipped": %d,\n' $PASSED $FAILED $SKIPPED
+  printf '  "tests": [\n'
+  for i in "${!TESTS[@]}"; do printf '    %s%s\n' "${TESTS[$i]}" "$([ "$i" -lt $((${#TESTS[@]} - 1)) ] && echo ,)"; done
+  printf '  ],\n  "figures": {\n'
+  for i in "${!FIGURES[@]}"; do printf '%s%s\n' "${FIGURES[$i]}" "$([ "$i" -lt $((${#FIGURES[@]} - 1)) ] && echo ,)"; done
+  printf '  }\n}\n'
+} >"$RECORD.tmp"
+mv "$RECORD.tmp" "$RECORD"
+
+step "GPU check: $(gpu_name), $(elapsed)"
+printf '%s\n' "${TABLE[@]}"
+say "record: $RECORD"
+say "$PASSED passed, $FAILED failed, $SKIPPED skipped"
+[ $FAILED -eq 0 ]

@@ -1,0 +1,34 @@
+// What a run folder tells of its run, from the files that training wrote: config.yaml, run.json and metrics.jsonl.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include "config/config.h"
+#include "models/model.h"
+
+namespace sfa {
+
+struct RunSummary {
+  std::filesystem::path folder;
+  Config config;                        // resolved, as the run used it
+  std::string device, dtype;            // run.json; empty when it does not say
+  std::int64_t step = 0;                // newest step with metrics
+  std::int64_t tokens = 0;              // trained on up to then
+  std::optional<double> train_loss;     // newest, nats a token
+  std::optional<double> val_loss;       // newest validation, nats a token
+  std::optional<double> bits_per_byte;  // of the same validation
+  double train_seconds = 0;             // optimizer steps alone: without start, validation and checkpoints
+  ModelCost cost;                       // at config.data.seq_len
+};
+
+/// Reads a run folder. Throws Error with one sentence when it is none, or its metrics are unreadable.
+RunSummary read_run(const std::filesystem::path& folder);
+
+/// FLOPs, parameters and cache bytes of the model that `config` describes, at a length of T tokens, values being kept
+/// in `dtype`. Needs no memory and no device; model.vocab_size must be set.
+ModelCost model_cost(const Config& config, std::int64_t T, DType dtype);
+
+}  // namespace sfa

@@ -1,0 +1,139 @@
+// impl: flash on the GPU behind the attention interface, forward, backward and through a KV cache, against impl:
+// reference on the CPU in f32 on the same bf16 inputs. The kernels alone are held against double by
+// flash_forward_check.cu and flash_backward_check.cu over many more shapes.
+#include "attention/attention.h"
+#include "gpu/twins.h"
+
+namespace sfa::test {
+namespace {
+
+struct FlashCase {
+  AttentionConfig config;
+  AttentionDims dims;
+  std::int64_t B, T, window = 0;
+};
+
+AttentionConfig config_of(const std::string& type, int k, const std::string& selection) {
+  AttentionConfig config;
+  config.type = type;
+  config.k_q = config.k_k = k;
+  config.selection = selection;
+  return config;
+}
+
+std::vector<FlashCase> cases() {
+  std::vector<FlashCase> list;
+  for (const AttentionDims& dims : {AttentionDims{4, 2, 64, 64}, AttentionDims{2, 2, 128, 128}}) {
+    const int k = static_cast<int>(dims.Dqk) / 8;
+    for (const std::int64_t window : {0, 50}) {
+      list.push_back({config_of("dense", 0, "topk"), dims, 2, 200, window});
+      list.push_back({config_of("sfa", k, "topk"), dims, 2, 200, window});
+      list.push_back({config_of("sfa", k, "topk_2of4"), dims, 2, 200, window});
+    }
+  }
+  return list;
+}
+
+std::string describe(const FlashCase& c) {
+  return fmt::format("{} {} D {} window {}", c.config.type, c.config.selection, c.dims.Dqk, c.window);
+}
+
+// A layer's attention with its memory, planned as a model plans it.
+struct PlannedLayer {
+  std::unique_ptr<Attention> attention;
+  Arena saved, scratch;
+  AttentionState state;
+
+  PlannedLayer(Context& ctx, const FlashCase& c, DType type, const std::string& impl)
+      : saved("saved", ctx.device()), scratch("scratch", ctx.device()) {
+    AttentionConfig config = c.config;
+    config.impl = impl;
+    attention = make_attention(config, c.dims, ctx.device(), type);
+    Context counting = Context::for_planning(ctx.device());
+    state = attention->plan(saved, scratch, c.B, c.T);
+    const Tensor d_out(nullptr, type, ctx.device(), {c.B, c.T, c.dims.H, c.dims.Dv}),
+        d_qkv(nullptr, type, ctx.device(), {c.B, c.T, c.dims.row()});
+    attention_forward(counting, *attention, state, Ranges{}, scratch);
+    attention_backward(counting, *attention, state, Ranges{}, d_out, d_qkv, scratch);
+    saved.bind();
+    scratch.bind();
+    state = attention->plan(saved, scratch, c.B, c.T);
+  }
+};
+
+class FlashAttentionGpu : public GpuTest {};
+
+TEST_F(FlashAttentionGpu, LayersForwardAndBackward) {
+  type_ = DType::bf16;
+  for (const FlashCase& c : cases()) {
+    SCOPED_TRACE(describe(c));
+    const Twin qkv = random({c.B, c.T, c.dims.row()}), d_out = random({c.B, c.T, c.dims.H, c.dims.Dv});
+    const Twin d_qkv = output({c.B, c.T, c.dims.row()});
+    const Ranges ranges{.causal = true, .query_offset = 0, .window = c.window, .first_key = {}};
+    PlannedLayer oracle(cpu_, c, DType::f32, "reference"), flash(*gpu_, c, DType::bf16, "flash");
+    cpu_.copy(oracle.state.qkv.data, Device::cpu, qkv.cpu.t.data, Device::cpu,
+              static_cast<std::size_t>(qkv.cpu.t.bytes()));
+    attention_forward(cpu_, *oracle.attention, oracle.state, ranges, oracle.scratch);
+    attention_backward(cpu_, *oracle.attention, oracle.state, ranges, d_out.cpu.t, d_qkv.cpu.t, oracle.scratch);
+    std::vector<std::byte> first;
+    for (int times = 0; times < 2; ++times) {
+      gpu_->copy(flash.state.qkv.data, Device::cuda, qkv.gpu.t.data, Device::cuda,
+                 static_cast<std::size_t>(qkv.gpu.t.bytes()));
+      attention_forward(*gpu_, *flash.attention, flash.state, ranges, flash.scratch);
+      attention_backward(*gpu_, *flash.attention, flash.state, ranges, d_out.gpu.t, d_qkv.gpu.t, flash.scratch);
+      // P, dS, O and the gradients are each rounded to bf16 once.
+      EXPECT_LT(twin_error(values_of(*gpu_, flash.state.out), values_of(cpu_, oracle.state.out)), bf16_tolerance());
+      EXPECT_LT(twin_error(values_of(*gpu_, flash.state.lse), values_of(cpu_, oracle.state.lse)), 1e-4);
+      EXPECT_LT(error(d_qkv), bf16_tolerance(2));
+      if (times == 0)
+        first = gpu_bytes(d_qkv);
+      else
+        EXPECT_EQ(first, gpu_bytes(d_qkv)) << "two runs differ";
+    }
+  }
+}
+
+// Tokens in chunks through a cache give what one pass over all of them gives.
+TEST_F(FlashAttentionGpu, ChunksThroughACacheAreOnePass) {
+  type_ = DType::bf16;
+  for (const FlashCase& c : cases()) {
+    SCOPED_TRACE(describe(c));
+    const Twin qkv = random({c.B, c.T, c.dims.row()});
+    PlannedLayer oracle(cpu_, c, DType::f32, "reference");
+    const Ranges ranges{.causal = true, .query_offset = 0, .window = c.window, .first_key = {}};
+    cpu_.copy(oracle.state.qkv.data, Device::cpu, qkv.cpu.t.data, Device::cpu,
+              static_cast<std::size_t>(qkv.cpu.t.bytes()));
+    attention_forward(cpu_, *oracle.attention, oracle.state, ranges, oracle.scratch);
+    AttentionConfig config = c.config;
+    config.impl = "flash";
+    const auto attention = make_attention(config, c.dims, Device::cuda, DType::bf16);
+    Arena cache_arena("cache", Device::cuda);
+    attention->plan_cache(cache_arena, c.B, c.T);
+    cache_arena.bind();
+    KvCache cache = attention->plan_cache(cache_arena, c.B, c.T);
+    const std::int64_t width = c.dims.H * c.dims.Dv;
+    std::vector<float> out(static_cast<std::size_t>(c.B * c.T * width));
+    for (const std::int64_t n : {130, 69, 1}) {
+      const std::int64_t at = cache.length;
+      Arena saved("saved", Device::cuda), scratch("scratch", Device::cuda);
+      Context counting = Context::for_planning(Device::cuda);
+      KvCache copy = cache;
+      AttentionState state = attention->plan(saved, scratch, c.B, n);
+      attention_forward_cached(counting, *attention, state, copy, ranges, scratch);
+      saved.bind();
+      scratch.bind();
+      state = attention->plan(saved, scratch, c.B, n);
+      for (std::int64_t b = 0; b < c.B; ++b)
+        gpu_->copy(state.qkv.slice(0, b, 1).data, Device::cuda, qkv.gpu.t.slice(0, b, 1).slice(1, at, n).data,
+                   Device::cuda, static_cast<std::size_t>(n * c.dims.row()) * 2);
+      attention_forward_cached(*gpu_, *attention, state, cache, ranges, scratch);
+      const auto got = values_of(*gpu_, state.out);
+      for (std::int64_t b = 0; b < c.B; ++b)
+        std::copy_n(got.begin() + b * n * width, n * width, out.begin() + (b * c.T + at) * width);
+    }
+    EXPECT_LT(twin_error(out, values_of(cpu_, oracle.state.out)), bf16_tolerance());
+  }
+}
+
+}  // namespace
+}  // namespace sfa::test

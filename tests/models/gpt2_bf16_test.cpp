@@ -1,0 +1,130 @@
+// GPT-2 in bf16 on a GPU beside the CPU that rounds after each op, and beside f32: what the card loses against f32 must
+// be what bf16 itself loses, which the CPU's imitation tells. Attention by every implementation that serves the case;
+// dense, SFA and 2:4 selection.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+
+#include "models/training_run.h"
+#include "support/compare.h"
+#include "support/devices.h"
+
+namespace sfa::test {
+namespace {
+
+constexpr std::int64_t B = 2, T = 96, V = 257, kSteps = 6;
+
+ModelConfig model_of(const std::string& type, const std::string& selection) {
+  ModelConfig c;
+  c.num_hidden_layers = 2;
+  c.num_attention_heads = 2;
+  c.hidden_size = 128;  // heads of 64, which the tiled cores serve
+  c.max_position_embeddings = T;
+  c.vocab_size = V;
+  c.initializer_range = 0.08;
+  c.attention.type = type;
+  c.attention.selection = selection;
+  if (type == "sfa") c.k = 8;
+  return c;
+}
+
+struct Curve {
+  std::vector<double> losses;                  // mean of each step
+  std::vector<std::vector<double>> gradients;  // of the first step, one a parameter
+};
+
+Curve train(Context& ctx, ModelConfig config, const std::string& impl, DType dtype) {
+  config.attention.impl = impl;
+  TrainingRun run(ctx, config, B, T, dtype);
+  const ParameterList& list = run.model->parameters();
+  std::vector<float> start(static_cast<std::size_t>(list.flat_size()));
+  initialize_parameters(list, 5, Tensor(start.data(), DType::f32, Device::cpu, {list.flat_size()}));
+  run.set_weights(start);
+  std::vector<std::int32_t> tokens, targets;
+  for (std::int64_t i = 0; i < B * T; ++i) {
+    tokens.push_back(static_cast<std::int32_t>((i * i + 3 * i) % 61 * 4 + i % 3));
+    targets.push_back(static_cast<std::int32_t>(((i + 1) * (i + 1) + 3 * (i + 1)) % 61 * 4 + (i + 1) % 3));
+  }
+  Curve curve;
+  for (std::int64_t step = 0; step < kSteps; ++step) {
+    double loss = 0;
+    for (float l : run.micro_step(tokens.data(), targets.data(), nullptr, 1.0f / (B * T)))
+      loss += static_cast<double>(l);
+    curve.losses.push_back(loss / (B * T));
+    if (step == 0)
+      for (std::size_t i = 0; i < list.all().size(); ++i)
+        curve.gradients.push_back(as<double>(values_of(ctx, list.view(run.buffers.gradients, i))));
+    run.update(2e-3f);
+  }
+  return curve;
+}
+
+double worst_loss(const Curve& a, const Curve& b) {
+  double worst = 0;
+  for (std::size_t i = 0; i < a.losses.size(); ++i) worst = std::max(worst, std::fabs(a.losses[i] - b.losses[i]));
+  return worst;
+}
+
+struct Bf16Case {
+  const char *type, *selection;
+  Device device;
+};
+
+class Gpt2Bf16 : public ::testing::TestWithParam<Bf16Case> {};
+
+TEST_P(Gpt2Bf16, LosesNoMoreThanBf16Does) {
+  const auto [type, selection, device] = GetParam();
+  const ModelConfig config = model_of(type, selection);
+  Context cpu(Device::cpu), imitation(Device::cpu), under_test(device);
+  imitation.round_bf16 = true;
+  under_test.round_bf16 = device == Device::cpu;
+  const DType dtype = device == Device::cpu ? DType::f32 : DType::bf16;
+  const Curve exact = train(cpu, config, "reference", DType::f32);
+  const Curve rounded = train(imitation, config, "reference", DType::f32);
+  ModelConfig resolved = config;
+  resolved.resolve();
+  const auto names = make_model(resolved, Device::cpu, DType::f32);
+  int served = 0;
+  for (const AttentionRow& row : attention_table()) {
+    if (row.type != type || row.device != device ||
+        !row.why_not(resolved.attention, resolved.attention_dims(), dtype).empty())
+      continue;
+    SCOPED_TRACE(std::string(type) + " " + selection + ", attention " + std::string(row.impl));
+    const Curve got = train(under_test, config, std::string(row.impl), dtype);
+    EXPECT_LE(worst_loss(got, exact), 2 * worst_loss(rounded, exact) + 1e-3);
+    EXPECT_GT(worst_loss(got, exact), 1e-6) << "nothing was rounded";
+    double worst = 0;
+    for (std::size_t i = 0; i < got.gradients.size(); ++i) {
+      // Twice what the imitation loses, and a unit of bf16 where that was lucky.
+      const double loses = norm_error(rounded.gradients[i], exact.gradients[i]);
+      EXPECT_TRUE(near_in_norm(got.gradients[i], exact.gradients[i], 2 * loses + kUnitBf16))
+          << names->parameters().all()[i].name;
+      worst = std::max(worst, norm_error(got.gradients[i], exact.gradients[i]) / (loses + kUnitBf16 / 2));
+    }
+    std::printf(
+        "  bf16 on %s, %s %s, attention %s: losses %.1e from f32 (imitation %.1e), gradients %.2f of its error\n",
+        name_of(device), type, selection, std::string(row.impl).c_str(), worst_loss(got, exact),
+        worst_loss(rounded, exact), worst);
+    ++served;
+  }
+  EXPECT_GE(served, 1);
+}
+
+std::vector<Bf16Case> bf16_cases() {
+  std::vector<Bf16Case> all;
+  for (const Device device : devices())
+    for (const auto& [type, selection] : {std::pair{"dense", "topk"}, {"sfa", "topk"}, {"sfa", "topk_2of4"}})
+      all.push_back({type, selection, device});
+  return all;
+}
+
+std::string bf16_name(const ::testing::TestParamInfo<Bf16Case>& one) {
+  return std::string(one.param.type) + "_" + one.param.selection + "_" + name_of(one.param.device);
+}
+
+INSTANTIATE_TEST_SUITE_P(Variants, Gpt2Bf16, ::testing::ValuesIn(bf16_cases()), bf16_name);
+
+}  // namespace
+}  // namespace sfa::test
