@@ -1,8 +1,9 @@
-// CPU attention, impl flash, of the variants side by side: forward and backward of one call, without selection. scripts/bench/attention_cpu.sh
-// runs it beside PyTorch's scaled_dot_product_attention and prints the ratios.
+// CPU attention, impl flash, of the variants side by side: forward and backward of one call, without selection.
+// scripts/bench/attention_cpu.sh runs it beside PyTorch's scaled_dot_product_attention and prints the ratios.
 //   name: PASS/TYPE/SUPPORTS/B/H/D/T/k, PASS forward | backward | decode (one query over T keys).
-// Random supports are uniform. Aligned ones imitate a trained model, where some features of a head are large in queries and keys alike
-// (overlap about three times the uniform k^2/d): feature f is drawn with standard deviation proportional to e^(0.6 z_f).
+// Random supports are uniform. Aligned ones imitate a trained model, where some features of a head are large in queries
+// and keys alike (overlap about three times the uniform k^2/d): feature f is drawn with standard deviation proportional
+// to e^(0.6 z_f).
 #include <benchmark/benchmark.h>
 
 #include <cmath>
@@ -80,7 +81,8 @@ struct Layer {
     }
     for (float& x : spread) x /= aligned ? std::sqrt(square) : 1.0f;
     for (std::int64_t i = 0; i < t.numel(); ++i)
-      t.as<float>()[i] = spread[static_cast<std::size_t>(i % D)] * normal_at(1, kPurposeTest, stream, static_cast<std::uint64_t>(i));
+      t.as<float>()[i] =
+          spread[static_cast<std::size_t>(i % D)] * normal_at(1, kPurposeTest, stream, static_cast<std::uint64_t>(i));
   }
 
   void forward() { attention->core(ctx, {q, k, ranges, out, lse, scratch}); }
@@ -92,7 +94,8 @@ struct Layer {
     const std::int64_t K = q.indices.dim(3), step = std::max<std::int64_t>(1, q.indices.dim(1) / 64);
     for (std::int64_t i = 0; i < q.indices.dim(1); i += step)
       for (std::int64_t j = 0; j <= i + ranges.query_offset; j += 7) {
-        const std::uint8_t *a = q.indices.as<std::uint8_t>() + i * q.indices.stride[1], *b = k.indices.as<std::uint8_t>() + j * k.indices.stride[1];
+        const std::uint8_t *a = q.indices.as<std::uint8_t>() + i * q.indices.stride[1],
+                           *b = k.indices.as<std::uint8_t>() + j * k.indices.stride[1];
         int n = 0;
         for (std::int64_t x = 0, y = 0; x < K && y < K; a[x] < b[y] ? ++x : (a[x] > b[y] ? ++y : (++n, ++x, ++y))) {
         }
@@ -113,9 +116,12 @@ void run(benchmark::State& state, const Shape& s, bool backward) {
 
 void add(const Shape& s, const std::string& pass) {
   const std::string type = s.k > 0 ? (s.aligned ? "sfa/aligned" : "sfa/random") : "dense/all";
-  const std::string name = pass + "/" + type + "/" + std::to_string(s.B) + "/" + std::to_string(s.H) + "/" + std::to_string(s.D) + "/" +
-                           std::to_string(s.T) + "/" + std::to_string(s.k);
-  benchmark::RegisterBenchmark(name.c_str(), run, s, pass == "backward")->UseRealTime()->MeasureProcessCPUTime()->Unit(benchmark::kMillisecond);
+  const std::string name = pass + "/" + type + "/" + std::to_string(s.B) + "/" + std::to_string(s.H) + "/" +
+                           std::to_string(s.D) + "/" + std::to_string(s.T) + "/" + std::to_string(s.k);
+  benchmark::RegisterBenchmark(name.c_str(), run, s, pass == "backward")
+      ->UseRealTime()
+      ->MeasureProcessCPUTime()
+      ->Unit(benchmark::kMillisecond);
 }
 
 }  // namespace
@@ -125,7 +131,11 @@ int main(int argc, char** argv) {
     std::int64_t B, H, D, T;
     std::vector<int> ks;
   };
-  const std::vector<Sizes> sizes = {{1, 1, 128, 4096, {8, 16}}, {1, 1, 64, 4096, {8, 16}}, {12, 4, 32, 64, {8}}, {12, 4, 32, 256, {8}}, {1, 12, 64, 1024, {8}}};
+  const std::vector<Sizes> sizes = {{1, 1, 128, 4096, {8, 16}},
+                                    {1, 1, 64, 4096, {8, 16}},
+                                    {12, 4, 32, 64, {8}},
+                                    {12, 4, 32, 256, {8}},
+                                    {1, 12, 64, 1024, {8}}};
   for (const Sizes& z : sizes)
     for (const std::string pass : {"forward", "backward", "decode"}) {
       const bool decode = pass == "decode";

@@ -46,11 +46,11 @@ struct ForwardTile {
   float* queries = nullptr;                                // [rows][padded Dqk], or [rows][k_q]
   std::int32_t* offsets = nullptr;                         // sparse: [rows][k_q]
   float* scores = nullptr;                                 // [rows][kTileKeys]: S, then P, or the listed weights
-  std::uint64_t* listed = nullptr;  // sparse: [rows] the keys of the listed weights, a bit each
+  std::uint64_t* listed = nullptr;                         // sparse: [rows] the keys of the listed weights, a bit each
   float* base = nullptr;                                   // sparse: [rows] weight of the keys that are not listed
   float *out = nullptr, *top = nullptr, *total = nullptr;  // [rows][width], [rows], [rows][lanes]
   std::int32_t *lo = nullptr, *hi = nullptr;               // [rows]
-  const float* ahead = nullptr;  // rows of V of the next tile, when that is whole
+  const float* ahead = nullptr;                            // rows of V of the next tile, when that is whole
 
   std::int64_t bind(Workspace w) {
     width = padded<V>(p.Dv);
@@ -109,7 +109,8 @@ struct ForwardTile {
     V::store(total + r * V::kLanes, sum);
   }
 
-  // s -> weights of the listed pairs beyond that of the others (zero for these), the set of the former, the weight of the latter.
+  // s -> weights of the listed pairs beyond that of the others (zero for these), the set of the former, the weight of
+  // the latter.
   void list_row(int r, F (&s)[kVectors], std::uint64_t overlap) {
     F highest = V::zero();  // of the pairs without a common feature
 #pragma GCC unroll 8
@@ -200,7 +201,7 @@ struct ForwardTile {
     const float* weights = scores + r * kTileKeys;
     const float* from = values + c;
     const std::int64_t stride = width;
-    const auto add = [&](F (&o)[Vectors], std::uint64_t left) {
+    const auto add = [&](F(&o)[Vectors], std::uint64_t left) {
       const int j = __builtin_ctzll(left);
       const F w = V::set(weights[j]);
       const float* x = from + j * stride;
@@ -235,7 +236,8 @@ struct ForwardTile {
     }
   }
 
-  // Rows r ... r + Rows - 1 of a tile; returns how many of their pairs have a common feature. Without lists that is taken of few rows.
+  // Rows r ... r + Rows - 1 of a tile; returns how many of their pairs have a common feature. Without lists that is
+  // taken of few rows.
   template <bool Lists, int Rows>
   int sparse_rows(int r, std::int64_t first, bool whole) {
     F s[Rows][kVectors];

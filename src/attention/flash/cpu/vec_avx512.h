@@ -46,8 +46,8 @@ struct Avx512 {
   static void store_masked(Mask m, float* p, F x) { _mm512_mask_storeu_ps(p, m, x); }
   static std::uint32_t nonzero(F x) { return _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NEQ_UQ); }
 
-  /// 2^x, minimax polynomial of degree 6 on [-1/2, 1/2], relative error below 2e-9 before rounding; 0 for x below -100 and for -inf, so that
-  /// no denormal number slows the products; NaN for NaN.
+  /// 2^x, minimax polynomial of degree 6 on [-1/2, 1/2], relative error below 2e-9 before rounding; 0 for x below -100
+  /// and for -inf, so that no denormal number slows the products; NaN for NaN.
   static F exp2(F x) {
     const F n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const F r = sub(x, n);
