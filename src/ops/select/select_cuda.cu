@@ -7,7 +7,7 @@
 #include "cuda/launch.h"
 #include "cuda/reduce.cuh"
 #include "cuda/vector.cuh"
-#include "ops/select/select_bf16.h"
+#include "ops/select/select_bf16.cuh"
 #include "ops/select/select_cuda.h"
 #include "ops/select/select_rows.cuh"
 
