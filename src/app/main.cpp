@@ -1,6 +1,7 @@
 // The command line: subcommands, and one place where an exception becomes one line and an exit code.
 #include <cstdio>
 #include <exception>
+#include <filesystem>
 
 #include "app/commands.h"
 #include "core/build_config.h"
@@ -30,6 +31,9 @@ int main(int argc, char** argv) {
   } catch (const sfa::UsageError& e) {
     std::fprintf(stderr, "sfa: %s\n", e.what());
     return 2;
+  } catch (const std::filesystem::filesystem_error& e) {
+    std::fprintf(stderr, "sfa: %s: %s\n", e.path1().c_str(), e.code().message().c_str());
+    return 1;
   } catch (const std::exception& e) {
     std::fprintf(stderr, "sfa: %s\n", e.what());
     return 1;
