@@ -15,12 +15,11 @@
 namespace sfa::flash {
 
 /// Sizes of one instance.
-template <int kDqk_, int kDv_, int kRows_, int kFmaExponentials_, int kOrder_ = 0>
+template <int kDqk_, int kDv_, int kRows_, int kFmaExponentials_>
 struct BackwardTile {
   static constexpr int kDqk = kDqk_, kDv = kDv_;
   static constexpr int kRows = kRows_;
   static constexpr int kFmaExponentials = kFmaExponentials_;  // of every four
-  static constexpr int kOrder = kOrder_;
   static constexpr int kQBytes = kRows * kDqk * 2, kDOutBytes = kRows * kDv * 2;
   static constexpr int kKBytes = kBackwardKeys * kDqk * 2, kVBytes = kBackwardKeys * kDv * 2;
   /// Panels of 64 rows x 64 features that a warpgroup stores of dV and dK, and how many fit into its staging buffer.
@@ -63,7 +62,6 @@ struct alignas(1024) BackwardShared {
   sm90::Barrier kv_full, kv_empty;
   sm90::Barrier q_full[kBackwardQueryStages], q_empty[kBackwardQueryStages];
   sm90::Barrier d_out_full[kBackwardQueryStages], d_out_empty[kBackwardQueryStages];
-  sm90::Barrier ds_full[2];
   sm90::Barrier staging_full[kBackwardWriters], staging_empty[kBackwardWriters];
   sm90::Barrier staging_joined[kBackwardWriters];  // earlier sum of dQ has arrived in staging
 };
@@ -83,7 +81,6 @@ __device__ void backward_init_barriers(BackwardShared<Tile>& shared) {
     sm90::barrier_init(&shared.d_out_full[i], 1);
     sm90::barrier_init(&shared.d_out_empty[i], kConsumerWarps);
   }
-  for (int i = 0; i < 2; ++i) sm90::barrier_init(&shared.ds_full[i], kConsumerWarps * 32);
   for (int i = 0; i < kBackwardWriters; ++i) {
     sm90::barrier_init(&shared.staging_full[i], kConsumerWarps * 32);
     sm90::barrier_init(&shared.staging_empty[i], 1);

@@ -19,7 +19,7 @@
 namespace sfa::flash {
 
 /// Named barriers (0 is __syncthreads).
-enum BackwardBarrier : int { kBarrierStaging = 1 };  // + warpgroup
+enum BackwardBarrier : int { kBarrierDs = 1, kBarrierStaging = 2 };  // kBarrierStaging + warpgroup
 
 /// Where this thread stands in its warpgroup's fragments, and the byte offset of the row it addresses for stmatrix.
 struct FragmentPlace {
@@ -73,8 +73,8 @@ struct BackwardConsumer {
   __device__ __forceinline__ BackwardConsumer(const BackwardArgs& a, BackwardShared<Tile>& b, int warpgroup)
       : args(a), shared(b), part(warpgroup) {}
 
-  __device__ __forceinline__ void issue_scores(int at, const unsigned char* keys) {
-    DenseScores<Tile::kDqk, Tile::kRows>::issue(s, sm90::smem_address(keys) + part * 64 * 128,
+  __device__ __forceinline__ void issue_scores(int at) {
+    DenseScores<Tile::kDqk, Tile::kRows>::issue(s, sm90::smem_address(shared.k) + part * 64 * 128,
                                                 sm90::smem_address(shared.q[at]));
   }
 
@@ -145,10 +145,10 @@ struct BackwardConsumer {
   }
 
   /// This warpgroup's 64 x 64 of dS K: of 128 rows its 64, of 64 rows all with its 64 features.
-  __device__ __forceinline__ void issue_dq(int buffer) {
+  __device__ __forceinline__ void issue_dq() {
     constexpr int kPanel = kBackwardKeys * 128;
-    const std::uint64_t a =
-        sm90::swizzle128_descriptor(sm90::smem_address(shared.ds[buffer]) + (Tile::kRows == 128 ? part * kPanel : 0));
+    const std::uint64_t a = sm90::swizzle128_descriptor(sm90::smem_address(shared.ds[steps_done % 2]) +
+                                                        (Tile::kRows == 128 ? part * kPanel : 0));
     const std::uint64_t b =
         sm90::swizzle128_descriptor(sm90::smem_address(shared.k) + (Tile::kRows == 128 ? 0 : part * kPanel));
 #pragma unroll
@@ -217,49 +217,27 @@ struct BackwardConsumer {
     sm90::wgmma_pin(dp);
     score_gradients(ds, p);
     sm90::fence_async_shared();
-    sm90::barrier_arrive(&shared.ds_full[stage.index]);
-    const Use<kBackwardQueryStages> next(++steps_done);
-    if constexpr (Tile::kOrder == 0) {
-      sm90::barrier_wait(&shared.ds_full[stage.index], stage.parity);
-      sm90::wgmma_fence();
-      issue_dq(stage.index);
-      sm90::wgmma_commit();
-    } else {
-      sm90::wgmma_fence();
-    }
+    sm90::named_barrier_sync(kBarrierDs, kBackwardConsumers * 128);
+    sm90::wgmma_fence();
+    issue_dq();
+    sm90::wgmma_commit();
     issue_rows<Tile::kDqk>(dk, ds, shared.q[stage.index]);
     sm90::wgmma_commit();
-    if constexpr (Tile::kOrder == 1) {
-      sm90::barrier_wait(&shared.ds_full[stage.index], stage.parity);
-      issue_dq(stage.index);
-      sm90::wgmma_commit();
-    }
-    sm90::wgmma_wait<Tile::kOrder == 2 ? 1 : 2>();  // dV
+
+    sm90::wgmma_wait<2>();  // dV
     if (leader) sm90::barrier_arrive(&shared.d_out_empty[stage.index]);
-    // Behind the last tile of a task the product runs on dS and its result is dropped: a branch around it would make
-    // the compiler serialise all products of the loop, and K must be free as soon as dQ is there.
+    const Use<kBackwardQueryStages> next(++steps_done);
+    // Behind the last tile S of this one is computed again and dropped: a branch around the product would make the
+    // compiler serialise all products of the loop.
     if (more) sm90::barrier_wait(&shared.q_full[next.index], next.parity);
     sm90::wgmma_fence();
-    issue_scores(more ? next.index : stage.index, more ? shared.k : shared.ds[0]);
+    issue_scores(more ? next.index : stage.index);
     sm90::wgmma_commit();
-    if constexpr (Tile::kOrder == 2) {
-      sm90::barrier_wait(&shared.ds_full[stage.index], stage.parity);
-      issue_dq(stage.index);
-      sm90::wgmma_commit();
-      sm90::wgmma_wait<2>();  // dK
-      if (leader) sm90::barrier_arrive(&shared.q_empty[stage.index]);
-      sm90::wgmma_wait<0>();
-      sm90::wgmma_pin(dq);
-      if (!more && leader) sm90::barrier_arrive(&shared.kv_empty);
-      stage_dq(flags);
-    } else {
-      sm90::wgmma_wait<Tile::kOrder == 0 ? 2 : 1>();  // dQ
-      sm90::wgmma_pin(dq);
-      if (!more && leader) sm90::barrier_arrive(&shared.kv_empty);
-      stage_dq(flags);
-      sm90::wgmma_wait<0>();  // dK, and S of the next tile
-      if (leader) sm90::barrier_arrive(&shared.q_empty[stage.index]);
-    }
+    sm90::wgmma_wait<2>();  // dQ
+    sm90::wgmma_pin(dq);
+    stage_dq(flags);
+    sm90::wgmma_wait<0>();  // dK, and S of the next tile
+    if (leader) sm90::barrier_arrive(&shared.q_empty[stage.index]);
   }
 
   __device__ __forceinline__ void store_key_gradients() {
@@ -294,11 +272,12 @@ struct BackwardConsumer {
         sm90::barrier_wait(&shared.q_full[stage.index], stage.parity);
         sm90::barrier_wait(&shared.kv_full, phases >> 4 & 1);
         sm90::wgmma_fence();
-        issue_scores(stage.index, shared.k);
+        issue_scores(stage.index);
         sm90::wgmma_commit();
 #pragma unroll 1
         for (; steps > 0; --steps) step(task, steps > 1);
         sm90::wgmma_wait<0>();
+        if (leader) sm90::barrier_arrive(&shared.kv_empty);
         phases ^= 16;
         sm90::wgmma_pin(dk);
         sm90::wgmma_pin(dv);
