@@ -1,41 +1,74 @@
 #!/usr/bin/env bash
-# Fuzzes the readers of untrusted bytes with libFuzzer under AddressSanitizer and UndefinedBehaviorSanitizer.
-#   scripts/fuzz.sh                  60 seconds a target
-#   scripts/fuzz.sh 600              so many seconds a target
-#   scripts/fuzz.sh 60 text_fuzz     these targets only (tests/fuzz/*_fuzz.cpp)
-# Starts from tests/fuzz/corpus/TARGET; what it finds new goes to build/fuzz/corpus/TARGET. An input that fails is kept under
-# build/fuzz/found and named; run the target on it to see the failure again.
+# Fuzzes the readers of untrusted files with libFuzzer under AddressSanitizer and UndefinedBehaviorSanitizer.
+#   scripts/fuzz.sh                     every target for 60 seconds
+#   scripts/fuzz.sh --seconds 600       longer
+#   scripts/fuzz.sh checkpoint config   these targets alone
+# A target is tests/fuzz/NAME_fuzz.cpp; its comment says which sources and libraries it is built from. It starts from tests/fuzz/corpus/NAME and,
+# where there is one, the dictionary tests/fuzz/NAME.dict. What it finds new stays in build/fuzz/NAME/corpus, an input that breaks it
+# in build/fuzz/NAME. Needs clang (apt-get install clang); exit code 0 only when no target broke.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
+cd "$ROOT"
 
-seconds=${1:-60}
-[[ $seconds =~ ^[0-9]+$ ]] || { printf 'fuzz.sh: the seconds a target must be a number, not %s\n' "$seconds" >&2; exit 2; }
-shift || true
-command -v clang++ >/dev/null || { printf 'fuzz.sh: clang++ was not found: apt-get install clang\n' >&2; exit 1; }
+SECONDS_EACH=60
+TARGETS=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --seconds)
+      SECONDS_EACH=${2:-}
+      [[ $SECONDS_EACH =~ ^[1-9][0-9]*$ ]] || { printf 'fuzz.sh: --seconds takes a number\n' >&2; exit 2; }
+      shift
+      ;;
+    -h | --help) sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    -*) printf 'fuzz.sh: unknown option %s (there is: --seconds N)\n' "$1" >&2; exit 2 ;;
+    *) TARGETS+=("$1") ;;
+  esac
+  shift
+done
 
-# Clang comes without an OpenMP library of its own; GCC's does, since nothing here runs in parallel.
-gomp=$(g++ -print-file-name=libgomp.so)
-cmake -S . -B build/fuzz -G Ninja -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ -DCMAKE_BUILD_TYPE=RelWithDebInfo \
-  -DSFA_FUZZ=ON -DSFA_TESTS=OFF -DSFA_CUDA=OFF -DSFA_MPI=OFF -DSFA_WERROR=OFF \
-  -DOpenMP_CXX_FLAGS=-fopenmp=libgomp -DOpenMP_CXX_LIB_NAMES=gomp -DOpenMP_gomp_LIBRARY="$gomp" >build/fuzz-configure.log 2>&1 ||
-  { cat build/fuzz-configure.log >&2; exit 1; }
-ninja -C build/fuzz fuzz_all
-
-targets=("$@")
-if [ ${#targets[@]} = 0 ]; then
-  for source in tests/fuzz/*_fuzz.cpp; do targets+=("$(basename "$source" .cpp)"); done
+CLANG=$(command -v clang++ || true)
+[ -n "$CLANG" ] || die "clang++ was not found; install it with: apt-get install clang"
+if [ ${#TARGETS[@]} -eq 0 ]; then
+  for file in tests/fuzz/*_fuzz.cpp; do
+    name=$(basename "$file")
+    TARGETS+=("${name%_fuzz.cpp}")
+  done
 fi
-export ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=0:allocator_may_return_null=1}
-failed=()
-for target in "${targets[@]}"; do
-  mkdir -p "build/fuzz/corpus/$target" build/fuzz/found "tests/fuzz/corpus/$target"
-  printf '%s: %s s\n' "$target" "$seconds"
-  if "build/fuzz/fuzz/$target" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=4096 -max_len=65536 -print_final_stats=1 \
-    -artifact_prefix="build/fuzz/found/$target-" "build/fuzz/corpus/$target" "tests/fuzz/corpus/$target" >"build/fuzz/$target.log" 2>&1; then
-    grep -E 'stat::number_of_executed_units|^Done' "build/fuzz/$target.log" || true
+
+# The words after "// KEY:" in the target's opening comment.
+said() { sed -n "s|^// $1: ||p" "$2" | head -1; }
+
+build_target() {
+  local name=$1 file="tests/fuzz/$1_fuzz.cpp" out="build/fuzz/$1" source
+  [ -f "$file" ] || die "there is no target $name ($file)"
+  mkdir -p "$out/objects" "$out/corpus"
+  local flags=(-std=c++20 -O1 -g -march=x86-64-v3 -Isrc -Itests -fno-omit-frame-pointer
+    -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined)
+  local objects=()
+  for source in "$file" $(said sources "$file"); do
+    local object="$out/objects/${source//\//_}.o"
+    objects+=("$object")
+    # shellcheck disable=SC2046
+    "$CLANG" "${flags[@]}" $(pkg-config --cflags hdf5 2>/dev/null || true) -c "$source" -o "$object"
+  done
+  # shellcheck disable=SC2046
+  "$CLANG" -fsanitize=fuzzer,address,undefined "${objects[@]}" $(said libraries "$file") -o "$out/fuzz"
+}
+
+broken=()
+for name in "${TARGETS[@]}"; do
+  step "$name"
+  build_target "$name"
+  out="build/fuzz/$name"
+  dictionary=()
+  [ -f "tests/fuzz/$name.dict" ] && dictionary=("-dict=tests/fuzz/$name.dict")
+  if "$out/fuzz" -max_total_time="$SECONDS_EACH" -timeout=20 -rss_limit_mb=2048 -artifact_prefix="$out/" -print_final_stats=1 \
+    "${dictionary[@]}" "$out/corpus" "tests/fuzz/corpus/$name" >"$out/log" 2>&1; then
+    say "$name: clean, $(sed -n 's/^stat::number_of_executed_units: *//p' "$out/log") inputs in $SECONDS_EACH s"
   else
-    tail -40 "build/fuzz/$target.log"
-    failed+=("$target")
+    tail -40 "$out/log"
+    say "$name: BROKEN, see $out/log"
+    broken+=("$name")
   fi
 done
-[ ${#failed[@]} = 0 ] || { printf 'fuzz.sh: failed: %s\n' "${failed[*]}" >&2; exit 1; }
+[ ${#broken[@]} -eq 0 ] || die "broken: ${broken[*]}"

@@ -332,3 +332,13 @@ std::string aside_name(std::int64_t step) {
 }
 
 }  // namespace sfa::checkpoint
+
+namespace sfa {
+
+std::int64_t CheckpointTensor::numel() const {
+  const std::int64_t count = checkpoint::checked_numel(shape, dtype);
+  require(count >= 0, "internal error: tensor '{}' has an impossible shape", name);
+  return count;
+}
+
+}  // namespace sfa

@@ -155,12 +155,6 @@ class Layout {
 
 }  // namespace
 
-std::int64_t CheckpointTensor::numel() const {
-  const std::int64_t count = checked_numel(shape, dtype);
-  require(count >= 0, "internal error: tensor '{}' has an impossible shape", name);
-  return count;
-}
-
 struct CheckpointWriter::Impl {
   fs::path run, folder, path;
   std::int64_t step = 0;

@@ -1,5 +1,10 @@
+// libFuzzer target, built and run by scripts/fuzz.sh.
+// sources: src/tokenizer/*.cpp src/core/file.cpp src/data/text_source.cpp src/data/byte_stream.cpp
+// libraries: -lfmt -lxxhash -lpcre2-8 -lutf8proc -lz -llzma -lzstd
+//
 // Text through tokenizers and the readers of text files: encoding loses nothing, cutting at safe_prefix changes
 // nothing, and .jsonl of any bytes is read or refused with one sfa::Error.
+
 #include <memory>
 
 #include "core/error.h"
@@ -21,7 +26,7 @@ void check(const sfa::Tokenizer& tokenizer, std::string_view text, bool nfc) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  const std::string golden = std::string(SFA_SOURCE_DIR) + "/tests/tokenizer/golden/";
+  const std::string golden = "tests/tokenizer/golden/";  // the script runs in the root of the tree
   static const auto gpt2 = sfa::load_tokenizer(golden + "small_gpt2.json"),
                     qwen = sfa::load_tokenizer(golden + "small_qwen.json");
   const std::string_view text(reinterpret_cast<const char*>(data), size);

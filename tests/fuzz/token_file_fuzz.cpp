@@ -1,4 +1,9 @@
+// libFuzzer target, built and run by scripts/fuzz.sh.
+// sources: src/data/token_f*.cpp src/core/file.cpp src/core/hdf5.cpp
+// libraries: -lfmt -lxxhash -lhdf5_serial
+//
 // Token files (HDF5 and llm.c's .bin): any bytes either open and verify, or end in one sfa::Error.
+
 #include "core/error.h"
 #include "data/token_file.h"
 #include "fuzz/fuzz.h"

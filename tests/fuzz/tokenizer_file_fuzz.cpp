@@ -1,4 +1,9 @@
+// libFuzzer target, built and run by scripts/fuzz.sh.
+// sources: src/tokenizer/*.cpp src/core/file.cpp
+// libraries: -lfmt -lxxhash -lpcre2-8 -lutf8proc
+//
 // Tokenizer files: any bytes either load, and then encode and decode text without loss, or end in one sfa::Error.
+
 #include <optional>
 
 #include "core/error.h"

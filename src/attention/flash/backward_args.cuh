@@ -65,5 +65,6 @@ cudaError_t launch_backward_prepare(const BackwardArgs& args, int rows, cudaStre
 using BackwardLauncher = cudaError_t (*)(const BackwardArgs& args, cudaStream_t stream);
 cudaError_t launch_backward_d64(const BackwardArgs& args, cudaStream_t stream);
 cudaError_t launch_backward_d128(const BackwardArgs& args, cudaStream_t stream);
+cudaError_t launch_backward_d128_v64(const BackwardArgs& args, cudaStream_t stream);
 
 }  // namespace sfa::flash

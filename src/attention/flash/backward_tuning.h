@@ -31,13 +31,26 @@ inline constexpr int kBackwardConsumerRegisters = 240;
 constexpr int backward_rows(int dqk, int dv) {
   return dqk <= 64 && dv <= 64 ? 128 : 64;
 }
-/// Of every four exponentials so many run on the FMA units instead of MUFU.
+
+/// Of every four exponentials so many run on the FMA units instead of MUFU. One of four gained nothing (455 instead of
+/// 480 at d = 64, n = 65536): MUFU is busy 1024 of some 4500 clk.
 inline constexpr int kBackwardFmaExponentials = 0;
 
-/// Bytes of Q, dO and dQ sums that the heads in flight may fill: half of L2, so that they stay there with K and V.
-inline constexpr long long kBackwardL2Bytes = 24ll << 20;
-/// At least so many heads at once: about 11 blocks a head, whose ordered additions to dQ then start within 11 short
-/// waits.
+/// Key/value heads in flight at once: as many as have Q, dO and sums of dQ of kBackwardFlightBytes, within bounds. Many
+/// heads mean few blocks a head (132 / heads), which start one after the other in the order of their additions to dQ:
+/// that is what counts while heads are short. Few heads mean that blocks read what their neighbours just read: that is
+/// what counts when heads are long. Measured on one H200, causal, TFLOP/s:
+///   heads together            6    12    24    48
+///   d = 64,  n = 1024       186     -   294   315
+///            n = 4096       361   406   443   449
+///            n = 16384      440   487   477   464
+///            n = 65536      481   480   470   474
+///   d = 128, n = 1024       227     -   375   379
+///            n = 4096       438   504   495   496
+///            n = 16384      500   528   493   492
+///            n = 65536      535   527   522   524
+inline constexpr long long kBackwardFlightBytes = 96ll << 20;
 inline constexpr int kBackwardMinHeads = 12;
+inline constexpr int kBackwardMaxHeads = 48;
 
 }  // namespace sfa::flash

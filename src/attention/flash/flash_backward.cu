@@ -21,6 +21,7 @@ struct Instance {
 Instance instance_for(const Shape& shape) {
   if (shape.Dqk == 64 && shape.Dv == 64) return {backward_rows(64, 64), launch_backward_d64};
   if (shape.Dqk == 128 && shape.Dv == 128) return {backward_rows(128, 128), launch_backward_d128};
+  if (shape.Dqk == 128 && shape.Dv == 64) return {backward_rows(128, 64), launch_backward_d128_v64};
   return {};
 }
 
@@ -100,11 +101,10 @@ void check(const BackwardParams& p) {
   require_aligned("d_v", p.d_v, p.d_v_stride);
 }
 
-/// Key/value heads in flight: as many as keep Q, dO and the sums of dQ in half of L2, but not so few that many blocks
-/// queue for the same dQ.
+/// How many key/value heads to interleave; backward_tuning.h says why.
 int heads_together(const Shape& s) {
   const std::int64_t bytes = std::int64_t{s.Tq} * (s.H / s.G) * (2 * (s.Dqk + s.Dv) + 4 * s.Dqk);
-  const std::int64_t fit = std::max<std::int64_t>(kBackwardL2Bytes / bytes, kBackwardMinHeads);
+  const std::int64_t fit = std::clamp<std::int64_t>(kBackwardFlightBytes / bytes, kBackwardMinHeads, kBackwardMaxHeads);
   return static_cast<int>(std::min<std::int64_t>(fit, std::int64_t{s.B} * s.G));
 }
 

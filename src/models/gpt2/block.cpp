@@ -18,19 +18,18 @@ void gpt2_norm_forward(Context& ctx, const ModelConfig& config, const Gpt2::Affi
                               .rstd = norm.rstd});
 }
 
-void gpt2_norm_backward(Context& ctx, const Gpt2::Affine& weights, const Gpt2::Affine& gradients,
-                        const Gpt2::Norm& norm, const Tensor& d_y, const Tensor& d_residual_out,
-                        const Tensor& d_residual, Arena& scratch) {
-  residual_norm_backward(ctx, {.d_y = d_y,
-                               .d_residual_out = d_residual_out,
-                               .residual_out = norm.residual,
-                               .weight = weights.weight,
-                               .mean = norm.mean,
-                               .rstd = norm.rstd,
-                               .d_residual = d_residual,
-                               .d_weight = gradients.weight,
-                               .d_bias = gradients.bias,
-                               .scratch = scratch});
+void gpt2_norm_backward(Context& ctx, const Gpt2NormBackward& args, Arena& scratch) {
+  residual_norm_backward(ctx, {.d_y = args.d_y,
+                               .d_residual_out = args.d_residual_out,
+                               .residual_out = args.norm.residual,
+                               .weight = args.weights.weight,
+                               .mean = args.norm.mean,
+                               .rstd = args.norm.rstd,
+                               .d_residual = args.d_residual,
+                               .d_weight = args.gradients.weight,
+                               .d_bias = args.gradients.bias,
+                               .scratch = scratch,
+                               .d_x_bias = args.d_branch_bias});
 }
 
 namespace {
@@ -48,10 +47,16 @@ void d_linear(Context& ctx, const Tensor& d_y, const Tensor& x, const Gpt2::Affi
   linear_backward(ctx, {d_y, x, w.weight, Tensor{}, d_x, g.weight, g.bias, scratch});
 }
 
+// The two layers that end a branch. Their d_y is the gradient of the stream, so that their bias gradients were taken by
+// the norm behind them.
+void d_proj(Context& ctx, const Tensor& d_y, const Tensor& x, const Gpt2::Affine& w, const Gpt2::Affine& g,
+            const Tensor& d_x, Arena& scratch) {
+  linear_backward(ctx, {d_y, x, w.weight, Tensor{}, d_x, g.weight, Tensor{}, scratch});
+}
 // The gradient goes on to what was before the gelu.
-void d_linear_gelu(Context& ctx, const Tensor& d_y, const Gpt2::BlockActivations& a, const Gpt2::Affine& w,
-                   const Gpt2::Affine& g, const Tensor& d_pre, Arena& scratch) {
-  linear_backward(ctx, {d_y, a.up, w.weight, a.up_pre, d_pre, g.weight, g.bias, scratch});
+void d_down(Context& ctx, const Tensor& d_y, const Gpt2::BlockActivations& a, const Gpt2::Affine& w,
+            const Gpt2::Affine& g, const Tensor& d_pre, Arena& scratch) {
+  linear_backward(ctx, {d_y, a.up, w.weight, a.up_pre, d_pre, g.weight, Tensor{}, scratch});
 }
 
 }  // namespace
@@ -83,21 +88,23 @@ void gpt2_block_backward(Context& ctx, const Gpt2BlockContext& block, const Gpt2
   {
     ArenaScope mlp(scratch);
     const Tensor d_up = scratch.take(type, {N, acts.up.dim(1)});
-    d_linear_gelu(ctx, d_residual, acts, w.down, gradients.down, d_up, scratch);
+    d_down(ctx, d_residual, acts, w.down, gradients.down, d_up, scratch);
     d_linear(ctx, d_up, acts.norm2.y, w.up, gradients.up, d_y, scratch);
   }
-  gpt2_norm_backward(ctx, w.norm2, gradients.norm2, acts.norm2, d_y, d_residual, d_residual, scratch);
+  gpt2_norm_backward(ctx, {w.norm2, gradients.norm2, acts.norm2, d_y, d_residual, d_residual, gradients.proj.bias},
+                     scratch);
 
   const Tensor d_out = scratch.take(type, {N, acts.attention.out.dim(2) * acts.attention.out.dim(3)});
   const Tensor d_qkv =
       scratch.take(type, {acts.attention.qkv.dim(0), acts.attention.qkv.dim(1), acts.attention.qkv.dim(2)});
-  d_linear(ctx, d_residual, acts.attention.out.view({N, -1}), w.proj, gradients.proj, d_out, scratch);
+  d_proj(ctx, d_residual, acts.attention.out.view({N, -1}), w.proj, gradients.proj, d_out, scratch);
   const AttentionState& state = acts.attention;
   attention_backward(ctx, block.attention, acts.attention, ranges,
                      d_out.view({state.out.dim(0), state.out.dim(1), state.out.dim(2), state.out.dim(3)}), d_qkv,
                      scratch);
   d_linear(ctx, d_qkv.view({N, -1}), acts.norm1.y, w.qkv, gradients.qkv, d_y, scratch);
-  gpt2_norm_backward(ctx, w.norm1, gradients.norm1, acts.norm1, d_y, d_residual, d_residual, scratch);
+  gpt2_norm_backward(ctx, {w.norm1, gradients.norm1, acts.norm1, d_y, d_residual, d_residual, block.d_branch_bias},
+                     scratch);
 }
 
 }  // namespace sfa

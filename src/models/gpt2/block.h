@@ -13,6 +13,8 @@ struct Gpt2BlockContext {
   const Gpt2::Block& weights;
   Arena& scratch;
   KvCache* cache = nullptr;  // set while generating
+  Tensor d_branch_bias =
+      {};  // backward: gradient of the bias of the layer that made the incoming branch; empty for the first block
 };
 
 /// residual [N,C], branch [N,C] or empty: the stream is residual + branch. branch_out [N,C] receives the MLP's output;
@@ -20,14 +22,20 @@ struct Gpt2BlockContext {
 void gpt2_block_forward(Context& ctx, const Gpt2BlockContext& block, Gpt2::BlockActivations& acts,
                         const Tensor& residual, const Tensor& branch, const Tensor& branch_out, const Ranges& ranges);
 
-/// d_residual [N,C]: in, the gradient of the stream after the block; out, of the stream before it.
+/// d_residual [N,C]: in, the gradient of the stream after the block; out, of the stream before it. The gradient of the
+/// down projection's bias is taken by the norm behind the block.
 void gpt2_block_backward(Context& ctx, const Gpt2BlockContext& block, const Gpt2::Block& gradients,
                          Gpt2::BlockActivations& acts, const Tensor& d_residual, const Ranges& ranges);
 
 void gpt2_norm_forward(Context& ctx, const ModelConfig& config, const Gpt2::Affine& weights, const Tensor& residual,
                        const Tensor& branch, const Gpt2::Norm& norm);
-void gpt2_norm_backward(Context& ctx, const Gpt2::Affine& weights, const Gpt2::Affine& gradients,
-                        const Gpt2::Norm& norm, const Tensor& d_y, const Tensor& d_residual_out,
-                        const Tensor& d_residual, Arena& scratch);
+
+struct Gpt2NormBackward {
+  const Gpt2::Affine &weights, &gradients;
+  const Gpt2::Norm& norm;
+  Tensor d_y, d_residual_out, d_residual;  // [N,C]
+  Tensor d_branch_bias;                    // [C] or empty: of the layer that made the branch that the norm added
+};
+void gpt2_norm_backward(Context& ctx, const Gpt2NormBackward& args, Arena& scratch);
 
 }  // namespace sfa

@@ -137,10 +137,17 @@ void Gpt2::forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput&
   const Tensor d_residual = scratch.take(dtype_, {N, C}), d_y = scratch.take(dtype_, {N, C});
   classifier_loss(ctx, {acts_.norm_f.y, weights_.wte, batch.targets, config_.vocab_size, loss_scale, losses, d_y,
                         gradients_.wte, scratch});
-  gpt2_norm_backward(ctx, weights_.norm_f, gradients_.norm_f, acts_.norm_f, d_y, Tensor{}, d_residual, scratch);
-  for (std::size_t l = acts_.blocks.size(); l-- > 0;)
-    gpt2_block_backward(ctx, {config_, *attention_, weights_.blocks[l], scratch}, gradients_.blocks[l], acts_.blocks[l],
-                        d_residual, ranges);
+  // The bias gradient of the layer that ends block l is taken by the norm that consumes its output.
+  const auto bias_of_block = [&](std::size_t l) { return gradients_.blocks[l].down.bias; };
+  gpt2_norm_backward(ctx,
+                     {weights_.norm_f, gradients_.norm_f, acts_.norm_f, d_y, Tensor{}, d_residual,
+                      bias_of_block(acts_.blocks.size() - 1)},
+                     scratch);
+  for (std::size_t l = acts_.blocks.size(); l-- > 0;) {
+    const Tensor before = l > 0 ? bias_of_block(l - 1) : Tensor{};
+    gpt2_block_backward(ctx, {config_, *attention_, weights_.blocks[l], scratch, nullptr, before}, gradients_.blocks[l],
+                        acts_.blocks[l], d_residual, ranges);
+  }
   embedding_backward(ctx, {batch.tokens, d_residual.view({B, T, C}), gradients_.wte, gradients_.wpe, scratch});
 }
 

@@ -1,9 +1,8 @@
 // Products by cuBLASLt. What its epilogues cannot do for the types at hand (f32, odd widths) runs as a pass of its own
 // behind the product.
-#include "cuda/columns.cuh"
+#include "cuda/columns.h"
 #include "cuda/gemm.h"
 #include "cuda/launch.h"
-#include "cuda/reduce.cuh"
 #include "cuda/vector.cuh"
 #include "ops/linear/linear_cuda.h"
 
@@ -64,63 +63,6 @@ Matrix matrix(const Tensor& t) {
   return {t.data, t.dtype, t.stride[0]};
 }
 
-// Partial column sums of d [N,O]. Block (32, 8): a lane owns V neighbouring columns, threadIdx.y strides over the rows
-// of a chunk.
-template <class T, int V>
-__global__ void column_sums_kernel(const T* __restrict__ d, float* __restrict__ partials, std::int64_t N,
-                                   std::int64_t O, std::int64_t chunk_rows) {
-  __shared__ float part[8][32 * V];
-  const std::int64_t c = (blockIdx.x * std::int64_t{32} + threadIdx.x) * V;
-  const std::int64_t begin = blockIdx.y * chunk_rows, end = min(N, begin + chunk_rows);
-  float sum[V] = {};
-  if (c < O) {
-#pragma unroll 4
-    for (std::int64_t n = begin + threadIdx.y; n < end; n += 8) {
-      float row[V];
-      load(row, d + n * O + c);
-#pragma unroll
-      for (int i = 0; i < V; ++i) sum[i] += row[i];
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < V; ++i) part[threadIdx.y][i * 32 + threadIdx.x] = sum[i];
-  __syncthreads();
-  if (threadIdx.y != 0 || c >= O) return;
-#pragma unroll
-  for (int i = 0; i < V; ++i) {
-    float total = 0;
-#pragma unroll
-    for (int y = 0; y < 8; ++y) total += part[y][i * 32 + threadIdx.x];
-    partials[blockIdx.y * O + c + i] = total;
-  }
-}
-
-// Chunks of rows that are summed apart: enough blocks to fill the card, fixed by the shape alone.
-std::int64_t row_chunks(std::int64_t N) {
-  return std::min<std::int64_t>(ceil_div(N, 64), 256);
-}
-
-void accumulate_bias_gradient(Context& ctx, const Tensor& d_y, const Tensor& d_bias, Arena& scratch) {
-  const std::int64_t N = d_y.dim(0), O = d_y.dim(1), chunks = row_chunks(N), chunk_rows = ceil_div(N, chunks);
-  ArenaScope scope(scratch);
-  float* partials = data_of<float>(scratch.take(DType::f32, {chunks, O}));
-  if (ctx.planning) return;
-  CudaState& state = ctx.cuda();
-  for_float_type(d_y.dtype, "linear_backward", [&]<class T>() {
-    const T* d = data_of<const T>(d_y);
-    const auto launch = [&](auto kernel, int columns) {
-      const dim3 grid(blocks_for(O, 32 * columns), static_cast<unsigned>(chunks));
-      kernel<<<grid, dim3(32, 8), 0, state.stream>>>(d, partials, N, O, chunk_rows);
-    };
-    if (vectors_of_eight(O, d))
-      launch(column_sums_kernel<T, 8>, 8);
-    else
-      launch(column_sums_kernel<T, 1>, 1);
-  });
-  SFA_LAUNCH_CHECK();
-  fold_partials(state, partials, static_cast<int>(chunks), O, d_bias, O);
-}
-
 void input_gradient(CudaState& state, const LinearBackward& args) {
   const std::int64_t N = args.x.dim(0), I = args.x.dim(1), O = args.weight.dim(0);
   Gemm g{.M = N, .N = I, .K = O, .a = matrix(args.d_y), .b = matrix(args.weight), .d = matrix(args.d_x)};
@@ -170,7 +112,7 @@ void linear_forward(Context& ctx, const LinearForward& args) {
 void linear_backward(Context& ctx, const LinearBackward& args) {
   const std::int64_t N = args.x.dim(0), I = args.x.dim(1), O = args.weight.dim(0);
   if (N == 0) return;
-  if (!args.d_bias.empty()) accumulate_bias_gradient(ctx, args.d_y, args.d_bias, args.scratch);
+  if (!args.d_bias.empty()) add_column_sums(ctx, args.d_y, args.d_bias, args.scratch);
   if (ctx.planning) return;
   CudaState& state = ctx.cuda();
   gemm(state, {.transpose_a = true,

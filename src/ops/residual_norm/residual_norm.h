@@ -5,6 +5,8 @@
 //   saves:    residual_out, mean, rstd
 //   backward: d_residual = d_residual_out + d(norm)/dr;   it is the gradient of x and of residual alike (overwritten)
 //             d_weight += sum over rows d_y * (r - mean) * rstd;   d_bias += sum over rows d_y            (accumulate)
+//             d_x_bias += sum over rows d_residual: the bias gradient of the linear layer that made x, while the rows
+//             are at hand
 // Sums over rows run in a fixed order: same bits every run.
 #pragma once
 
@@ -33,6 +35,7 @@ struct ResidualNormBackward {
   Tensor d_residual;        // [N,C], overwritten; may be the same memory as d_residual_out
   Tensor d_weight, d_bias;  // [C], accumulated
   Arena& scratch;
+  Tensor d_x_bias = {};  // [C] or empty, accumulated
 };
 void residual_norm_backward(Context& ctx, const ResidualNormBackward& args);
 

@@ -39,6 +39,24 @@ void residual_norm_forward(Context& ctx, const ResidualNormForward& args) {
   round_output(ctx, args.y);
 }
 
+namespace {
+
+// to[c] += sum over rows of d [N,C]; threads own columns, rows in order.
+void add_column_sums(const float* d, std::int64_t N, std::int64_t C, float* to) {
+  constexpr std::int64_t kColumns = 32;
+#pragma omp parallel for schedule(static)
+  for (std::int64_t c0 = 0; c0 < C; c0 += kColumns) {
+    const std::int64_t width = std::min(kColumns, C - c0);
+    float sum[kColumns] = {};
+    for (std::int64_t n = 0; n < N; ++n)
+#pragma omp simd
+      for (std::int64_t c = 0; c < width; ++c) sum[c] += d[n * C + c0 + c];
+    for (std::int64_t c = 0; c < width; ++c) to[c0 + c] += sum[c];
+  }
+}
+
+}  // namespace
+
 void residual_norm_backward(Context& ctx, const ResidualNormBackward& args) {
   if (ctx.planning) return;
   const std::int64_t N = args.d_y.dim(0), C = args.d_y.dim(1);
@@ -83,6 +101,7 @@ void residual_norm_backward(Context& ctx, const ResidualNormBackward& args) {
     }
   }
   round_output(ctx, args.d_residual);
+  if (!args.d_x_bias.empty()) add_column_sums(d_r, N, C, args.d_x_bias.as<float>());
 }
 
 }  // namespace sfa::cpu_ops

@@ -2,10 +2,11 @@
 // it (mean, then squared deviations) cost no memory traffic. In the backward every group keeps its share of d_weight
 // and d_bias in registers over the rows that it walks; blocks leave partial sums that a second kernel folds in order.
 // The number of blocks is fixed, not the card's, so that the bits do not depend on the card.
-#include "cuda/columns.cuh"
+#include "cuda/columns.h"
 #include "cuda/launch.h"
 #include "cuda/reduce.cuh"
 #include "cuda/vector.cuh"
+#include "ops/residual_norm/residual_norm_bf16.h"
 #include "ops/residual_norm/residual_norm_cuda.h"
 
 namespace sfa::cuda_ops {
@@ -80,7 +81,7 @@ struct BackwardPointers {
   const T *d_y, *d_residual_out, *r, *weight;
   const float *mean, *rstd;
   T* d_residual;
-  float* partials;  // [blocks][2][C]: d_weight, d_bias
+  float* partials;  // [blocks][3][C]: d_weight, d_bias, and one that is not used here
   std::int64_t N, C;
 };
 
@@ -164,7 +165,7 @@ __global__ void __launch_bounds__(kThreads, 2) backward_kernel(const BackwardPoi
   for (std::int64_t first = blockIdx.x * std::int64_t{kRows}; first < p.N; first += gridDim.x * std::int64_t{kRows})
     backward_row<T, WIDTH, GROUP, VECTORS>(p, first + group, thread, d_weight, d_bias);
 
-  float* out = p.partials + blockIdx.x * 2 * p.C;
+  float* out = p.partials + blockIdx.x * 3 * p.C;
   float* to = kRows == 1 ? out : shared;
   for (int turn = 0; turn < kRows; ++turn) {
     if (group == turn) {
@@ -211,6 +212,53 @@ std::int64_t backward_blocks(std::int64_t N, int rows_per_block) {
   return std::min(kBackwardBlocks, ceil_div(N, rows_per_block));
 }
 
+// Queues d_residual and the partial sums; returns the number of blocks that leave some.
+std::int64_t backward_any(CudaState& state, const ResidualNormBackward& args, float* partials) {
+  const std::int64_t N = args.d_y.dim(0), C = args.d_y.dim(1);
+  std::int64_t blocks = 0;
+  for_float_type(args.d_y.dtype, "residual_norm_backward", [&]<class T>() {
+    const BackwardPointers<T> p{.d_y = data_of<const T>(args.d_y),
+                                .d_residual_out = data_of<const T>(args.d_residual_out),
+                                .r = data_of<const T>(args.residual_out),
+                                .weight = data_of<const T>(args.weight),
+                                .mean = data_of<const float>(args.mean),
+                                .rstd = data_of<const float>(args.rstd),
+                                .d_residual = data_of<T>(args.d_residual),
+                                .partials = partials,
+                                .N = N,
+                                .C = C};
+    const bool vectors = vectors_of_eight(C, p.d_y, p.d_residual_out, p.r, p.weight, p.d_residual);
+    for_shape(C, vectors, [&]<class S>(S) {
+      constexpr int kRows = kThreads / S::GROUP;
+      blocks = backward_blocks(N, kRows);
+      const std::size_t shared = kRows > 1 ? static_cast<std::size_t>(2 * C) * sizeof(float) : 0;
+      backward_kernel<T, S::WIDTH, S::GROUP, S::VECTORS>
+          <<<static_cast<unsigned>(blocks), kThreads, shared, state.stream>>>(p);
+    });
+  });
+  SFA_LAUNCH_CHECK();
+  return blocks;
+}
+
+// True when d_x_bias, where wanted, is done as well.
+bool backward_but_x_bias(Context& ctx, const ResidualNormBackward& args) {
+  const std::int64_t N = args.d_y.dim(0), C = args.d_y.dim(1);
+  ArenaScope scope(args.scratch);
+  float* partials = data_of<float>(args.scratch.take(DType::f32, {kBackwardBlocks, 3, C}));
+  if (ctx.planning) return false;
+  CudaState& state = ctx.cuda();
+  std::int64_t blocks = backward_blocks(N, 8);
+  const bool all_sums = residual_norm_backward_bf16(state, args, partials, blocks);
+  if (!all_sums) blocks = backward_any(state, args, partials);
+  const auto fold = [&](std::int64_t which, const Tensor& to) {
+    fold_partials(state, partials + which * C, static_cast<int>(blocks), 3 * C, to, C);
+  };
+  fold(0, args.d_weight);
+  fold(1, args.d_bias);
+  if (all_sums && !args.d_x_bias.empty()) fold(2, args.d_x_bias);
+  return all_sums;
+}
+
 }  // namespace
 
 void residual_norm_forward(Context& ctx, const ResidualNormForward& args) {
@@ -239,36 +287,10 @@ void residual_norm_forward(Context& ctx, const ResidualNormForward& args) {
 }
 
 void residual_norm_backward(Context& ctx, const ResidualNormBackward& args) {
-  const std::int64_t N = args.d_y.dim(0), C = args.d_y.dim(1);
-  if (N == 0) return;
-  ArenaScope scope(args.scratch);
-  float* partials = data_of<float>(args.scratch.take(DType::f32, {kBackwardBlocks, 2, C}));
-  if (ctx.planning) return;
-  CudaState& state = ctx.cuda();
-  std::int64_t blocks = 0;
-  for_float_type(args.d_y.dtype, "residual_norm_backward", [&]<class T>() {
-    const BackwardPointers<T> p{.d_y = data_of<const T>(args.d_y),
-                                .d_residual_out = data_of<const T>(args.d_residual_out),
-                                .r = data_of<const T>(args.residual_out),
-                                .weight = data_of<const T>(args.weight),
-                                .mean = data_of<const float>(args.mean),
-                                .rstd = data_of<const float>(args.rstd),
-                                .d_residual = data_of<T>(args.d_residual),
-                                .partials = partials,
-                                .N = N,
-                                .C = C};
-    const bool vectors = vectors_of_eight(C, p.d_y, p.d_residual_out, p.r, p.weight, p.d_residual);
-    for_shape(C, vectors, [&]<class S>(S) {
-      constexpr int kRows = kThreads / S::GROUP;
-      blocks = backward_blocks(N, kRows);
-      const std::size_t shared = kRows > 1 ? static_cast<std::size_t>(2 * C) * sizeof(float) : 0;
-      backward_kernel<T, S::WIDTH, S::GROUP, S::VECTORS>
-          <<<static_cast<unsigned>(blocks), kThreads, shared, state.stream>>>(p);
-    });
-  });
-  SFA_LAUNCH_CHECK();
-  fold_partials(state, partials, static_cast<int>(blocks), 2 * C, args.d_weight, C);
-  fold_partials(state, partials + C, static_cast<int>(blocks), 2 * C, args.d_bias, C);
+  if (args.d_y.dim(0) == 0) return;
+  const bool summed = backward_but_x_bias(ctx, args);
+  if (!args.d_x_bias.empty() && (!summed || ctx.planning))
+    add_column_sums(ctx, args.d_residual, args.d_x_bias, args.scratch);
 }
 
 }  // namespace sfa::cuda_ops

@@ -72,7 +72,7 @@ struct Job {
   RowView<bf16> dense;  // data null = not wanted
   bf16* values;
   std::uint8_t* indices;
-  std::int64_t rows;
+  std::uint32_t rows;
   int k;
   bool two_of_four;
 };
@@ -82,13 +82,13 @@ __global__ void __launch_bounds__(kThreads) select_kernel(const Job p) {
   constexpr int kWarps = kThreads / 32, kRows = 32 / LANES;  // rows a warp
   __shared__ bf16 values[kWarps][kRows * kMaxKeep];
   __shared__ std::uint8_t indices[kWarps][kRows * kMaxKeep];
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int place_in_row = lane % LANES, first = place_in_row * kEach;
-  const std::int64_t first_row = (blockIdx.x * std::int64_t{kWarps} + warp) * kRows;
+  const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int place_in_row = static_cast<int>(lane % LANES), first = place_in_row * kEach;
+  const std::uint32_t first_row = (blockIdx.x * kWarps + warp) * kRows;
   if (first_row >= p.rows) return;
-  const std::int64_t own_row = first_row + lane / LANES;
+  const std::uint32_t own_row = first_row + lane / LANES;
   const bool live = own_row < p.rows;
-  const std::int64_t row = live ? own_row : p.rows - 1;  // spare lanes of the last warp work along without storing
+  const std::uint32_t row = live ? own_row : p.rows - 1;  // spare lanes of the last warp work along without storing
 
   using Half = Vector<bf16, 8>;
   const bf16* from = p.x.row(row) + first;
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kThreads) select_kernel(const Job p) {
     const int before = __shfl_up_sync(kAllLanes, place, step, LANES);
     if (place_in_row >= step) place += before;
   }
-  place += lane / LANES * p.k - __popc(chosen);
+  place += static_cast<int>(lane / LANES) * p.k - __popc(chosen);
 #pragma unroll
   for (int e = 0; e < kEach; ++e) {
     if ((chosen >> e & 1u) == 0) {
@@ -141,15 +141,16 @@ __global__ void __launch_bounds__(kThreads) select_kernel(const Job p) {
     ++place;
   }
   if (p.dense.data != nullptr && live) {
-    bf16* to = p.dense.row(row) + first;
-    *reinterpret_cast<Half*>(to) = x[0];
-    *reinterpret_cast<Half*>(to + 8) = x[1];
+    bf16* whole = p.dense.row(row) + first;
+    *reinterpret_cast<Half*>(whole) = x[0];
+    *reinterpret_cast<Half*>(whole + 8) = x[1];
   }
   __syncwarp();
-  const int count = static_cast<int>(min(std::int64_t{kRows}, p.rows - first_row)) * p.k;
-  for (int i = lane; i < count; i += 32) {
-    p.values[first_row * p.k + i] = values[warp][i];
-    p.indices[first_row * p.k + i] = indices[warp][i];
+  const int count = min(kRows, static_cast<int>(p.rows - first_row)) * p.k;
+  const std::int64_t to = std::int64_t{first_row} * p.k;
+  for (int i = static_cast<int>(lane); i < count; i += 32) {
+    p.values[to + i] = values[warp][i];
+    p.indices[to + i] = indices[warp][i];
   }
 }
 
@@ -163,7 +164,7 @@ bool select_topk_bf16(CudaState& state, const Select& args) {
                 .dense = args.dense.empty() ? RowView<bf16>{} : row_view<bf16>(args.dense),
                 .values = data_of<bf16>(args.values),
                 .indices = data_of<std::uint8_t>(args.indices),
-                .rows = rows,
+                .rows = static_cast<std::uint32_t>(rows),
                 .k = static_cast<int>(args.k),
                 .two_of_four = args.two_of_four};
   const auto launch = [&]<int LANES>() {

@@ -41,7 +41,7 @@ struct Pointers {
   RowView<T> dense;  // data null = not wanted
   T* values;
   std::uint8_t* indices;
-  std::int64_t rows;
+  std::uint32_t rows;
   int D, k;
   bool two_of_four;
 };
@@ -86,9 +86,9 @@ __device__ __forceinline__ unsigned choose(K (&key)[EACH], int k) {
 template <class T, int LANES, int EACH, bool VECTORS>
 __global__ void __launch_bounds__(kThreads) select_kernel(const Pointers<T> p) {
   const int lane = static_cast<int>(threadIdx.x) % LANES, first = lane * EACH;
-  const std::int64_t own_row = blockIdx.x * std::int64_t{kThreads / LANES} + threadIdx.x / LANES;
+  const std::uint32_t own_row = blockIdx.x * (kThreads / LANES) + threadIdx.x / LANES;
   const bool live = own_row < p.rows;
-  const std::int64_t row = live ? own_row : p.rows - 1;  // the last warp's spare groups work along without storing
+  const std::uint32_t row = live ? own_row : p.rows - 1;  // the last warp's spare groups work along without storing
   const T* from = p.x.row(row);
   Vector<T, EACH> x;
   KeyOf<T> key[EACH];
@@ -116,8 +116,8 @@ __global__ void __launch_bounds__(kThreads) select_kernel(const Pointers<T> p) {
       x.v[e] = from_float<T>(0.0f);
       continue;
     }
-    p.values[row * p.k + place] = x.v[e];
-    p.indices[row * p.k + place] = static_cast<std::uint8_t>(first + e);
+    p.values[std::int64_t{row} * p.k + place] = x.v[e];
+    p.indices[std::int64_t{row} * p.k + place] = static_cast<std::uint8_t>(first + e);
     ++place;
   }
   if (p.dense.data == nullptr) return;
@@ -133,17 +133,18 @@ __global__ void __launch_bounds__(kThreads) select_kernel(const Pointers<T> p) {
 
 template <class T, int LANES, int EACH, bool VECTORS>
 __global__ void __launch_bounds__(kThreads)
-    mask_kernel(const RowView<T> d_x, const std::uint8_t* __restrict__ indices, std::int64_t rows, int D, int k) {
+    mask_kernel(const RowView<T> d_x, const std::uint8_t* __restrict__ indices, std::uint32_t rows, int D, int k) {
   const int first = static_cast<int>(threadIdx.x) % LANES * EACH;
-  const std::int64_t row = blockIdx.x * std::int64_t{kThreads / LANES} + threadIdx.x / LANES;
+  const std::uint32_t row = blockIdx.x * (kThreads / LANES) + threadIdx.x / LANES;
   if (row >= rows || first >= D) return;
+  const std::uint8_t* own_indices = indices + std::int64_t{row} * k;
   unsigned keep = 0;
   const auto note = [&](int d) {
     if (d >= first && d < first + EACH) keep |= 1u << (d - first);
   };
   if (k % 8 == 0) {  // then every row is aligned to 8 bytes, as the whole is
     for (int i = 0; i < k; i += 8) {
-      const auto word = *reinterpret_cast<const uint2*>(indices + row * k + i);
+      const auto word = *reinterpret_cast<const uint2*>(own_indices + i);
 #pragma unroll
       for (int byte = 0; byte < 32; byte += 8) {
         note(static_cast<int>(word.x >> byte & 255u));
@@ -151,7 +152,7 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   } else {
-    for (int i = 0; i < k; ++i) note(indices[row * k + i]);
+    for (int i = 0; i < k; ++i) note(own_indices[i]);
   }
   T* own = d_x.row(row) + first;
   if (VECTORS) {
@@ -193,7 +194,7 @@ void select_topk(Context& ctx, const Select& args) {
   const std::int64_t D = args.x.dim(3), rows = args.x.dim(0) * args.x.dim(1) * args.x.dim(2);
   if (rows == 0) return;
   require(args.values.contiguous() && args.indices.contiguous(),
-          "internal error: select_topk: values {}, indices {} must be contiguous", args.values, args.indices);
+          "internal error: select_topk: values and indices must be contiguous");
   if (select_topk_bf16(state, args)) return;
   const std::int64_t each = D <= 128 ? 4 : 8;
   for_float_type(args.x.dtype, "select_topk", [&]<class T>() {
@@ -201,7 +202,7 @@ void select_topk(Context& ctx, const Select& args) {
                         .dense = args.dense.empty() ? RowView<T>{} : row_view<T>(args.dense),
                         .values = data_of<T>(args.values),
                         .indices = data_of<std::uint8_t>(args.indices),
-                        .rows = rows,
+                        .rows = static_cast<std::uint32_t>(rows),
                         .D = static_cast<int>(D),
                         .k = static_cast<int>(args.k),
                         .two_of_four = args.two_of_four};
@@ -217,12 +218,14 @@ void select_mask_gradient(Context& ctx, const Tensor& d_x, const Tensor& indices
   CudaState& state = ctx.cuda();
   const std::int64_t D = d_x.dim(3), rows = d_x.dim(0) * d_x.dim(1) * d_x.dim(2), k = indices.dim(3);
   if (rows == 0) return;
-  require(indices.contiguous(), "internal error: select_mask_gradient: indices {} must be contiguous", indices);
+  require(indices.contiguous() && reinterpret_cast<std::uintptr_t>(indices.data) % 8 == 0,
+          "internal error: select_mask_gradient: indices must be contiguous and aligned to 8 bytes");
   for_float_type(d_x.dtype, "select_mask_gradient", [&]<class T>() {
     for_shape(D, aligned_rows(d_x, D <= 128 ? 4 : 8), [&]<class S>(S) {
       mask_kernel<T, S::LANES, S::EACH, S::VECTORS>
           <<<blocks_for(rows, kThreads / S::LANES), kThreads, 0, state.stream>>>(
-              row_view<T>(d_x), data_of<const std::uint8_t>(indices), rows, static_cast<int>(D), static_cast<int>(k));
+              row_view<T>(d_x), data_of<const std::uint8_t>(indices), static_cast<std::uint32_t>(rows),
+              static_cast<int>(D), static_cast<int>(k));
     });
   });
   SFA_LAUNCH_CHECK();
