@@ -48,8 +48,8 @@ RunFolder open_run_folder(const Config& config) {
   fs::create_directories(folder.path, error);
   require(!error && fs::is_directory(folder.path), "{}: the run's folder can't be made: {}", folder.path.string(),
           error ? error.message() : "a file is in the way");
-  require(::access(folder.path.c_str(), W_OK) == 0, "{}: the run's folder can't be written: {}", folder.path.string(),
-          std::strerror(errno));
+  const int denied = ::access(folder.path.c_str(), W_OK) == 0 ? 0 : errno;
+  require(denied == 0, "{}: the run's folder can't be written: {}", folder.path.string(), std::strerror(denied));
   return folder;
 }
 

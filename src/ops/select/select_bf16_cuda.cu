@@ -4,7 +4,7 @@
 // Sorting in registers needs few shuffles, which were the limit of picking one feature a round. Values and indices of a
 // warp's rows lie side by side and leave through shared memory in whole lines.
 #include "cuda/reduce.cuh"
-#include "ops/select/select_bf16.h"
+#include "ops/select/select_bf16.cuh"
 #include "ops/select/select_rows.cuh"
 
 namespace sfa::cuda_ops {
