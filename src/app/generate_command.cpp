@@ -1,6 +1,7 @@
 // sfa generate
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 
 #include "app/commands.h"
 #include "eval/generate.h"
@@ -13,8 +14,23 @@ namespace {
 struct Options {
   LoadOptions load;
   GenerateOptions generate;
-  std::string prompt;
+  std::string prompt, tokenizer;
 };
+
+// The tokenizer of the training data: by the name that the checkpoint carries, or where it is now.
+std::unique_ptr<Tokenizer> tokenizer_of(const LoadedModel& loaded, const std::string& given) {
+  const std::string name = given.empty() ? loaded.state().value("tokenizer", "bytes") : given;
+  require(name == "bytes" || std::filesystem::exists(name),
+          "the model's tokenizer '{}' is not there; say where it is with --tokenizer", name);
+  auto tokenizer = load_tokenizer(name);
+  const std::string hash = loaded.state().value("tokenizer_hash", "");
+  const bool known = hash.size() == tokenizer->hash().size();  // llm.c's token files do not say
+  require(!known || hash == tokenizer->hash(), "the tokenizer {} is not the one of the model's training data ({})",
+          name, loaded.state().value("tokenizer", "unknown"));
+  require(tokenizer->vocab_size() <= loaded.config().model.vocab_size, "the tokenizer {} has {} ids, the model {}",
+          name, tokenizer->vocab_size(), loaded.config().model.vocab_size);
+  return tokenizer;
+}
 
 void run(Options& o) {
   require(o.generate.max_tokens >= 1, "--max-tokens: must be at least 1, got {}", o.generate.max_tokens);
@@ -22,9 +38,7 @@ void run(Options& o) {
           "--temperature: must not be negative, got {}", o.generate.temperature);
   require(o.generate.top_k >= 0, "--top-k: must not be negative, got {}", o.generate.top_k);
   LoadedModel loaded(o.load);
-  const auto tokenizer = load_tokenizer(loaded.state().value("tokenizer", "bytes"));
-  require(tokenizer->vocab_size() == loaded.config().model.vocab_size, "the tokenizer {} has {} ids, the model {}",
-          tokenizer->name(), tokenizer->vocab_size(), loaded.config().model.vocab_size);
+  const auto tokenizer = tokenizer_of(loaded, o.tokenizer);
   std::vector<std::uint32_t> ids;
   tokenizer->encode(o.prompt, ids);
   if (ids.empty())
@@ -50,6 +64,7 @@ void add_generate_command(CLI::App& app) {
   command->add_option("--checkpoint", o->load.path, "a checkpoint, or a run folder (its newest checkpoint)")
       ->required();
   command->add_option("--prompt", o->prompt, "text to continue; empty starts a document");
+  command->add_option("--tokenizer", o->tokenizer, "where the tokenizer's file is now, when it has moved");
   command->add_option("--max-tokens", o->generate.max_tokens, "new tokens at the most")->capture_default_str();
   command->add_option("--temperature", o->generate.temperature, "0 = always the likeliest token")
       ->capture_default_str();

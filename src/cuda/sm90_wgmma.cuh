@@ -85,6 +85,10 @@ struct Wgmma;
 #define SFA_BIND16 SFA_D16(0)
 #define SFA_LIST32 SFA_R0 ", " SFA_R1
 #define SFA_BIND32 SFA_D16(0), SFA_D16(16)
+#define SFA_LIST40 SFA_R0 ", " SFA_R1 ", %32, %33, %34, %35, %36, %37, %38, %39"
+#define SFA_BIND40 SFA_D16(0), SFA_D16(16), SFA_D4(32), SFA_D4(36)
+#define SFA_LIST56 SFA_R0 ", " SFA_R1 ", " SFA_R2 ", %48, %49, %50, %51, %52, %53, %54, %55"
+#define SFA_BIND56 SFA_D16(0), SFA_D16(16), SFA_D16(32), SFA_D4(48), SFA_D4(52)
 #define SFA_LIST48 SFA_R0 ", " SFA_R1 ", " SFA_R2
 #define SFA_BIND48 SFA_D16(0), SFA_D16(16), SFA_D16(32)
 #define SFA_LIST64 SFA_R0 ", " SFA_R1 ", " SFA_R2 ", " SFA_R3
@@ -132,6 +136,8 @@ struct Wgmma;
 
 SFA_DEFINE_WGMMA(32, 16, "%16", "%17", "%18", "%19", "%20", "%21", "%22", "%23", "%24")
 SFA_DEFINE_WGMMA(64, 32, "%32", "%33", "%34", "%35", "%36", "%37", "%38", "%39", "%40")
+SFA_DEFINE_WGMMA(80, 40, "%40", "%41", "%42", "%43", "%44", "%45", "%46", "%47", "%48")
+SFA_DEFINE_WGMMA(112, 56, "%56", "%57", "%58", "%59", "%60", "%61", "%62", "%63", "%64")
 SFA_DEFINE_WGMMA(96, 48, "%48", "%49", "%50", "%51", "%52", "%53", "%54", "%55", "%56")
 SFA_DEFINE_WGMMA(128, 64, "%64", "%65", "%66", "%67", "%68", "%69", "%70", "%71", "%72")
 SFA_DEFINE_WGMMA(192, 96, "%96", "%97", "%98", "%99", "%100", "%101", "%102", "%103", "%104")
@@ -142,6 +148,10 @@ SFA_DEFINE_WGMMA(256, 128, "%128", "%129", "%130", "%131", "%132", "%133", "%134
 #undef SFA_BIND16
 #undef SFA_LIST32
 #undef SFA_BIND32
+#undef SFA_LIST40
+#undef SFA_BIND40
+#undef SFA_LIST56
+#undef SFA_BIND56
 #undef SFA_LIST48
 #undef SFA_BIND48
 #undef SFA_LIST64

@@ -146,7 +146,7 @@ struct ValidationOptions {
   bool document_mask = false;
 };
 
-/// The tail where every file has one, else everything: what to validate on when the files hold validation data only.
+/// The tail if any file has one, else everything: what to validate on when the files hold validation data only.
 Split validation_split_of_own_files(const ShardSet& shards);
 
 /// The whole split once, in non-overlapping windows of seq_len in file order. The last window of a file may be shorter:

@@ -72,7 +72,8 @@ class TextSource::Impl {
       return false;
     }
     struct stat status {};
-    require(::stat(path.c_str(), &status) == 0, "could not open the input {}: {}", path, std::strerror(errno));
+    const int failed = ::stat(path.c_str(), &status) == 0 ? 0 : errno;
+    require(failed == 0, "could not open the input {}: {}", path, std::strerror(failed));
     require(!S_ISDIR(status.st_mode), "the input {} is a folder; name the files in it", path);
     if (!S_ISREG(status.st_mode)) return false;  // reading a pipe here would take bytes from it
     total_ += static_cast<std::uint64_t>(status.st_size);

@@ -8,16 +8,18 @@
 namespace sfa {
 
 Split validation_split_of_own_files(const ShardSet& shards) {
-  const auto has_tail = [](const auto& file) { return file->info().val_start < file->info().total_tokens; };
-  return std::all_of(shards.files().begin(), shards.files().end(), has_tail) ? Split::val : Split::all;
+  return shards.tokens(Split::val) > 0 ? Split::val : Split::all;
 }
 
 ValidationSet::ValidationSet(const ValidationOptions& options) : options_(options), shards_(options.paths), first_{0} {
   const ValidationOptions& o = options_;
   require(o.seq_len >= 1 && o.batch_size >= 1, "the sequence length ({}) and the batch size ({}) must be at least 1",
           o.seq_len, o.batch_size);
+  const bool some_tail = shards_.tokens(Split::val) > 0;
   for (const auto& file : shards_.files()) {
-    const auto [begin, end] = file->range(o.split);
+    // A row of files may end in one that is too short for a tail; without any tail range() says what to do.
+    const bool skip = o.split == Split::val && some_tail && file->info().val_start == file->info().total_tokens;
+    const auto [begin, end] = skip ? std::pair<std::int64_t, std::int64_t>{0, 0} : file->range(o.split);
     const std::int64_t targets = std::max<std::int64_t>(0, end - begin - 1);
     begin_.push_back(begin);
     tokens_.push_back(end - begin);

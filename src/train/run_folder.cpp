@@ -50,8 +50,8 @@ RunFolder find_run_folder(const Config& config) {
             folder.path.string());
     if (any_checkpoint) folder.checkpoint = find_checkpoint(folder.path);
   }
-  require(::access(folder.path.c_str(), W_OK) == 0, "{}: the run's folder can't be written: {}", folder.path.string(),
-          std::strerror(errno));
+  const int denied = ::access(folder.path.c_str(), W_OK) == 0 ? 0 : errno;
+  require(denied == 0, "{}: the run's folder can't be written: {}", folder.path.string(), std::strerror(denied));
   return folder;
 }
 

@@ -2,6 +2,7 @@
 // the files.
 #include <hdf5.h>
 
+#include <csignal>
 #include <cstring>
 #include <limits>
 #include <random>
@@ -66,6 +67,50 @@ TEST(Checkpoint, SeveralWritersOtherRangesAtReading) {
     EXPECT_TRUE(std::all_of(out.begin() + static_cast<std::ptrdiff_t>(bytes), out.end(),
                             [](unsigned char c) { return c == 0xEE; }));
   }
+}
+
+// Ranks are processes: four write side by side, one dies on the way, and the next attempt of all four succeeds.
+TEST(Checkpoint, ProcessesWriteSideBySide) {
+  const TempFolder run;
+  const std::int64_t width = 20'011;
+  const std::vector<Sample> all = samples(9, width);
+  const auto list_path = [&](int rank) { return run.path() / fmt::format("list_{}.json", rank); };
+  const auto write_rank = [&](CheckpointWriter& writer, int rank) {
+    for (const Sample& sample : all) {
+      const std::int64_t n = sample.tensor.numel(), begin = n * rank / 4, end = n * (rank + 1) / 4;
+      writer.add(sample.tensor, begin, end - begin, sample.at(begin));
+    }
+    return writer.finish_file();
+  };
+  for (const bool dies : {true, false}) {
+    std::vector<pid_t> others;
+    for (int rank = 1; rank < 4; ++rank)
+      others.push_back(start_child([&] {
+        CheckpointWriter writer(run.path(), 9, rank);
+        if (dies && rank == 2) ::kill(::getpid(), SIGKILL);
+        write_file(list_path(rank), write_rank(writer, rank).dump());
+      }));
+    CheckpointWriter writer(run.path(), 9, 0);
+    std::vector<nlohmann::json> lists{write_rank(writer, 0)};
+    bool whole = true;
+    for (std::size_t i = 0; i < others.size(); ++i) {
+      if (wait_for(others[i]) != 0)
+        whole = false;
+      else
+        lists.push_back(nlohmann::json::parse(read_file(list_path(static_cast<int>(i) + 1))));
+    }
+    EXPECT_EQ(whole, !dies);
+    if (dies) {
+      EXPECT_ERROR(writer.publish(lists, state_of(9), "seed: 1\n"), "are in no piece");
+    } else {
+      writer.publish(lists, state_of(9), "seed: 1\n");
+    }
+  }
+  CheckpointReader reader(find_checkpoint(run.path()));
+  reader.verify();
+  EXPECT_TRUE(holds(reader, 9, width));
+  EXPECT_TRUE(leftovers(run.path()).empty());
+  EXPECT_EQ(reader.folder().filename(), "step_00000009");
 }
 
 TEST(Checkpoint, Hdf5FindsTheSameData) {

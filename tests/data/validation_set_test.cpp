@@ -77,6 +77,14 @@ TEST_F(ValidationTest, FilesOfTheirOwnAreTakenWholeUnlessTheyHaveATail) {
   EXPECT_EQ(ValidationSet(o).total_targets(), 99);
 }
 
+TEST_F(ValidationTest, AFileWithoutATailAmongOthersIsPassedOver) {
+  write_shard("s2.h5", {5}, 0.01);
+  ValidationOptions o = options();
+  const std::int64_t targets = ValidationSet(o).total_targets();
+  o.paths = {path("s0.h5"), path("s1.h5")};
+  EXPECT_EQ(targets, ValidationSet(o).total_targets());
+}
+
 TEST_F(ValidationTest, OneTokenIsTooFew) {
   write_shard("one.h5", {1});
   ValidationOptions o = options();

@@ -13,15 +13,27 @@ using Launcher = int (*)(const ForwardParams&, void*);
 
 /// Up to this many query rows the 128-row tile loses less at the diagonal than the 192-row tile gains beyond it.
 constexpr int kShortRows = 2048;
+/// From this many keys on warpgroups at d = 128 do better without turns (forward_tuning.h).
+constexpr int kLongDense = 8192;
+constexpr int kLongSparse = 16384;
+
+Launcher dense_launcher(const Shape& shape) {
+  if (shape.Dqk == 64 && shape.Dv == 64) return shape.Tq <= kShortRows ? forward_dense_d64_short : forward_dense_d64;
+  if (shape.Dqk == 128 && shape.Dv == 128) return shape.Tk < kLongDense ? forward_dense_d128 : forward_dense_d128_long;
+  if (shape.Dqk == 128 && shape.Dv == 64) return forward_dense_d128_v64;
+  return nullptr;
+}
+
+Launcher sparse24_launcher(const Shape& shape) {
+  if (shape.Dqk == 64 && shape.Dv == 64) return forward_sparse24_d64;
+  if (shape.Dqk == 128 && shape.Dv == 128)
+    return shape.Tk < kLongSparse ? forward_sparse24_d128 : forward_sparse24_d128_long;
+  if (shape.Dqk == 128 && shape.Dv == 64) return forward_sparse24_d128_v64;
+  return nullptr;
+}
 
 Launcher launcher_for(const Shape& shape, Product product) {
-  if (shape.Dqk == 64 && shape.Dv == 64) {
-    if (product == Product::sparse24) return forward_sparse24_d64;
-    return shape.Tq <= kShortRows ? forward_dense_d64_short : forward_dense_d64;
-  }
-  if (shape.Dqk == 128 && shape.Dv == 128)
-    return product == Product::sparse24 ? forward_sparse24_d128 : forward_dense_d128;
-  return nullptr;
+  return product == Product::dense ? dense_launcher(shape) : sparse24_launcher(shape);
 }
 
 void require_aligned(const char* name, const void* data, const Strides& stride) {

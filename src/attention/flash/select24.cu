@@ -66,18 +66,24 @@ __device__ __forceinline__ int count_not_below(const unsigned (&magnitude)[8], u
   return static_cast<int>(__low2float(total) + __high2float(total));
 }
 
-/// Bit i: feature i's magnitude is not below the pattern.
+/// Features whose magnitude is not below the pattern. Bit j: feature 2 j, bit 16 + j: feature 2 j + 1.
 __device__ __forceinline__ unsigned not_below(const unsigned (&magnitude)[8], unsigned pattern) {
+  const __nv_bfloat162 t = as_bf162(pattern * 0x10001u);
   unsigned bits = 0;
 #pragma unroll
-  for (int j = 0; j < 8; ++j) {
-    bits |= (magnitude[j] & 0xffffu) - pattern < 0x8000u - pattern ? 1u << 2 * j : 0u;
-    bits |= (magnitude[j] >> 16) - pattern < 0x8000u - pattern ? 2u << 2 * j : 0u;
-  }
+  for (int j = 0; j < 8; ++j) bits |= __hge2_mask(as_bf162(magnitude[j]), t) & 0x10001u << j;
   return bits;
 }
 
-/// Features of this lane that belong to the row's support. Every lane of the warp takes part.
+/// Bits of features 0..15 in order, from the order of not_below.
+__device__ __forceinline__ unsigned in_order(unsigned bits) {
+  bits = (bits & 0xf000f0u) << 4 | (bits & 0x0f000fu);
+  bits = (bits & 0x0c0c0c0cu) << 2 | (bits & 0x03030303u);
+  bits = (bits & 0x22222222u) << 1 | (bits & 0x11111111u);
+  return bits & 0xffffu | bits >> 16 << 1;
+}
+
+/// Features of this lane that belong to the row's support, bit i: feature i. Every lane of the warp takes part.
 template <int kLanes>
 __device__ __forceinline__ unsigned support(const unsigned (&magnitude)[8], int k, int sub) {
   __nv_bfloat162 best = as_bf162(magnitude[0]);
@@ -88,9 +94,9 @@ __device__ __forceinline__ unsigned support(const unsigned (&magnitude)[8], int 
 #pragma unroll
   for (int d = 1; d < kLanes; d *= 2) top = max(top, __shfl_xor_sync(0xffffffffu, top, d));
 
-  // Not below `low` are `found` >= k candidates, not below `high` fewer than k. Most rows have T within 3 octaves of
-  // the top.
-  unsigned low = 0, high = top + 1, trial = top > 384 ? top - 384 : 0;
+  // Not below `low` are `found` >= k candidates, not below `high` fewer than k. From the top down in doubling steps
+  // until there are k, then by halves.
+  unsigned low = 0, high = top + 1, reach = 128, trial = top > reach ? top - reach : 0;
   int found = -1;
   while (__any_sync(0xffffffffu, found != k && high - low > 1)) {
     const int count = row_sum<kLanes>(count_not_below(magnitude, trial));
@@ -102,11 +108,12 @@ __device__ __forceinline__ unsigned support(const unsigned (&magnitude)[8], int 
         high = trial;
       }
     }
-    trial = (low + high) / 2;
+    reach *= 2;
+    trial = found < 0 ? (top > reach ? top - reach : 0) : (low + high) / 2;
   }
-  unsigned chosen = not_below(magnitude, low);
+  unsigned chosen = in_order(not_below(magnitude, low));
   if (__any_sync(0xffffffffu, found != k)) {  // low is T itself, and some rows have more than k not below it
-    const unsigned above = not_below(magnitude, low + 1);
+    const unsigned above = in_order(not_below(magnitude, low + 1));
     unsigned equal = chosen & ~above;
     const int room = k - row_sum<kLanes>(__popc(above)) - row_prefix<kLanes>(__popc(equal), sub);
     if (found != k) {
@@ -160,20 +167,55 @@ __device__ __forceinline__ void stage_compressed(unsigned* staging, const unsign
       static_cast<unsigned short>(nibbles);
 }
 
+/// The support of block rows [0, rows) as values and indices: `staged` holds the indices, `x` the whole rows.
+template <int kD>
+__device__ __forceinline__ void write_support(const SelectParams& params, const std::uint8_t* staged,
+                                              const unsigned short (*x)[kD + 8], std::int64_t first_row, int rows) {
+  const int k = params.k;
+  if (k % 8 == 0) {  // eight at a time
+    const int pieces = k / 8;
+    for (int i = threadIdx.x; i < rows * pieces; i += kSelectWarps * 32) {
+      const int r = i / pieces, at = (i - r * pieces) * 8;
+      const uint2 index = *reinterpret_cast<const uint2*>(staged + r * k + at);
+      unsigned word[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const unsigned two = (j < 2 ? index.x : index.y) >> 16 * (j % 2);
+        word[j] = x[r][two & 0xffu] | static_cast<unsigned>(x[r][two >> 8 & 0xffu]) << 16;
+      }
+      const std::int64_t to = (first_row + static_cast<std::int64_t>(r) * params.heads) * k + at;
+      if (params.values != nullptr)
+        *reinterpret_cast<uint4*>(static_cast<unsigned short*>(params.values) + to) = {word[0], word[1], word[2],
+                                                                                       word[3]};
+      if (params.indices != nullptr) *reinterpret_cast<uint2*>(params.indices + to) = index;
+    }
+    return;
+  }
+  for (int i = threadIdx.x; i < rows * k; i += kSelectWarps * 32) {
+    const int r = i / k;
+    const std::int64_t to = (first_row + static_cast<std::int64_t>(r) * params.heads) * k + (i - r * k);
+    if (params.values != nullptr) static_cast<unsigned short*>(params.values)[to] = x[r][staged[i]];
+    if (params.indices != nullptr) params.indices[to] = staged[i];
+  }
+}
+
+/// Grid: x row blocks, y heads, z batch.
 template <int kD, Selection kRule>
-__global__ void __launch_bounds__(kSelectWarps * 32) select_kernel(const SelectParams params) {
+__global__ void __launch_bounds__(kSelectWarps * 32) select_kernel(const __grid_constant__ SelectParams params) {
   constexpr int kLanes = kD / 16;  // a row
   constexpr bool k2of4 = kRule == Selection::topk_2of4;
+  constexpr int kMost = k2of4 ? kD / 2 : kD;
   __shared__ __align__(16) unsigned staging[k2of4 ? compressed_block_bytes(kD) / 4 : 4];
+  __shared__ __align__(16) unsigned short row_values[kBlockRows][kD + 8];
+  __shared__ __align__(16) std::uint8_t row_indices[kBlockRows * kMost];
 
-  const int row_blocks = (params.T + kBlockRows - 1) / kBlockRows;
-  const int pair = blockIdx.x / row_blocks, row_block = blockIdx.x - pair * row_blocks;
-  const int batch = pair / params.heads, head = pair - batch * params.heads;
-  const int lane = threadIdx.x % 32, sub = lane % kLanes;
+  const int first = blockIdx.x * kBlockRows, head = blockIdx.y, batch = blockIdx.z;
+  const int sub = threadIdx.x % kLanes;
+  const bool wants_support = params.values != nullptr || params.indices != nullptr;
 
 #pragma unroll
   for (int r = threadIdx.x / kLanes; r < kBlockRows; r += kSelectWarps * 32 / kLanes) {
-    const int t = row_block * kBlockRows + r;
+    const int t = first + r;
     const bool inside = t < params.T;
     uint4 load[2] = {{0u, 0u, 0u, 0u}, {0u, 0u, 0u, 0u}};
     if (inside) {
@@ -190,23 +232,17 @@ __global__ void __launch_bounds__(kSelectWarps * 32) select_kernel(const SelectP
     unsigned kept = 0xffffu;
     if constexpr (k2of4) kept = keep_two_of_four(magnitude);
     const unsigned chosen = support<kLanes>(magnitude, params.k, sub);
-    int position = row_prefix<kLanes>(__popc(chosen), sub);
     if constexpr (k2of4)
       if (params.compressed != nullptr) stage_compressed<kD>(staging, word, kept, chosen, r, sub);
-    if (!inside) continue;  // whole rows leave together; nothing below is collective
-    const std::int64_t row = (static_cast<std::int64_t>(batch) * params.T + t) * params.heads + head;
-    if (params.values != nullptr || params.indices != nullptr) {
-      auto* values = static_cast<unsigned short*>(params.values) + row * params.k;
-      std::uint8_t* indices = params.indices + row * params.k;
-#pragma unroll
-      for (int i = 0; i < 16; ++i) {
-        if ((chosen >> i & 1u) == 0) continue;
-        if (params.values != nullptr) values[position] = static_cast<unsigned short>(word[i / 2] >> 16 * (i % 2));
-        if (params.indices != nullptr) indices[position] = static_cast<std::uint8_t>(16 * sub + i);
-        ++position;
-      }
+    if (wants_support) {
+      auto* row = reinterpret_cast<uint4*>(&row_values[r][16 * sub]);
+      row[0] = load[0];
+      row[1] = load[1];
+      std::uint8_t* next = row_indices + r * params.k + row_prefix<kLanes>(__popc(chosen), sub);
+      for (unsigned rest = chosen; rest != 0; rest &= rest - 1)
+        *next++ = static_cast<std::uint8_t>(16 * sub + __ffs(rest) - 1);
     }
-    if (params.dense != nullptr) {
+    if (inside && params.dense != nullptr) {
       auto* target =
           reinterpret_cast<uint4*>(static_cast<unsigned short*>(params.dense) + batch * params.dense_stride.batch +
                                    t * params.dense_stride.token + head * params.dense_stride.head + 16 * sub);
@@ -216,18 +252,23 @@ __global__ void __launch_bounds__(kSelectWarps * 32) select_kernel(const SelectP
                    masked_word(word, chosen, 7)};
     }
   }
+  __syncthreads();
+  if (wants_support) {
+    const std::int64_t row = (static_cast<std::int64_t>(batch) * params.T + first) * params.heads + head;
+    write_support<kD>(params, row_indices, row_values, row, min(kBlockRows, params.T - first));
+  }
   if constexpr (k2of4) {
     if (params.compressed == nullptr) return;
-    __syncthreads();
     constexpr int kWords = compressed_block_bytes(kD) / 16;
-    auto* target = static_cast<uint4*>(params.compressed) + static_cast<std::int64_t>(blockIdx.x) * kWords;
+    const std::int64_t block = (static_cast<std::int64_t>(batch) * gridDim.y + head) * gridDim.x + blockIdx.x;
+    auto* target = static_cast<uint4*>(params.compressed) + block * kWords;
     for (int i = threadIdx.x; i < kWords; i += kSelectWarps * 32)
       target[i] = reinterpret_cast<const uint4*>(staging)[i];
   }
 }
 
 template <int kD>
-void launch_rule(const SelectParams& params, int grid, cudaStream_t stream) {
+void launch_rule(const SelectParams& params, dim3 grid, cudaStream_t stream) {
   if (params.rule == Selection::topk_2of4)
     select_kernel<kD, Selection::topk_2of4><<<grid, kSelectWarps * 32, 0, stream>>>(params);
   else
@@ -245,7 +286,10 @@ void select_features(const SelectParams& params, void* stream) {
   require(params.compressed == nullptr || params.rule == Selection::topk_2of4,
           "the compressed operand needs the 2-of-4 rule");
   if (params.B == 0 || params.T == 0 || params.heads == 0) return;
-  const int grid = params.B * params.heads * ((params.T + kBlockRows - 1) / kBlockRows);
+  require(params.heads <= 65535 && params.B <= 65535, "feature selection: {} heads and batch {}; 65535 of each at most",
+          params.heads, params.B);
+  const dim3 grid(static_cast<unsigned>((params.T + kBlockRows - 1) / kBlockRows), static_cast<unsigned>(params.heads),
+                  static_cast<unsigned>(params.B));
   if (params.D == 64)
     launch_rule<64>(params, grid, static_cast<cudaStream_t>(stream));
   else

@@ -1,12 +1,16 @@
 #include "ops/linear/linear_cpu.h"
 
 #include <cblas.h>
+#include <omp.h>
 
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
 #include "core/simd.h"
+
+// OpenBLAS has it; another BLAS is told through its own environment.
+extern "C" void openblas_set_num_threads(int) __attribute__((weak));
 
 namespace sfa::cpu_ops {
 namespace {
@@ -46,11 +50,29 @@ void round_row(float* row, std::int64_t n) {
 
 }  // namespace
 
+// Threads share out the rows of C and call BLAS for their own part, which therefore runs on one thread: one team of
+// threads serves the whole program. BLAS with a team of its own (OpenBLAS on pthreads) fights the spinning threads of
+// OpenMP for the cores, 10 times slower here.
 void gemm(const Gemm& g) {
   if (g.M == 0 || g.N == 0) return;
-  cblas_sgemm(CblasRowMajor, g.transpose_a ? CblasTrans : CblasNoTrans, g.transpose_b ? CblasTrans : CblasNoTrans,
-              static_cast<int>(g.M), static_cast<int>(g.N), static_cast<int>(g.K), g.alpha, g.a,
-              static_cast<int>(g.lda), g.b, static_cast<int>(g.ldb), g.beta, g.c, static_cast<int>(g.ldc));
+  static const bool single = [] {
+    if (openblas_set_num_threads) openblas_set_num_threads(1);
+    return true;
+  }();
+  (void)single;
+  constexpr std::int64_t kLeastRows = 32, kRound = 16;  // rows of a part: at the least, and a multiple of
+  constexpr double kLeastWork = 4e5;  // multiply-adds a part, below which a thread is not worth waking
+  const double work = static_cast<double>(g.M) * static_cast<double>(g.N) * static_cast<double>(g.K);
+  const std::int64_t threads = std::max<std::int64_t>(
+      1,
+      std::min<std::int64_t>({omp_get_max_threads(), g.M / kLeastRows, static_cast<std::int64_t>(work / kLeastWork)}));
+  const std::int64_t rows = ((g.M + threads - 1) / threads + kRound - 1) / kRound * kRound;
+#pragma omp parallel for schedule(static) num_threads(static_cast <int>(threads)) if (threads > 1)
+  for (std::int64_t m = 0; m < g.M; m += rows)
+    cblas_sgemm(CblasRowMajor, g.transpose_a ? CblasTrans : CblasNoTrans, g.transpose_b ? CblasTrans : CblasNoTrans,
+                static_cast<int>(std::min(rows, g.M - m)), static_cast<int>(g.N), static_cast<int>(g.K), g.alpha,
+                g.transpose_a ? g.a + m : g.a + m * g.lda, static_cast<int>(g.lda), g.b, static_cast<int>(g.ldb),
+                g.beta, g.c + m * g.ldc, static_cast<int>(g.ldc));
 }
 
 void linear_forward(Context& ctx, const LinearForward& args) {

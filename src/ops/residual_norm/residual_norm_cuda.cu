@@ -6,7 +6,7 @@
 #include "cuda/launch.h"
 #include "cuda/reduce.cuh"
 #include "cuda/vector.cuh"
-#include "ops/residual_norm/residual_norm_bf16.h"
+#include "ops/residual_norm/residual_norm_bf16.cuh"
 #include "ops/residual_norm/residual_norm_cuda.h"
 
 namespace sfa::cuda_ops {

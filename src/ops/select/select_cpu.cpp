@@ -1,4 +1,11 @@
+// Selection of one row: magnitudes are compared as integers (the bits of |x| order like |x|, NaN above infinity).
+//   topk       the largest threshold that at least k magnitudes reach is found by bisection of the integers between a
+//   guess and the
+//              maximum, ended early by one that exactly k reach; of several equal to it the lowest indices are taken.
+//   topk_2of4  greedy, over the sorted row.
 #include "ops/select/select_cpu.h"
+
+#include <immintrin.h>
 
 #include <algorithm>
 #include <array>
@@ -8,37 +15,116 @@
 namespace sfa::cpu_ops {
 namespace {
 
-// Orders rows of features as the contract wants: larger magnitude first, then lower index. The magnitude's bits (sign
-// cleared) order like the magnitude itself, NaN above infinity; the complemented index below them breaks ties.
-inline std::uint64_t sort_key(float x, std::int64_t index) {
-  const std::uint32_t magnitude = std::bit_cast<std::uint32_t>(x) & 0x7fffffffu;
-  return (std::uint64_t{magnitude} << 8) | static_cast<std::uint64_t>(255 - index);
-}
+constexpr int kLanes = 8;
 
+// One row's magnitudes, padded with -1, and the chosen features as bits.
 struct Row {
-  std::array<std::uint64_t, 256> keys;
-  std::array<bool, 256> chosen;
+  alignas(32) std::array<std::int32_t, 256> magnitudes;
+  std::array<std::uint32_t, 8> chosen;  // feature d is bit d % 32 of word d / 32
+  int vectors;
 };
 
-void choose(Row& row, const float* x, std::int64_t D, std::int64_t k, bool two_of_four) {
-  for (std::int64_t d = 0; d < D; ++d) row.keys[static_cast<std::size_t>(d)] = sort_key(x[d], d);
-  row.chosen.fill(false);
-  const auto begin = row.keys.begin(), end = begin + D;
-  if (!two_of_four) {
-    if (k < D) std::nth_element(begin, begin + k - 1, end, std::greater<>());
-    for (std::int64_t i = 0; i < k; ++i) row.chosen[255 - (row.keys[static_cast<std::size_t>(i)] & 0xff)] = true;
-    return;
+__m256i load(const Row& row, int v) {
+  return _mm256_load_si256(reinterpret_cast<const __m256i*>(row.magnitudes.data() + v * kLanes));
+}
+
+std::uint32_t bits_of(__m256i mask) {
+  return static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(mask)));
+}
+
+// Returns the largest magnitude.
+std::int32_t load_magnitudes(Row& row, const float* x, std::int64_t D) {
+  row.vectors = static_cast<int>((D + kLanes - 1) / kLanes);
+  __m256i top = _mm256_set1_epi32(-1);
+  const __m256i sign_cleared = _mm256_set1_epi32(0x7fffffff);
+  for (int v = 0; v < row.vectors; ++v) {
+    const std::int64_t left = D - v * kLanes;
+    __m256i m;
+    if (left >= kLanes) {
+      m = _mm256_and_si256(_mm256_castps_si256(_mm256_loadu_ps(x + v * kLanes)), sign_cleared);
+    } else {
+      alignas(32) std::array<std::int32_t, kLanes> tail;
+      for (std::int64_t i = 0; i < kLanes; ++i)
+        tail[static_cast<std::size_t>(i)] = i < left ? std::bit_cast<std::int32_t>(x[v * kLanes + i]) & 0x7fffffff : -1;
+      m = _mm256_load_si256(reinterpret_cast<const __m256i*>(tail.data()));
+    }
+    _mm256_store_si256(reinterpret_cast<__m256i*>(row.magnitudes.data() + v * kLanes), m);
+    top = _mm256_max_epi32(top, m);
   }
-  std::sort(begin, end, std::greater<>());
+  alignas(32) std::array<std::int32_t, kLanes> tops;
+  _mm256_store_si256(reinterpret_cast<__m256i*>(tops.data()), top);
+  return *std::max_element(tops.begin(), tops.end());
+}
+
+// Magnitudes above `threshold`.
+int count_above(const Row& row, std::int32_t threshold) {
+  const __m256i t = _mm256_set1_epi32(threshold);
+  int n = 0;
+  for (int v = 0; v < row.vectors; ++v) n += std::popcount(bits_of(_mm256_cmpgt_epi32(load(row, v), t)));
+  return n;
+}
+
+void choose_topk(Row& row, const float* x, std::int64_t D, std::int64_t k) {
+  const std::int32_t top = load_magnitudes(row, x, D);
+  // More than `low` are at least k, more than `high` fewer than k. Most rows have their k largest within a factor
+  // of 64.
+  std::int64_t low = -1, high = top;
+  constexpr std::int64_t kSixPowersOfTwo = 6 << 23;
+  int above = -1;
+  for (std::int64_t middle = top - kSixPowersOfTwo; high - low > 1; middle = low + (high - low) / 2) {
+    if (middle <= low) middle = low + (high - low) / 2;
+    above = count_above(row, static_cast<std::int32_t>(middle));
+    if (above >= k)
+      low = middle;
+    else
+      high = middle;
+    if (above == k) break;
+  }
+  row.chosen.fill(0);
+  const bool exact = above == k;
+  const __m256i over = _mm256_set1_epi32(static_cast<std::int32_t>(exact ? low : high)),
+                equal = _mm256_set1_epi32(static_cast<std::int32_t>(high));
+  std::int64_t taken = 0;
+  const auto set = [&](int v, std::uint32_t bits) {
+    row.chosen[static_cast<std::size_t>(v / 4)] |= bits << (v % 4 * kLanes);
+    taken += std::popcount(bits);
+  };
+  for (int v = 0; v < row.vectors; ++v) set(v, bits_of(_mm256_cmpgt_epi32(load(row, v), over)));
+  if (exact) return;
+  // Several are equal at the threshold, which is high: the lowest indices among them fill up.
+  for (int v = 0; v < row.vectors && taken < k; ++v)
+    for (std::uint32_t bits = bits_of(_mm256_cmpeq_epi32(load(row, v), equal)); bits != 0 && taken < k;
+         bits &= bits - 1)
+      set(v, bits & (0u - bits));
+}
+
+void choose_two_of_four(Row& row, const float* x, std::int64_t D, std::int64_t k) {
+  std::array<std::uint64_t, 256> keys;  // magnitude, and below it the complemented index, which breaks ties
+  for (std::int64_t d = 0; d < D; ++d)
+    keys[static_cast<std::size_t>(d)] =
+        std::uint64_t{std::bit_cast<std::uint32_t>(x[d]) & 0x7fffffffu} << 8 | static_cast<std::uint64_t>(255 - d);
+  std::sort(keys.begin(), keys.begin() + D, std::greater<>());
+  row.chosen.fill(0);
   std::array<std::uint8_t, 64> in_group{};
   std::int64_t taken = 0;
-  for (auto key = begin; taken < k; ++key) {
+  for (auto key = keys.begin(); taken < k; ++key) {
     const std::size_t d = 255 - (*key & 0xff);
     if (in_group[d / 4] == 2) continue;
     ++in_group[d / 4];
-    row.chosen[d] = true;
+    row.chosen[d / 32] |= 1u << (d % 32);
     ++taken;
   }
+}
+
+// The chosen features in ascending order.
+void write(const Row& row, const float* x, float* values, std::uint8_t* indices) {
+  std::int64_t n = 0;
+  for (std::size_t word = 0; word < row.chosen.size(); ++word)
+    for (std::uint32_t bits = row.chosen[word]; bits != 0; bits &= bits - 1, ++n) {
+      const std::size_t d = 32 * word + static_cast<std::size_t>(std::countr_zero(bits));
+      values[n] = x[d];
+      indices[n] = static_cast<std::uint8_t>(d);
+    }
 }
 
 }  // namespace
@@ -56,20 +142,13 @@ void select_topk(Context&, const Select& args) {
       Row row;
       for (std::int64_t h = 0; h < heads; ++h) {
         const float* from = in + b * x.stride[0] + t * x.stride[1] + h * x.stride[2];
-        choose(row, from, D, k, args.two_of_four);
+        args.two_of_four ? choose_two_of_four(row, from, D, k) : choose_topk(row, from, D, k);
         const std::int64_t at = ((b * T + t) * heads + h) * k;
-        std::int64_t n = 0;
-        float* full = out ? out + b * dense.stride[0] + t * dense.stride[1] + h * dense.stride[2] : nullptr;
-        for (std::int64_t d = 0; d < D; ++d) {
-          const bool keep = row.chosen[static_cast<std::size_t>(d)];
-          const float value = from[d];
-          if (keep) {
-            values[at + n] = value;
-            indices[at + n] = static_cast<std::uint8_t>(d);
-            ++n;
-          }
-          if (full) full[d] = keep ? value : 0.0f;
-        }
+        write(row, from, values + at, indices + at);
+        if (!out) continue;
+        float* full = out + b * dense.stride[0] + t * dense.stride[1] + h * dense.stride[2];  // may be `from` itself
+        std::fill_n(full, D, 0.0f);
+        for (std::int64_t n = at; n < at + k; ++n) full[indices[n]] = values[n];
       }
     }
 }

@@ -221,12 +221,17 @@ void select_mask_gradient(Context& ctx, const Tensor& d_x, const Tensor& indices
   require(indices.contiguous() && reinterpret_cast<std::uintptr_t>(indices.data) % 8 == 0,
           "internal error: select_mask_gradient: indices must be contiguous and aligned to 8 bytes");
   for_float_type(d_x.dtype, "select_mask_gradient", [&]<class T>() {
-    for_shape(D, aligned_rows(d_x, D <= 128 ? 4 : 8), [&]<class S>(S) {
-      mask_kernel<T, S::LANES, S::EACH, S::VECTORS>
-          <<<blocks_for(rows, kThreads / S::LANES), kThreads, 0, state.stream>>>(
-              row_view<T>(d_x), data_of<const std::uint8_t>(indices), static_cast<std::uint32_t>(rows),
-              static_cast<int>(D), static_cast<int>(k));
-    });
+    const auto launch = [&](auto kernel, int lanes) {
+      kernel<<<blocks_for(rows, kThreads / lanes), kThreads, 0, state.stream>>>(
+          row_view<T>(d_x), data_of<const std::uint8_t>(indices), static_cast<std::uint32_t>(rows), static_cast<int>(D),
+          static_cast<int>(k));
+    };
+    // Few lanes with many features each: finding the row and reading its indices is then shared by more of them.
+    const bool wide = aligned_rows(d_x, 16);
+    if (wide && D == 64) return launch(mask_kernel<T, 4, 16, true>, 4);
+    if (wide && D == 128) return launch(mask_kernel<T, 8, 16, true>, 8);
+    for_shape(D, aligned_rows(d_x, D <= 128 ? 4 : 8),
+              [&]<class S>(S) { launch(mask_kernel<T, S::LANES, S::EACH, S::VECTORS>, S::LANES); });
   });
   SFA_LAUNCH_CHECK();
 }

@@ -34,6 +34,8 @@ struct ForwardTile {
   using F = typename V::F;
   static constexpr int kVectors = kTileKeys / V::kLanes;
   static constexpr float kMinusInfinity = -__builtin_inff();
+  static constexpr int kCountedRows = 8;
+  static_assert(kTileKeys == 64, "the listed keys of a row are the bits of one word");
 
   const Problem& p;
   std::int64_t b = 0, h = 0, g = 0, first_query = 0;
@@ -44,17 +46,17 @@ struct ForwardTile {
   float* queries = nullptr;                                // [rows][padded Dqk], or [rows][k_q]
   std::int32_t* offsets = nullptr;                         // sparse: [rows][k_q]
   float* scores = nullptr;                                 // [rows][kTileKeys]: S, then P, or the listed weights
-  std::int32_t* listed = nullptr;                          // sparse: [rows][kTileKeys] keys of the listed weights
-  std::int32_t* counts = nullptr;                          // sparse: [rows]
+  std::uint64_t* listed = nullptr;                         // sparse: [rows] the keys of the listed weights, a bit each
   float* base = nullptr;                                   // sparse: [rows] weight of the keys that are not listed
   float *out = nullptr, *top = nullptr, *total = nullptr;  // [rows][width], [rows], [rows][lanes]
   std::int32_t *lo = nullptr, *hi = nullptr;               // [rows]
+  const float* ahead = nullptr;                            // rows of V of the next tile, when that is whole
 
   std::int64_t bind(Workspace w) {
     width = padded<V>(p.Dv);
     keys = w.take(std::int64_t{p.Dqk} * kTileKeys);
     values = w.take(std::int64_t{kTileKeys} * width);
-    scores = w.take(std::int64_t{rows} * kTileKeys + V::kLanes);
+    scores = w.take(std::int64_t{rows} * kTileKeys);
     out = w.take(std::int64_t{rows} * width);
     top = w.take(rows);
     total = w.take(std::int64_t{rows} * V::kLanes);
@@ -63,8 +65,7 @@ struct ForwardTile {
     if (p.sparse) {
       queries = w.take(std::int64_t{rows} * p.q_sparse.active);
       offsets = w.take_int(std::int64_t{rows} * p.q_sparse.active);
-      listed = w.take_int(std::int64_t{rows} * kTileKeys + V::kLanes);
-      counts = w.take_int(rows);
+      listed = reinterpret_cast<std::uint64_t*>(w.take(std::int64_t{rows} * 2));
       base = w.take(rows);
       values_sum = w.take(width);
     } else {
@@ -108,48 +109,55 @@ struct ForwardTile {
     V::store(total + r * V::kLanes, sum);
   }
 
-  // s -> listed weights and the weight of the rest.
-  void list_row(int r, F (&s)[kVectors], const std::uint32_t (&overlap)[kVectors], int overlapping) {
+  // s -> weights of the listed pairs beyond that of the others (zero for these), the set of the former, the weight of
+  // the latter.
+  void list_row(int r, F (&s)[kVectors], std::uint64_t overlap) {
     F highest = V::zero();  // of the pairs without a common feature
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) highest = V::max(highest, s[v]);
     raise(r, highest);
     const F m = V::set(top[r]);
-    const bool all = static_cast<float>(overlapping) > kListShareRow * kTileKeys;
+    const bool all = static_cast<float>(__builtin_popcountll(overlap)) > kListShareRow * kTileKeys;
+    const F rest = all ? V::zero() : V::exp2(V::sub(V::zero(), m));
     float* weights = scores + r * kTileKeys;
-    std::int32_t* lanes = listed + r * kTileKeys;
-    int n = 0;
+    F sum = V::fma(rest, V::set(kVectors), V::load(total + r * V::kLanes));
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      const std::uint32_t bits = all ? (1u << V::kLanes) - 1u : overlap[v];
-      V::compress(bits, s[v], v * V::kLanes, weights + n, lanes + n);
-      n += __builtin_popcount(bits);
-    }
-    const F rest = all ? V::zero() : V::exp2(V::sub(V::zero(), m));
-    F sum = V::fma(rest, V::set(kVectors), V::load(total + r * V::kLanes));
-    for (int e = 0; e < n; e += V::kLanes) {
-      F w = V::sub(V::exp2(V::sub(V::load(weights + e), m)), rest);
-      w = V::select(V::range(0, n - e), w, V::zero());
-      V::store(weights + e, w);
+      const F w = V::sub(V::exp2(V::sub(s[v], m)), rest);
+      V::store(weights + v * V::kLanes, w);
       sum = V::add(sum, w);
     }
     V::store(total + r * V::kLanes, sum);
-    counts[r] = n;
+    listed[r] = all ? ~std::uint64_t{0} : overlap;
     V::store_masked(V::range(0, 1), base + r, rest);
   }
 
-  void sparse_scores(int r, F (&s)[kVectors]) const {
+  // Rows of S from row r. Two at a time keep the processor busy over the latency of their sums.
+  template <int Rows>
+  void sparse_scores(int r, F (&s)[Rows][kVectors]) const {
     const int active = p.q_sparse.active;
     const float* value = queries + r * active;
     const std::int32_t* offset = offsets + r * active;
+#pragma GCC unroll 2
+    for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) s[v] = V::zero();
-    for (int t = 0; t < active; ++t) {
-      const F x = V::set(value[t]);
-      const float* row = keys + offset[t];
+      for (int v = 0; v < kVectors; ++v) s[i][v] = V::zero();
+    for (int t = 0; t < active; ++t)
+#pragma GCC unroll 2
+      for (int i = 0; i < Rows; ++i) {
+        const F x = V::set(value[i * active + t]);
+        const float* row = keys + offset[i * active + t];
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) s[v] = V::fma(x, V::load(row + v * V::kLanes), s[v]);
-    }
+        for (int v = 0; v < kVectors; ++v) s[i][v] = V::fma(x, V::load(row + v * V::kLanes), s[i][v]);
+      }
+  }
+
+  // While the scores of row r are taken, the next tile's rows of V are fetched, a share at a time.
+  void fetch_ahead(int r, int r0, int r1) const {
+    if (!ahead) return;
+    const int step = V::kScoreRows;
+    for (int j = (r - r0) * kTileKeys / (r1 - r0), end = (r + step - r0) * kTileKeys / (r1 - r0); j < end; ++j)
+      for (int c = 0; c < p.Dv; c += 16) __builtin_prefetch(ahead + j * p.v.token + c, 0, 2);
   }
 
   static int clip(std::int64_t key, std::int64_t first) {
@@ -181,25 +189,35 @@ struct ForwardTile {
   // O of row r, a panel of `Vectors` vectors from column c, by lists.
   template <int Vectors>
   void list_product(int r, int c) {
-    F o[Vectors];
+    // Two sums, since one chain of additions is bound by its latency.
+    F even[Vectors], odd[Vectors];
     const F rest = V::set(base[r]);
     float* row = out + r * width + c;
 #pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v)
-      o[v] = V::fma(rest, V::load(values_sum + c + v * V::kLanes), V::load(row + v * V::kLanes));
+    for (int v = 0; v < Vectors; ++v) {
+      even[v] = V::load(row + v * V::kLanes);
+      odd[v] = V::mul(rest, V::load(values_sum + c + v * V::kLanes));
+    }
     const float* weights = scores + r * kTileKeys;
-    const std::int32_t* lanes = listed + r * kTileKeys;
     const float* from = values + c;
-    for (int e = 0, n = counts[r]; e < n; ++e) {
-      const F w = V::set(weights[e]);
-      const float* x = from + lanes[e] * width;
+    const std::int64_t stride = width;
+    const auto add = [&](F(&o)[Vectors], std::uint64_t left) {
+      const int j = __builtin_ctzll(left);
+      const F w = V::set(weights[j]);
+      const float* x = from + j * stride;
 #pragma GCC unroll 8
       for (int v = 0; v < Vectors; ++v) o[v] = V::fma(w, V::load(x + v * V::kLanes), o[v]);
+    };
+    std::uint64_t left = listed[r];
+    for (std::uint64_t second; (second = left & (left - 1)) != 0; left = second & (second - 1)) {
+      add(even, left);
+      add(odd, second);
     }
+    if (left != 0) add(even, left);
 #pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v) V::store(row + v * V::kLanes, o[v]);
+    for (int v = 0; v < Vectors; ++v) V::store(row + v * V::kLanes, V::add(even[v], odd[v]));
   }
-  template <int Vectors = 8>
+  template <int Vectors = V::kListPanel>
   void list_panel(int r0, int r1, int c, int vectors) {
     if (vectors == Vectors) {
       for (int r = r0; r < r1; ++r) list_product<Vectors>(r, c);
@@ -212,32 +230,46 @@ struct ForwardTile {
     for (int j = 0; j < kTileKeys; ++j)
       for (int c = 0; c < width; c += V::kLanes)
         V::store(values_sum + c, V::add(V::load(values_sum + c), V::load(values + j * width + c)));
-    for (int c = 0; c < width; c += 8 * V::kLanes) {
+    for (int c = 0; c < width; c += V::kListPanel * V::kLanes) {
       const int vectors = (width - c) / V::kLanes;
-      list_panel(r0, r1, c, vectors < 8 ? vectors : 8);
+      list_panel(r0, r1, c, vectors < V::kListPanel ? vectors : V::kListPanel);
     }
   }
 
-  // Returns the share of pairs with a common feature.
-  float sparse_tile(int r0, int r1, std::int64_t first, bool lists) {
-    std::int64_t pairs = 0;
-    for (int r = r0; r < r1; ++r) {
-      F s[kVectors];
-      sparse_scores(r, s);
-      std::uint32_t overlap[kVectors];
-      int n = 0;
+  // Rows r ... r + Rows - 1 of a tile; returns how many of their pairs have a common feature. Without lists that is
+  // taken of few rows.
+  template <bool Lists, int Rows>
+  int sparse_rows(int r, std::int64_t first, bool whole) {
+    F s[Rows][kVectors];
+    sparse_scores<Rows>(r, s);
+    int pairs = 0;
+#pragma GCC unroll 2
+    for (int i = 0; i < Rows; ++i) {
+      if (Lists || (r + i) % kCountedRows == 0) {
+        std::uint64_t overlap = 0;
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) {
-        overlap[v] = V::nonzero(s[v]);
-        n += __builtin_popcount(overlap[v]);
+        for (int v = 0; v < kVectors; ++v) overlap |= std::uint64_t{V::nonzero(s[i][v])} << (v * V::kLanes);
+        pairs += __builtin_popcountll(overlap);
+        if constexpr (Lists) list_row(r + i, s[i], overlap);
       }
-      pairs += n;
-      if (lists)
-        list_row(r, s, overlap, n);
-      else
-        softmax_row(r, s, clip(lo[r], first), clip(hi[r], first));
+      if constexpr (!Lists)
+        softmax_row(r + i, s[i], whole ? 0 : clip(lo[r + i], first), whole ? kTileKeys : clip(hi[r + i], first));
     }
-    return static_cast<float>(pairs) / static_cast<float>((r1 - r0) * kTileKeys);
+    return pairs;
+  }
+
+  // Returns the share of pairs with a common feature.
+  template <bool Lists>
+  float sparse_tile(int r0, int r1, std::int64_t first, bool whole) {
+    std::int64_t pairs = 0;
+    int r = r0;
+    for (; r + V::kScoreRows <= r1; r += V::kScoreRows) {
+      fetch_ahead(r, r0, r1);
+      pairs += sparse_rows<Lists, V::kScoreRows>(r, first, whole);
+    }
+    for (; r < r1; ++r) pairs += sparse_rows<Lists, 1>(r, first, whole);
+    const int counted = Lists ? r1 - r0 : (r1 - 1) / kCountedRows - (r0 - 1 + kCountedRows) / kCountedRows + 1;
+    return counted > 0 ? static_cast<float>(pairs) / static_cast<float>(counted * kTileKeys) : 1.0f;
   }
 
   void finish() {
@@ -274,11 +306,12 @@ struct ForwardTile {
       while (r1 < rows && lo[r1] < first + n) ++r1;
       if (r0 >= r1) continue;
       pack_rows<V>(p.v.at(b, first, g), p.v.token, n, p.Dv, 1.0f, values);
+      ahead = first + 2 * kTileKeys <= p.Tk ? p.v.at(b, first + kTileKeys, g) : nullptr;
       if (p.sparse) {
         const bool whole = hi[r0] >= first + kTileKeys && lo[r1 - 1] <= first;
         const bool lists = whole && share <= kListShare;
         SparseTile<V>::scatter(p.k_sparse, b, g, first, n, keys);
-        share = sparse_tile(r0, r1, first, lists);
+        share = lists ? sparse_tile<true>(r0, r1, first, whole) : sparse_tile<false>(r0, r1, first, whole);
         SparseTile<V>::clear(p.k_sparse, b, g, first, n, keys);
         lists ? list_values(r0, r1) : product_with_values(r0, r1, first);
       } else {

@@ -16,6 +16,11 @@ struct Avx2 {
   static constexpr int kPanel = 2;
   static constexpr int kRowsOf[3] = {0, 8, 6};
 
+  // Vectors of a row of O that the product by lists holds twice.
+  static constexpr int kListPanel = 4;
+  // Rows of sparse scores taken together.
+  static constexpr int kScoreRows = 1;
+
   static F zero() { return _mm256_setzero_ps(); }
   static F set(float x) { return _mm256_set1_ps(x); }
   static F load(const float* p) { return _mm256_loadu_ps(p); }
@@ -50,10 +55,9 @@ struct Avx2 {
     return static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_NEQ_UQ)));
   }
 
-  /// 2^x, minimax polynomial of degree 6 on [-1/2, 1/2], relative error below 2e-9 before rounding; 0 for x below -126
-  /// and for -inf, NaN for NaN.
+  /// 2^x as in vec_avx512.h.
   static F exp2(F x) {
-    const F tiny = set(-126.0f);
+    const F tiny = set(-100.0f);
     const F low = _mm256_cmp_ps(x, tiny, _CMP_LT_OQ);
     const F clamped =
         _mm256_max_ps(tiny, _mm256_min_ps(set(127.9f), x));  // NaN is the second operand, so it passes through both
@@ -68,18 +72,6 @@ struct Avx2 {
     p = fma(p, r, set(1.0f));
     const __m256i power = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
     return _mm256_andnot_ps(low, _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), power)));
-  }
-
-  /// Writes the lanes of x named by `bits` side by side, and their numbers base + lane; up to kLanes elements past the
-  /// end are overwritten.
-  static void compress(std::uint32_t bits, F x, int base, float* values, std::int32_t* lanes) {
-    // Byte j of `order` is the lane that comes j-th: BMI2 deposits a full byte for every set bit, then extracts the
-    // numbers of those lanes.
-    const std::uint64_t bytes = _pdep_u64(bits, 0x0101010101010101ull) * 0xff;
-    const std::uint64_t order = _pext_u64(0x0706050403020100ull, bytes);
-    const __m256i lane = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<long long>(order)));
-    _mm256_storeu_ps(values, _mm256_permutevar8x32_ps(x, lane));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes), _mm256_add_epi32(lane, _mm256_set1_epi32(base)));
   }
 
   static __m256 half(F x) { return x; }

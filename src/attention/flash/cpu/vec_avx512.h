@@ -18,6 +18,11 @@ struct Avx512 {
   static constexpr int kPanel = 4;
   static constexpr int kRowsOf[5] = {0, 12, 12, 8, 6};
 
+  // Vectors of a row of O that the product by lists holds twice.
+  static constexpr int kListPanel = 8;
+  // Rows of sparse scores taken together.
+  static constexpr int kScoreRows = 2;
+
   static F zero() { return _mm512_setzero_ps(); }
   static F set(float x) { return _mm512_set1_ps(x); }
   static F load(const float* p) { return _mm512_loadu_ps(p); }
@@ -41,12 +46,11 @@ struct Avx512 {
   static void store_masked(Mask m, float* p, F x) { _mm512_mask_storeu_ps(p, m, x); }
   static std::uint32_t nonzero(F x) { return _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NEQ_UQ); }
 
-  /// 2^x, minimax polynomial of degree 6 on [-1/2, 1/2], relative error below 2e-9 before rounding; 0 for x below -150
-  /// and for -inf, NaN for NaN.
+  /// 2^x, minimax polynomial of degree 6 on [-1/2, 1/2], relative error below 2e-9 before rounding; 0 for x below -100
+  /// and for -inf, so that no denormal number slows the products; NaN for NaN.
   static F exp2(F x) {
     const F n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const F r =
-        _mm512_sub_ps(_mm512_max_ps(set(-200.0f), x), _mm512_max_ps(set(-200.0f), n));  // -inf - -inf would be NaN
+    const F r = sub(x, n);
     F p = set(1.5345812e-4f);
     p = fma(p, r, set(1.3399931e-3f));
     p = fma(p, r, set(9.6184891e-3f));
@@ -54,17 +58,7 @@ struct Avx512 {
     p = fma(p, r, set(2.4022646e-1f));
     p = fma(p, r, set(6.9314718e-1f));
     p = fma(p, r, set(1.0f));
-    return _mm512_scalef_ps(p, n);
-  }
-
-  /// Writes the lanes of x named by `bits` side by side, and their numbers base + lane; up to kLanes elements past the
-  /// end are overwritten.
-  static void compress(std::uint32_t bits, F x, int base, float* values, std::int32_t* lanes) {
-    const auto m = static_cast<Mask>(bits);
-    const __m512i iota = _mm512_add_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
-                                          _mm512_set1_epi32(base));
-    _mm512_storeu_ps(values, _mm512_maskz_compress_ps(m, x));
-    _mm512_storeu_si512(lanes, _mm512_maskz_compress_epi32(m, iota));
+    return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, set(-100.0f), _CMP_NLT_UQ), p, n);
   }
 
   /// The lower half plus the upper half.
