@@ -2,6 +2,7 @@
 # Installs what building sfa needs and this machine lacks, from the distribution's own packages.
 #   scripts/install_deps.sh             compiler, CMake, libraries: enough for `sfa`
 #   scripts/install_deps.sh --tests     also GoogleTest and clang-format
+#   scripts/install_deps.sh --bench     also Google Benchmark
 #   scripts/install_deps.sh --list      prints what it would install and stops
 # Debian 12 and 13, Ubuntu 22.04 and 24.04, as root or with sudo. Nothing is installed, and no package list fetched, when nothing
 # is missing. CUDA is never installed: the script says how when it sees a card without nvcc.
@@ -9,13 +10,14 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
 
 MINIMUM_CMAKE=3.25
-TESTS=no LIST=no
+TESTS=no BENCH=no LIST=no
 for argument in "$@"; do
   case $argument in
     --tests) TESTS=yes ;;
+    --bench) BENCH=yes ;;
     --list) LIST=yes ;;
-    -h | --help) sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
-    *) printf 'install_deps.sh: unknown option %s (there is: --tests, --list)\n' "$argument" >&2; exit 2 ;;
+    -h | --help) sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    *) printf 'install_deps.sh: unknown option %s (there is: --tests, --bench, --list)\n' "$argument" >&2; exit 2 ;;
   esac
 done
 
@@ -39,7 +41,8 @@ done < <(sed -n 's/^ *sfa_need([^ ]* "\([^"]*\)" "\([^"]*\)").*/\1|\2/p' "$ROOT/
 TEST_NEEDS='
 tests|libgtest-dev|
 code format|clang-format|'
-[ $TESTS = yes ] && NEEDS+=$TEST_NEEDS
+[ $TESTS = no ] || NEEDS+=$TEST_NEEDS
+[ $BENCH = no ] || NEEDS+=$'\n''benchmarks|libbenchmark-dev|'
 
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
   warn "this is no Debian or Ubuntu, so nothing is installed; CMake names what is missing (third_party/README.md lists all)"

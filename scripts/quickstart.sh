@@ -33,6 +33,8 @@ if [ -n "$TEXT" ]; then
   TEXT=$(realpath "$TEXT")
 fi
 cd "$ROOT"
+# Threads that wait do not burn the cores of others for long.
+export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-10000}
 trap 'printf "\nstopped\n" >&2; exit 130' INT TERM
 
 # The GPU needs three things; the first that is missing is the reason for the CPU.
