@@ -22,6 +22,35 @@ bool is_jsonl(const std::string& path, TextFormat format) {
   const std::string plain = path.substr(0, path.size() - compression_of(path).size());
   return plain.ends_with(".jsonl") || plain.ends_with(".ndjson");
 }
+
+// Half of a surrogate pair, written as an escape, is no character, but Python writes such; each becomes U+FFFD.
+std::string without_lone_surrogates(std::string_view line) {
+  const auto unit_at = [&](std::size_t i) -> std::int64_t {  // the 16 bits of \uXXXX at i; -1: none there
+    if (i + 6 > line.size() || line[i] != '\\' || line[i + 1] != 'u') return -1;
+    std::int64_t value = 0;
+    for (std::size_t k = i + 2; k < i + 6; ++k) {
+      const char c = line[k], low = static_cast<char>(c | 0x20);
+      const int digit = c >= '0' && c <= '9' ? c - '0' : low >= 'a' && low <= 'f' ? low - 'a' + 10 : -1;
+      if (digit < 0) return -1;
+      value = 16 * value + digit;
+    }
+    return value;
+  };
+  std::string out;
+  for (std::size_t i = 0; i < line.size();) {
+    const std::int64_t unit = unit_at(i);
+    std::size_t bytes = unit >= 0 ? 6 : line[i] == '\\' && i + 1 < line.size() ? 2 : 1;
+    bool lone = unit >= 0xDC00 && unit <= 0xDFFF;
+    if (unit >= 0xD800 && unit <= 0xDBFF) {
+      const std::int64_t next = unit_at(i + 6);
+      lone = next < 0xDC00 || next > 0xDFFF;
+      if (!lone) bytes = 12;
+    }
+    out += lone ? std::string_view("\\ufffd") : line.substr(i, bytes);
+    i += bytes;
+  }
+  return out;
+}
 }  // namespace
 
 TextFormat text_format_from_name(std::string_view name) {
@@ -140,6 +169,7 @@ class TextSource::Impl {
     while (next_line(line)) {
       if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
       nlohmann::json record = nlohmann::json::parse(line, nullptr, false);
+      if (record.is_discarded()) record = nlohmann::json::parse(without_lone_surrogates(line), nullptr, false);
       require(!record.is_discarded(), "{}, line {}: not valid JSON", path(), line_);
       require(record.is_object(), "{}, line {}: the record is not a JSON object", path(), line_);
       const auto found = record.find(options_.field);

@@ -66,6 +66,16 @@ TEST_F(TokenizeTest, AnotherFieldAndAnotherFormat) {
   expect_parts(error_of([&] { shown(o); }), {path("c.data"), "line 1", "'nobody'"});
 }
 
+TEST_F(TokenizeTest, HalvesOfSurrogatePairsBecomeReplacementCharacters) {
+  write_file("c.jsonl", R"({"text": "a\ud83dz"})"
+                        "\n"
+                        R"({"text": "\ude00\ud83d\ude00 \\ud83d \uD83D\uD83D"})"
+                        "\n"
+                        R"({"text": "\u00e9\udfff"})");
+  EXPECT_EQ(shown(options({path("c.jsonl")})),
+            "|a\xef\xbf\xbdz|\xef\xbf\xbd\xf0\x9f\x98\x80 \\ud83d \xef\xbf\xbd\xef\xbf\xbd|\xc3\xa9\xef\xbf\xbd");
+}
+
 TEST_F(TokenizeTest, BrokenRecordsNameTheirLineAndNothingIsWritten) {
   write_file("c.jsonl", "{\"text\": \"x\"}\n{\"text\": \"y\n");
   TokenizeOptions o = options({path("c.jsonl")});
