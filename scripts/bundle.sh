@@ -24,7 +24,7 @@ NVCC=$(find_nvcc || true)
 [ "$DEVICE" = cpu ] || [ -n "$NVCC" ] || die '--device cuda: there is no nvcc'
 
 if [ -z "$BUILD" ]; then
-  bash scripts/install_deps.sh --tests
+  bash scripts/install_deps.sh --tests --bench
   use_local_tools
   if [ "$DEVICE" = cuda ]; then export CUDA_HOME=${CUDA_HOME:-$(dirname "$(dirname "$NVCC")")}; fi
   BUILD=$ROOT/build/$DEVICE
@@ -37,7 +37,7 @@ WORK=$(mktemp -d)
 trap 'rm -rf "$WORK"' EXIT
 TOP=$WORK/sfa_bundle
 mkdir -p "$TOP/bin" "$TOP/lib"
-for program in "$BUILD/sfa" "$BUILD"/tests/test_{core,ops,optim,attention,models,gpu} "$BUILD"/tests/*_check "$BUILD"/bench/bench_*; do
+for program in "$BUILD/sfa" "$BUILD"/tests/test_{core,ops,optim,attention,models,gpu} "$BUILD"/tests/*_check "$BUILD"/tests/bench/bench_*; do
   if [ -f "$program" ] && [ -x "$program" ]; then strip -s -o "$TOP/bin/$(basename "$program")" "$program"; fi
 done
 

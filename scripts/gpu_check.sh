@@ -29,7 +29,7 @@ has_gpu || die 'no GPU answers here (nvidia-smi names none)'
 if [ -z "$BUILD" ] && [ -x bin/sfa ]; then BUILD=bin; fi
 if [ -z "$BUILD" ]; then
   NVCC=$(find_nvcc) || die 'there is no nvcc to build with; take a bundle made elsewhere (scripts/bundle.sh)'
-  bash scripts/install_deps.sh --tests
+  bash scripts/install_deps.sh --tests --bench
   use_local_tools
   export CUDA_HOME=${CUDA_HOME:-$(dirname "$(dirname "$NVCC")")}
   BUILD=build/cuda
@@ -38,6 +38,8 @@ if [ -z "$BUILD" ]; then
 fi
 BUILD=$(cd "$BUILD" && pwd)
 export SFA_SOURCE_DIR=$ROOT
+# The CPU's side of the comparisons: small models want few threads, and none that spin on a shared machine.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(nproc) < 8 ? $(nproc) : 8))} OMP_WAIT_POLICY=PASSIVE
 
 WORK=$(mktemp -d)
 trap 'rm -rf "$WORK"' EXIT
@@ -121,7 +123,7 @@ train_check() {
     local name=$1 device=$2 dtype=$3
     shift 3
     timeout -k 5 120 "$sfa" train configs/quickstart.yaml "data.train=$data" "output_dir=$WORK/$name" "device=$device" "train.dtype=$dtype" \
-      train.max_steps=300 train.warmup_steps=30 "$@" >"$WORK/log/train_$name" 2>&1 || { tail -2 "$WORK/log/train_$name"; return 1; }
+      train.max_steps=200 train.warmup_steps=20 "$@" >"$WORK/log/train_$name" 2>&1 || { tail -2 "$WORK/log/train_$name"; return 1; }
   }
   for name in dense sfa; do
     local attention=(model.attention.type=dense)
@@ -133,7 +135,7 @@ train_check() {
       gpu=$(last_metric "$WORK/${name}_$dtype" val/loss)
       gap=$(awk -v a="$gpu" -v b="$cpu" 'BEGIN {printf "%+.4f", a - b}')
       ok=$(awk -v g="$gap" 'BEGIN {print (g < 0.02 && g > -0.02) ? 1 : 0}')
-      FIGURES+=("$(printf '    %s: {"cpu_fp32_val_loss": %s, "gpu_val_loss": %s, "gap": %s}' "$(json_string "300 steps, $name, $dtype")" "$cpu" "$gpu" "${gap#+}")")
+      FIGURES+=("$(printf '    %s: {"cpu_fp32_val_loss": %s, "gpu_val_loss": %s, "gap": %s}' "$(json_string "200 steps, $name, $dtype")" "$cpu" "$gpu" "${gap#+}")")
       check "train $name $dtype: loss $gap of CPU" "$ok" $((1 - ok)) 0
     done
   done

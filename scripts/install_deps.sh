@@ -2,6 +2,7 @@
 # Installs what building sfa needs and this machine lacks, from the distribution's own packages.
 #   scripts/install_deps.sh             compiler, CMake, libraries: enough for `sfa`
 #   scripts/install_deps.sh --tests     also GoogleTest and clang-format
+#   scripts/install_deps.sh --bench     also Google Benchmark
 #   scripts/install_deps.sh --list      prints what it would install and stops
 # Debian 12 and 13, Ubuntu 22.04 and 24.04, as root or with sudo. Nothing is installed, and no package list fetched, when nothing
 # is missing. CUDA is never installed: the script says how when it sees a card without nvcc.
@@ -9,38 +10,39 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
 
 MINIMUM_CMAKE=3.25
-TESTS=no LIST=no
+TESTS=no BENCH=no LIST=no
 for argument in "$@"; do
   case $argument in
     --tests) TESTS=yes ;;
+    --bench) BENCH=yes ;;
     --list) LIST=yes ;;
-    -h | --help) sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
-    *) printf 'install_deps.sh: unknown option %s (there is: --tests, --list)\n' "$argument" >&2; exit 2 ;;
+    -h | --help) sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    *) printf 'install_deps.sh: unknown option %s (there is: --tests, --bench, --list)\n' "$argument" >&2; exit 2 ;;
   esac
 done
 
-# One line a need: "what for|package|other packages that bring the same".
+# One line a need: "what for|package|other packages that bring the same". The libraries are those that cmake/Dependencies.cmake asks for.
 NEEDS='C++20 compiler|g++|
 build generator|cmake|
 build runner|ninja-build|
-finds libraries|pkg-config|pkgconf
-logging|libspdlog-dev|
-formatting of text|libfmt-dev|
-YAML|libyaml-cpp-dev|
-command line|libcli11-dev|
-JSON|nlohmann-json3-dev|
-HDF5 files|libhdf5-dev|libhdf5-openmpi-dev libhdf5-mpich-dev
-matrix products (BLAS)|libopenblas-openmp-dev|libopenblas-pthread-dev libopenblas-serial-dev libopenblas64-dev
-checksums|libxxhash-dev|
-regular expressions|libpcre2-dev|
-Unicode|libutf8proc-dev|
-.gz inputs|zlib1g-dev|
-.xz inputs|liblzma-dev|
-.zst inputs|libzstd-dev|'
+finds libraries|pkg-config|pkgconf'
+others_of() {
+  case $1 in
+    libhdf5-dev) echo libhdf5-openmpi-dev libhdf5-mpich-dev ;;
+    libopenblas-openmp-dev) echo libopenblas-pthread-dev libopenblas-serial-dev ;;
+  esac
+}
+while IFS='|' read -r what package; do
+  case $package in
+    g++ | cuda* | *openmpi*) ;; # the compiler stands above; CUDA and MPI are by option
+    *) NEEDS+=$'\n'"$what|$package|$(others_of "$package")" ;;
+  esac
+done < <(sed -n 's/^ *sfa_need([^ ]* "\([^"]*\)" "\([^"]*\)").*/\1|\2/p' "$ROOT/cmake/Dependencies.cmake")
 TEST_NEEDS='
 tests|libgtest-dev|
 code format|clang-format|'
-[ $TESTS = yes ] && NEEDS+=$TEST_NEEDS
+[ $TESTS = no ] || NEEDS+=$TEST_NEEDS
+[ $BENCH = no ] || NEEDS+=$'\n''benchmarks|libbenchmark-dev|'
 
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
   warn "this is no Debian or Ubuntu, so nothing is installed; CMake names what is missing (third_party/README.md lists all)"
@@ -49,26 +51,24 @@ fi
 
 installed() { [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 
+# CMake, ninja and clang-format count by what runs, whoever brought them.
+present() {
+  case $1 in
+    cmake) command -v cmake >/dev/null ;;
+    ninja-build) command -v ninja >/dev/null ;;
+    clang-format) command -v clang-format >/dev/null ;;
+    *) installed "$1" ;;
+  esac
+}
+
 missing=()
 while IFS='|' read -r purpose package others; do
   for name in $package $others; do
-    if installed "$name"; then continue 2; fi
+    if present "$name"; then continue 2; fi
   done
   missing+=("$package")
   say "missing: $package ($purpose)"
 done <<<"$NEEDS"
-
-# CMake and ninja count by what runs, whoever brought them.
-satisfied=()
-for package in "${missing[@]}"; do
-  case $package in
-    cmake) command -v cmake >/dev/null && continue ;;
-    ninja-build) command -v ninja >/dev/null && continue ;;
-    clang-format) command -v clang-format >/dev/null && continue ;;
-  esac
-  satisfied+=("$package")
-done
-missing=("${satisfied[@]}")
 
 if [ $LIST = yes ]; then
   [ ${#missing[@]} -eq 0 ] && say 'nothing is missing' || say "would run: apt-get install ${missing[*]}"

@@ -3,7 +3,7 @@
 # them against each other.
 #   scripts/quickstart.sh [--text FILE] [--steps N] [--device auto|cpu|cuda]
 #     --text FILE    what to learn (plain text or .jsonl); without it, the documents and sources of this repository
-#     --steps N      optimizer steps of each run (500)
+#     --steps N      optimizer steps of each run (400)
 #     --device ...   auto: the GPU when card, driver and nvcc are there, else the CPU
 # Everything it makes lies in .quickstart/ and build/. Run again it builds and prepares only what has changed and trains a new pair of runs
 # beside the older ones.
@@ -14,7 +14,7 @@ usage() {
   printf 'quickstart.sh: %s\nusage: scripts/quickstart.sh [--text FILE] [--steps N] [--device auto|cpu|cuda]\n' "$1" >&2
   exit 2
 }
-TEXT='' STEPS=500 DEVICE=auto
+TEXT='' STEPS=400 DEVICE=auto
 while [ $# -gt 0 ]; do
   case $1 in
     -h | --help) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
@@ -33,6 +33,8 @@ if [ -n "$TEXT" ]; then
   TEXT=$(realpath "$TEXT")
 fi
 cd "$ROOT"
+# Threads that wait do not burn the cores of others for long.
+export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-10000}
 trap 'printf "\nstopped\n" >&2; exit 130' INT TERM
 
 # The GPU needs three things; the first that is missing is the reason for the CPU.

@@ -62,7 +62,7 @@ run_tests() {
   total=$(attribute tests "$report") failures=$(attribute failures "$report")
   skipped=$(($(attribute skipped "$report") + $(attribute disabled "$report")))
   # Everything from the first failing test on, without the tests that passed.
-  if [ "$failures" -gt 0 ]; then grep -v -E ' +Passed +[0-9.]+ sec$|^ +Start +[0-9]+:' "$log" | head -300; fi
+  if [ "$failures" -gt 0 ]; then grep -v -E ' +Passed +[0-9.]+ sec$|^ +Start +[0-9]+:|Skipped' "$log" | head -300; fi
   say "$((total - failures - skipped)) of $total tests passed, $failures failed, $skipped skipped ($(sed -n 's/^Total Test time (real) = *//p' "$log"))"
   PASSED=$((PASSED + total - failures - skipped)) FAILED=$((FAILED + failures)) SKIPPED=$((SKIPPED + skipped))
 }

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <filesystem>
 #include <fstream>
 #include <map>
 #include <numeric>
@@ -170,13 +171,17 @@ std::size_t edit_distance(const std::string& a, const std::string& b) {
 std::string nearest_key(const std::string& unknown) {
   std::string best;
   double least = 1e9;
+  const std::string section = unknown.substr(0, unknown.find('.'));
   for (const auto& entry : list_keys({})) {
-    // The full path counts, and so does the last word alone: `train.learning_rat`, `lr`.
     const std::string& path = entry.info.path;
-    const double whole = static_cast<double>(edit_distance(unknown, path));
-    const double word = static_cast<double>(edit_distance(last_part(unknown), last_part(path))) + 0.4 +
-                        (path.substr(0, path.find('.')) == unknown.substr(0, unknown.find('.')) ? 0 : 0.3);
-    const double distance = std::min(whole, word);
+    const bool same_section = path.substr(0, path.find('.')) == section;
+    // The full path counts, and so does the last word alone, by any of its names: `train.learning_rat`, `lr`.
+    double distance = static_cast<double>(edit_distance(unknown, path));
+    std::vector<std::string> names = entry.info.aliases;
+    names.push_back(last_part(path));
+    for (const std::string& name : names)
+      distance = std::min(
+          distance, static_cast<double>(edit_distance(last_part(unknown), name)) + 0.4 + (same_section ? 0 : 0.3));
     if (distance < least) {
       least = distance;
       best = path;
@@ -256,6 +261,7 @@ Config parse_config(const std::string& text, const std::string& source, const st
 
 Config load_config(const std::string& file, const std::vector<std::string>& overrides) {
   if (file.empty()) return parse_config("", "", overrides);
+  require(!std::filesystem::is_directory(file), "{}: is a folder; a configuration is a YAML file", file);
   std::ifstream in(file);
   require(in.good(), "{}: the configuration can't be read; is the path right?", file);
   std::stringstream text;

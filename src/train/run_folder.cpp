@@ -35,22 +35,30 @@ void write_file_atomically(const fs::path& file, const std::string& text) {
   fs::rename(temporary, file);
 }
 
-RunFolder open_run_folder(const Config& config) {
+RunFolder find_run_folder(const Config& config) {
   RunFolder folder{config.output_dir, {}};
   std::error_code error;
-  const bool held = fs::exists(folder.path / "config.yaml", error) || !list_checkpoints(folder.path).empty();
-  if (held) {
+  const fs::file_status status = fs::status(folder.path, error);
+  require(status.type() != fs::file_type::not_found || !fs::is_symlink(folder.path), "{}: leads nowhere",
+          folder.path.string());
+  if (!fs::exists(status)) return folder;
+  require(fs::is_directory(status), "{}: the run's folder can't be made: a file is in the way", folder.path.string());
+  const bool any_checkpoint = !list_checkpoints(folder.path).empty();
+  if (any_checkpoint || fs::exists(folder.path / "config.yaml", error)) {
     require(config.resume == "auto",
             "{}: the folder holds a run already; continue it with --resume, or name another output_dir",
             folder.path.string());
-    if (!list_checkpoints(folder.path).empty()) folder.checkpoint = find_checkpoint(folder.path);
+    if (any_checkpoint) folder.checkpoint = find_checkpoint(folder.path);
   }
-  fs::create_directories(folder.path, error);
-  require(!error && fs::is_directory(folder.path), "{}: the run's folder can't be made: {}", folder.path.string(),
-          error ? error.message() : "a file is in the way");
   const int denied = ::access(folder.path.c_str(), W_OK) == 0 ? 0 : errno;
   require(denied == 0, "{}: the run's folder can't be written: {}", folder.path.string(), std::strerror(denied));
   return folder;
+}
+
+void create_run_folder(const RunFolder& folder) {
+  std::error_code error;
+  fs::create_directories(folder.path, error);
+  require(!error, "{}: the run's folder can't be made: {}", folder.path.string(), error.message());
 }
 
 void describe_run(const RunFolder& folder, const Config& config, const std::string& device_name,

@@ -13,9 +13,12 @@ struct RunFolder {
   std::filesystem::path checkpoint;  // to resume from; empty = start anew
 };
 
-/// Creates the folder, or finds what to resume. Throws Error when it holds another run (and resume is `never`), can't
-/// be written, or belongs to a run of another shape of model. Nothing of an earlier run is changed by a refusal.
-RunFolder open_run_folder(const Config& config);
+/// Finds what to resume, and changes nothing. Throws Error when the folder holds another run (and resume is `never`) or
+/// can't be written.
+RunFolder find_run_folder(const Config& config);
+
+/// Creates the folder where it is missing. Throws Error when that is impossible.
+void create_run_folder(const RunFolder& folder);
 
 /// Writes config.yaml and run.json (version, device, dtype, time) whole or not at all.
 void describe_run(const RunFolder& folder, const Config& config, const std::string& device_name,

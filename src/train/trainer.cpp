@@ -94,7 +94,7 @@ Run::Run(Config config)
     v.split = validation_split_of_own_files(own);
   }
   if (!d.val.empty() || shards_.tokens(Split::val) > 1) validation_ = std::make_unique<ValidationSet>(v);
-  folder_ = open_run_folder(config_);
+  folder_ = find_run_folder(config_);
   if (folder_.checkpoint.empty())
     state_.initialize(static_cast<std::uint64_t>(config_.seed));
   else
@@ -108,6 +108,7 @@ Run::Run(Config config)
                                                    .start_sample = next_sample_,
                                                    .shuffle = d.shuffle,
                                                    .document_mask = d.document_mask});
+  create_run_folder(folder_);
   describe_run(folder_, config_, state_.context().device_name(),
                std::string(name_of(state_.context().round_bf16 ? DType::bf16 : state_.model().dtype())));
   log_to_file(folder_.path / "train.log");

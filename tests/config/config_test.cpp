@@ -1,0 +1,97 @@
+// Configuration: what is written is what is read, every key is documented, every recipe in configs/ is valid.
+#include "config/config.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+#include "core/error.h"
+#include "golden/golden_file.h"
+
+namespace sfa::test {
+namespace {
+
+std::string file_text(const std::string& path) {
+  std::ifstream in(path);
+  std::stringstream text;
+  text << in.rdbuf();
+  return text.str();
+}
+
+std::string message_of(const std::string& yaml, const std::vector<std::string>& overrides = {}) {
+  try {
+    (void)parse_config(yaml, "test.yaml", overrides);
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "";
+}
+
+TEST(Config, ReferenceIsDocumented) {
+  const std::string document = file_text(source_dir() + "/docs/configuration.md");
+  EXPECT_NE(document.find(config_reference()), std::string::npos)
+      << "docs/configuration.md must hold the table that `sfa config --reference` prints, as it prints it";
+}
+
+TEST(Config, RecipesAreValidAndComeBackAsWritten) {
+  int recipes = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(source_dir() + "/configs")) {
+    if (entry.path().extension() != ".yaml") continue;
+    SCOPED_TRACE(entry.path().string());
+    const Config config = load_config(entry.path().string(), {});
+    const std::string dumped = dump_config(config);
+    EXPECT_EQ(dump_config(parse_config(dumped, "dump", {})), dumped);
+    ++recipes;
+  }
+  EXPECT_GE(recipes, 3);
+}
+
+TEST(Config, NanoGptNamesAreAliases) {
+  const Config c =
+      parse_config("output_dir: x\nmodel: {n_layer: 3, n_head: 4, n_embd: 64}\nblock_size: 32\nmax_iters: 7\n",
+                   "test.yaml", {"learning_rate=0.25"});
+  EXPECT_EQ(c.model.num_hidden_layers, 3);
+  EXPECT_EQ(c.model.num_attention_heads, 4);
+  EXPECT_EQ(c.model.hidden_size, 64);
+  EXPECT_EQ(c.model.max_position_embeddings, 32);
+  EXPECT_EQ(c.train.max_steps, 7);
+  EXPECT_EQ(c.train.lr, 0.25);
+  EXPECT_NE(message_of("output_dir: x\nmodel: {n_layer: 3, num_hidden_layers: 3}\n").find("another name"),
+            std::string::npos);
+}
+
+TEST(Config, OverridesWinAndTheLastOne) {
+  const Config c = parse_config("output_dir: x\nseed: 1\n", "test.yaml", {"seed=2", "seed=3", "train.lr=1e-2"});
+  EXPECT_EQ(c.seed, 3);
+  EXPECT_EQ(c.train.lr, 0.01);
+  EXPECT_THROW((void)parse_config("output_dir: x\n", "test.yaml", {"seed"}), UsageError);
+}
+
+TEST(Config, WholeNumbersMayBeWrittenWithAnExponent) {
+  EXPECT_EQ(parse_config("output_dir: x\ntrain: {max_steps: 2e3}\n", "test.yaml", {}).train.max_steps, 2000);
+  EXPECT_NE(message_of("output_dir: x\ntrain: {max_steps: 2.5}\n"), "");
+}
+
+TEST(Config, MessagesNameFileLineAndNearestKey) {
+  const std::string unknown = message_of("output_dir: x\n\ntrain:\n  learning_rte: 1\n");
+  EXPECT_NE(unknown.find("test.yaml:4"), std::string::npos) << unknown;
+  EXPECT_NE(unknown.find("'train.learning_rte'"), std::string::npos) << unknown;
+  EXPECT_NE(unknown.find("'train.lr'"), std::string::npos) << unknown;
+}
+
+TEST(Config, DerivedValuesAreResolved) {
+  const Config c = parse_config("output_dir: x\nmodel: {hidden_size: 64, num_attention_heads: 4}\n", "test.yaml",
+                                {"model.attention.type=sfa", "model.attention.k=8"});
+  EXPECT_EQ(c.model.intermediate_size, 256);
+  EXPECT_EQ(c.model.qk_head_dim, 16);
+  EXPECT_EQ(c.model.num_key_value_heads, 4);
+  EXPECT_EQ(c.model.attention.k_q, 8);
+  EXPECT_EQ(c.model.attention.k_k, 8);
+  EXPECT_EQ(c.data.seq_len, c.model.max_position_embeddings);
+  EXPECT_EQ(c.data.micro_batch_size, c.data.batch_size);
+}
+
+}  // namespace
+}  // namespace sfa::test
