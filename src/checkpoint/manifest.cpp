@@ -8,15 +8,15 @@
 #include <limits>
 #include <utility>
 
-#include "checkpoint/files.h"
 #include "core/error.h"
+#include "core/file.h"
 
 namespace sfa::checkpoint {
 namespace {
 using nlohmann::json;
 
 constexpr std::string_view kFormat = "sfa-checkpoint";
-constexpr std::int64_t kMaxManifestBytes = std::int64_t{1} << 30;
+constexpr std::uint64_t kMaxManifestBytes = std::uint64_t{1} << 30;
 constexpr std::int64_t kMaxBytes = std::int64_t{1} << 62;
 constexpr int kMaxDepth = 64;  // of nested JSON values
 
@@ -286,14 +286,13 @@ Manifest parse_manifest(std::string_view text, const std::string& where) {
 }
 
 Manifest read_manifest(const std::filesystem::path& folder) {
-  const std::filesystem::path path = folder / kManifestName;
-  const Fd fd = open_regular(path);
-  const std::int64_t bytes = size_of_file(fd, path);
-  require(bytes <= kMaxManifestBytes, "{} has {} bytes; a manifest has at most {}", path.string(), bytes,
+  const File file = File::open_to_read((folder / kManifestName).string());
+  const std::uint64_t bytes = file.size();
+  require(bytes <= kMaxManifestBytes, "{} has {} bytes; a manifest has at most {}", file.path(), bytes,
           kMaxManifestBytes);
-  std::string text(static_cast<std::size_t>(bytes), '\0');
-  read_at(fd, text.data(), text.size(), 0, path);
-  return parse_manifest(text, path.string());
+  std::string text(bytes, '\0');
+  file.read_at(0, text.data(), text.size());
+  return parse_manifest(text, file.path());
 }
 
 json piece_list(const std::string& file, const StoredFile& stored, const std::map<std::string, StoredTensor>& tensors) {

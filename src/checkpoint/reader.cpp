@@ -9,9 +9,9 @@
 #include <utility>
 
 #include "checkpoint/checkpoint.h"
-#include "checkpoint/files.h"
 #include "checkpoint/manifest.h"
 #include "core/error.h"
+#include "core/file.h"
 
 namespace sfa {
 namespace {
@@ -30,7 +30,7 @@ struct CheckpointReader::Impl {
   fs::path folder;
   Manifest manifest;
   std::map<std::string, CheckpointTensor> tensors;
-  std::map<std::string, Fd> open_files;
+  std::map<std::string, File> open_files;
   std::map<const Piece*, std::vector<bool>> checked;  // a flag a block
   std::vector<char> scratch;
 
@@ -44,8 +44,8 @@ struct CheckpointReader::Impl {
             "{} has no {}: it is an unfinished checkpoint, or none at all", folder.string(), kManifestName);
     manifest = read_manifest(folder);
     for (const auto& [name, stored] : manifest.files) {
-      Fd fd = open_checked(name, stored.bytes);
-      if (open_files.size() < kMaxOpenFiles) open_files.emplace(name, std::move(fd));
+      File file = open_checked(name, stored.bytes);
+      if (open_files.size() < kMaxOpenFiles) open_files.emplace(name, std::move(file));
     }
     for (const auto& [name, stored] : manifest.tensors) {
       tensors.emplace(name, stored.tensor);
@@ -53,13 +53,12 @@ struct CheckpointReader::Impl {
     }
   }
 
-  [[nodiscard]] Fd open_checked(const std::string& name, std::int64_t expected) const {
-    const fs::path path = folder / name;
-    Fd fd = open_regular(path);
-    const std::int64_t bytes = size_of_file(fd, path);
-    require(bytes == expected, "{} has {} bytes, its manifest says {}: the checkpoint is {}", path.string(), bytes,
+  [[nodiscard]] File open_checked(const std::string& name, std::int64_t expected) const {
+    File file = File::open_to_read((folder / name).string());
+    const auto bytes = static_cast<std::int64_t>(file.size());
+    require(bytes == expected, "{} has {} bytes, its manifest says {}: the checkpoint is {}", file.path(), bytes,
             expected, bytes < expected ? "truncated" : "damaged");
-    return fd;
+    return file;
   }
 
   [[nodiscard]] const StoredTensor& find(const std::string& name) const {
@@ -70,11 +69,10 @@ struct CheckpointReader::Impl {
 
   // Bytes [begin, end) of a piece into `out`; every block touched is checked the first time.
   void read_piece(const StoredTensor& stored, const Piece& piece, std::int64_t begin, std::int64_t end, char* out) {
-    Fd reopened;
+    File reopened;
     const auto open = open_files.find(piece.file);
     if (open == open_files.end()) reopened = open_checked(piece.file, manifest.files.at(piece.file).bytes);
-    const Fd& fd = open == open_files.end() ? reopened : open->second;
-    const fs::path path = folder / piece.file;
+    const File& file = open == open_files.end() ? reopened : open->second;
     const auto element = static_cast<std::int64_t>(size_of(stored.tensor.dtype));
     const std::int64_t piece_bytes = piece.count * element;
     std::vector<bool>& flags = checked.at(&piece);
@@ -86,18 +84,18 @@ struct CheckpointReader::Impl {
       const auto wanted = static_cast<std::size_t>(stop - begin);
       const auto block_bytes = static_cast<std::size_t>(block_end - block_begin);
       if (flags[static_cast<std::size_t>(index)]) {
-        read_at(fd, out, wanted, piece.offset + begin, path);
+        file.read_at(piece.offset + begin, out, wanted);
       } else {
         char* block = out;
         if (wanted != block_bytes) {
           if (scratch.size() < block_bytes) scratch.resize(block_bytes);
           block = scratch.data();
         }
-        read_at(fd, block, block_bytes, piece.offset + block_begin, path);
+        file.read_at(piece.offset + block_begin, block, block_bytes);
         require(XXH3_64bits(block, block_bytes) == piece.checksums[static_cast<std::size_t>(index)],
                 "{} is damaged: elements [{}, {}) of tensor '{}' do not match their checksum; resume from another "
                 "checkpoint",
-                path.string(), piece.begin + block_begin / element, piece.begin + block_end / element,
+                file.path(), piece.begin + block_begin / element, piece.begin + block_end / element,
                 stored.tensor.name);
         flags[static_cast<std::size_t>(index)] = true;
         if (block != out) std::memcpy(out, block + (begin - block_begin), wanted);
@@ -117,7 +115,7 @@ struct CheckpointReader::Impl {
                               piece.offset + piece.count * static_cast<std::int64_t>(size_of(entry.tensor.dtype)));
     std::sort(pieces.begin(), pieces.end());
     pieces.emplace_back(stored.bytes, stored.bytes);
-    const Fd fd = open_checked(name, stored.bytes);
+    const File file = open_checked(name, stored.bytes);
     const std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> hash(XXH3_createState(), XXH3_freeState);
     XXH3_64bits_reset(hash.get());
     std::vector<char> buffer(1 << 20);
@@ -125,14 +123,14 @@ struct CheckpointReader::Impl {
     for (const auto& [begin, end] : pieces) {
       while (at < begin) {
         const std::size_t bytes = std::min(buffer.size(), static_cast<std::size_t>(begin - at));
-        read_at(fd, buffer.data(), bytes, at, folder / name);
+        file.read_at(at, buffer.data(), bytes);
         XXH3_64bits_update(hash.get(), buffer.data(), bytes);
         at += static_cast<std::int64_t>(bytes);
       }
       at = end;
     }
     require(XXH3_64bits_digest(hash.get()) == stored.structure_checksum,
-            "{} is damaged: its HDF5 structures do not match their checksum", (folder / name).string());
+            "{} is damaged: its HDF5 structures do not match their checksum", file.path());
   }
 };
 

@@ -6,6 +6,7 @@
 //   .step_00001000.gone  being deleted
 #include <fcntl.h>
 #include <sys/file.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -15,7 +16,7 @@
 #include <string_view>
 
 #include "checkpoint/checkpoint.h"
-#include "checkpoint/files.h"
+#include "checkpoint/folders.h"
 #include "checkpoint/manifest.h"
 #include "core/error.h"
 
@@ -75,9 +76,11 @@ bool in_use(const fs::path& temporary) {
   std::error_code error;
   for (fs::directory_iterator it(temporary, error), end; !error && it != end; it.increment(error)) {
     if (!it->path().filename().string().starts_with("rank_")) continue;
-    const Fd fd(::open(it->path().c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
-    if (!fd.valid() && errno == ENOENT) continue;
-    if (!fd.valid() || ::flock(fd.get(), LOCK_SH | LOCK_NB) != 0) return true;
+    const int fd = ::open(it->path().c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0 && errno == ENOENT) continue;
+    const bool free = fd >= 0 && ::flock(fd, LOCK_SH | LOCK_NB) == 0;
+    if (fd >= 0) ::close(fd);
+    if (!free) return true;
   }
   return false;
 }

@@ -8,7 +8,6 @@
 #include <fcntl.h>
 #include <hdf5.h>
 #include <sys/file.h>
-#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -20,9 +19,10 @@
 #include <utility>
 
 #include "checkpoint/checkpoint.h"
-#include "checkpoint/files.h"
+#include "checkpoint/folders.h"
 #include "checkpoint/manifest.h"
 #include "core/error.h"
+#include "core/file.h"
 #include "core/hdf5.h"
 
 namespace sfa {
@@ -81,15 +81,14 @@ void write_shape(hid_t dataset, const std::vector<std::int64_t>& shape) {
 // The layout of one HDF5 file, in memory. Every method is called under hdf5::Lock.
 class Layout {
  public:
-  Layout(std::int64_t step, int rank) : memory_(::memfd_create("sfa-checkpoint", MFD_CLOEXEC)) {
-    require(memory_.valid(), "cannot create a memory file for the layout of a checkpoint");
+  Layout(std::int64_t step, int rank) : memory_(File::in_memory("the layout of a checkpoint, in memory")) {
     const hdf5::Handle access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose);
     H5Pset_fapl_stdio(access.get());  // the default driver asks for the file's real path, and a memory file has none
     H5Pset_libver_bounds(access.get(), H5F_LIBVER_V18, H5F_LIBVER_V18);
     H5Pset_alignment(access.get(), 64 * 1024, 4096);
     const hdf5::Handle creation(H5Pcreate(H5P_FILE_CREATE), H5Pclose);
     H5Pset_obj_track_times(creation.get(), false);  // the same content makes the same bytes
-    const std::string path = fmt::format("/proc/self/fd/{}", memory_.get());
+    const std::string path = fmt::format("/proc/self/fd/{}", memory_.descriptor());
     file_ = hdf5::Handle(
         checked(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, creation.get(), access.get()), "begin the layout"), H5Fclose);
     hdf5::write_attribute(file_.get(), "format", std::string("sfa-checkpoint"));
@@ -131,7 +130,7 @@ class Layout {
 
   // Flushes everything; after it memory() holds the file without its data.
   void close() { checked(file_.close(), "finish the layout"); }
-  [[nodiscard]] const Fd& memory() const { return memory_; }
+  [[nodiscard]] const File& memory() const { return memory_; }
 
  private:
   // The groups above a dataset, by hand: those that HDF5 makes by itself carry the time.
@@ -148,7 +147,7 @@ class Layout {
     }
   }
 
-  Fd memory_;
+  File memory_;
   hdf5::Handle file_;
   std::set<std::string> groups_;
 };
@@ -159,7 +158,7 @@ struct CheckpointWriter::Impl {
   fs::path run, folder, path;
   std::int64_t step = 0;
   int rank = 0;
-  Fd file;                         // locked with flock as long as this writer lives: prune leaves its folder alone
+  File file;                       // locked with flock as long as this writer lives: prune leaves its folder alone
   std::unique_ptr<Layout> layout;  // until finish_file
   std::map<std::string, StoredTensor> tensors;
   std::int64_t last_byte = 0;  // where the last piece ends
@@ -174,11 +173,11 @@ struct CheckpointWriter::Impl {
     std::error_code error;
     fs::create_directories(folder, error);
     if (error) fail_system("create the folder", folder, error.value());
-    file = open_for_writing(path);
-    if (::flock(file.get(), LOCK_EX | LOCK_NB) != 0)
+    file = File::open_or_create(path.string());
+    if (::flock(file.descriptor(), LOCK_EX | LOCK_NB) != 0)
       require(errno != EWOULDBLOCK, "{} is being written by another process", folder.string());
     try {
-      truncate(file, 0, path);
+      file.truncate(0);
       if (rank == 0) remove_tree(folder / kManifestName);  // of a writer that was killed before its rename
       check_size_limit(0, path);
       const hdf5::Lock lock;
@@ -225,7 +224,7 @@ struct CheckpointWriter::Impl {
     for (std::int64_t at = 0; at < bytes; at += kBlockBytes) {
       const auto block = static_cast<std::size_t>(std::min(kBlockBytes, bytes - at));
       piece.checksums.push_back(XXH3_64bits(from + at, block));
-      write_at(file, from + at, block, piece.offset + at, path);
+      file.write_at(piece.offset + at, from + at, block);
     }
     tensors[tensor.name].pieces.push_back(std::move(piece));
   }
@@ -239,7 +238,7 @@ struct CheckpointWriter::Impl {
                             piece.offset + piece.count * static_cast<std::int64_t>(size_of(stored.tensor.dtype)));
     std::sort(pieces.begin(), pieces.end());
     StoredFile stored;
-    stored.bytes = size_of_file(layout->memory(), path);
+    stored.bytes = static_cast<std::int64_t>(layout->memory().size());
     pieces.emplace_back(stored.bytes, stored.bytes);
     const std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> hash(XXH3_createState(), XXH3_freeState);
     XXH3_64bits_reset(hash.get());
@@ -247,12 +246,12 @@ struct CheckpointWriter::Impl {
     std::int64_t at = 0;
     for (const auto& [begin, end] : pieces) {
       buffer.resize(static_cast<std::size_t>(std::max<std::int64_t>(begin - at, 0)));
-      read_at(layout->memory(), buffer.data(), buffer.size(), at, path);
+      layout->memory().read_at(at, buffer.data(), buffer.size());
       XXH3_64bits_update(hash.get(), buffer.data(), buffer.size());
-      write_at(file, buffer.data(), buffer.size(), at, path);
+      file.write_at(at, buffer.data(), buffer.size());
       at = end;
     }
-    truncate(file, stored.bytes, path);
+    file.truncate(stored.bytes);
     stored.structure_checksum = XXH3_64bits_digest(hash.get());
     return stored;
   }
@@ -291,7 +290,7 @@ nlohmann::json CheckpointWriter::finish_file() {
   }
   const StoredFile stored = impl_->write_structure();
   impl_->layout.reset();
-  sync_file(impl_->file, impl_->path);
+  impl_->file.sync();
   impl_->failed = false;
   impl_->finished = true;
   return piece_list(rank_file_name(impl_->rank), stored, impl_->tensors);
@@ -309,7 +308,7 @@ fs::path CheckpointWriter::publish(const std::vector<nlohmann::json>& piece_list
   for (const auto& list : piece_lists) merge_piece_list(manifest, list, where);
   validate(manifest, where);
   for (const auto& [name, stored] : manifest.files) {
-    const std::int64_t bytes = size_of_file(open_regular(impl_->folder / name), impl_->folder / name);
+    const auto bytes = static_cast<std::int64_t>(File::open_to_read((impl_->folder / name).string()).size());
     require(bytes == stored.bytes, "{} has {} bytes, its writer reported {}", (impl_->folder / name).string(), bytes,
             stored.bytes);
   }
@@ -322,9 +321,9 @@ fs::path CheckpointWriter::publish(const std::vector<nlohmann::json>& piece_list
   const std::string text = to_text(manifest);
   const fs::path manifest_path = impl_->folder / kManifestName;
   {
-    const Fd file = open_for_writing(manifest_path);
-    write_at(file, text.data(), text.size(), 0, manifest_path);
-    sync_file(file, manifest_path);
+    File file = File::open_or_create(manifest_path.string());
+    file.write_at(0, text.data(), text.size());
+    file.sync();
   }
   sync_folder(impl_->folder);
   const fs::path target = impl_->run / step_folder_name(impl_->step);

@@ -1,6 +1,7 @@
 #include "core/file.h"
 
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -16,7 +17,7 @@
 namespace sfa {
 namespace {
 std::string reason() {
-  return std::strerror(errno);
+  return system_reason(errno);
 }
 
 int open_or_fail(const std::string& path, int flags, const char* what) {
@@ -40,9 +41,11 @@ File::~File() {
 }
 
 File File::open_to_read(const std::string& path) {
-  File file(open_or_fail(path, O_RDONLY, "for reading"), path);
+  File file(open_or_fail(path, O_RDONLY | O_NONBLOCK, "for reading"), path);
   struct stat status {};
-  if (::fstat(file.fd_, &status) == 0 && S_ISDIR(status.st_mode)) fail("{} is a folder, not a file", path);
+  if (::fstat(file.fd_, &status) != 0) fail("could not read the size of {}: {}", path, reason());
+  if (S_ISDIR(status.st_mode)) fail("{} is a folder, not a file", path);
+  if (!S_ISREG(status.st_mode)) fail("{} is not a regular file", path);
   return file;
 }
 
@@ -52,6 +55,16 @@ File File::open_to_update(const std::string& path) {
 
 File File::create(const std::string& path) {
   return {open_or_fail(path, O_RDWR | O_CREAT | O_TRUNC, "for writing"), path};
+}
+
+File File::open_or_create(const std::string& path) {
+  return {open_or_fail(path, O_RDWR | O_CREAT | O_NOFOLLOW, "for writing"), path};
+}
+
+File File::in_memory(const std::string& label) {
+  const int fd = ::memfd_create("sfa", MFD_CLOEXEC);
+  if (fd < 0) fail("could not create {}: {}", label, reason());
+  return {fd, label};
 }
 
 File File::temporary_in(const std::string& folder) {
@@ -90,15 +103,46 @@ void File::write_at(std::uint64_t offset, const void* data, std::size_t count) {
   while (count > 0) {
     const ssize_t put = ::pwrite(fd_, bytes, count, static_cast<off_t>(offset));
     if (put < 0 && errno == EINTR) continue;
-    if (put <= 0) fail("could not write {}: {}", path_, reason());
+    if (put <= 0) fail("could not write {}: {}", path_, system_reason(put < 0 ? errno : ENOSPC));
     bytes += put;
     offset += static_cast<std::uint64_t>(put);
     count -= static_cast<std::size_t>(put);
   }
 }
 
+void File::truncate(std::uint64_t bytes) {
+  if (::ftruncate(fd_, static_cast<off_t>(bytes)) != 0) fail("could not set the size of {}: {}", path_, reason());
+}
+
 void File::sync() {
-  if (::fsync(fd_) != 0) fail("could not write {} to disk: {}", path_, reason());
+  int result = 0;
+  do result = ::fsync(fd_);
+  while (result != 0 && errno == EINTR);
+  if (result != 0) fail("could not write {} to disk: {}", path_, reason());
+}
+
+std::string system_reason(int error) {
+  const char* advice = "";
+  switch (error) {
+    case ENOSPC:
+    case EDQUOT:
+      advice = "; free some space";
+      break;
+    case EFBIG:
+      advice = "; a limit on the size of files is set (see ulimit -f)";
+      break;
+    case EACCES:
+    case EPERM:
+    case EROFS:
+      advice = "; choose a place that this user may use, or change its permissions";
+      break;
+    case EIO:
+      advice = "; the disk reports a fault, see the kernel's log";
+      break;
+    default:
+      break;
+  }
+  return std::strerror(error) + std::string(advice);
 }
 
 void rename_into_place(const std::string& from, const std::string& to, bool replace) {

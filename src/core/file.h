@@ -16,10 +16,15 @@ class File {
   File& operator=(File&& other) noexcept;
   ~File();
 
+  /// A regular file: a pipe or device is refused instead of waited for.
   static File open_to_read(const std::string& path);
   static File open_to_update(const std::string& path);
   /// Made when missing, emptied when there.
   static File create(const std::string& path);
+  /// Made when missing, its content kept when there; follows no symbolic link.
+  static File open_or_create(const std::string& path);
+  /// A nameless file in memory; `label` stands for its path.
+  static File in_memory(const std::string& label);
   /// A nameless file in `folder` that vanishes with the descriptor, however the process ends.
   static File temporary_in(const std::string& folder);
 
@@ -32,6 +37,8 @@ class File {
   void read_at(std::uint64_t offset, void* out, std::size_t count) const;
   /// Exactly `count` bytes at `offset`; a full disk is an error.
   void write_at(std::uint64_t offset, const void* data, std::size_t count);
+  /// Sets the size.
+  void truncate(std::uint64_t bytes);
   void sync();
 
  private:
@@ -39,6 +46,9 @@ class File {
   int fd_ = -1;
   std::string path_;
 };
+
+/// What the system calls `error`, and for the common reasons of a failed write what to do about it.
+std::string system_reason(int error);
 
 /// Renames `from` to `to` (same folder) and syncs the folder. Unless `replace`, throws when `to` exists.
 void rename_into_place(const std::string& from, const std::string& to, bool replace);

@@ -62,7 +62,7 @@ TEST_F(BadInput, DamagedCheckpoint) {
   write_file(newest() / "rank_00000.h5", data.substr(0, data.size() - 1));
   expect_everybody_refuses("the checkpoint is truncated");
   fs::remove(newest() / "rank_00000.h5");
-  expect_everybody_refuses("rank_00000.h5 is missing");
+  expect_everybody_refuses("rank_00000.h5 does not exist");
   write_file(newest() / "rank_00000.h5", data);
   EXPECT_EQ(contents(), before);
   // A bit in every tensor, so that weights are hit for whoever reads only those.

@@ -208,7 +208,7 @@ TEST(Crash, PermissionLost) {
       const nlohmann::json list = writer.finish_file();
       ::chmod(run.path().c_str(), 0555);  // between the files and the rename
       const std::string sentence = error_of([&] { writer.publish({list}, {}, ""); });
-      require(sentence.find("Permission denied; choose a folder that this user may write") != std::string::npos, "'{}'",
+      require(sentence.find("Permission denied; choose a place that this user may use") != std::string::npos, "'{}'",
               sentence);
     }
     const std::string sentence = error_of([&] { save(run.path(), 3, kWidth); });
@@ -239,7 +239,7 @@ TEST(Crash, ThingsInTheWay) {
   EXPECT_ERROR(save(run.path(), 1, kWidth), "step_00000001");
   EXPECT_EQ(read_file(run.path() / "step_00000001"), "a file where the checkpoint goes");
   write_file(run.path() / "file", "x");
-  EXPECT_ERROR(save(run.path() / "file", 1, kWidth), "cannot create the folder");
+  EXPECT_ERROR(save(run.path() / "file", 1, kWidth), "could not create the folder");
   fs::create_symlink("/dev/null", run.path() / "link");
   fs::create_directory(run.path() / ".step_00000002.tmp");
   fs::create_symlink(run.path() / "file", run.path() / ".step_00000002.tmp" / "rank_00000.h5");

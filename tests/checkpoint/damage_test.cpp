@@ -86,9 +86,9 @@ TEST_F(Damage, MissingUnfinishedAndOtherThings) {
   EXPECT_ERROR(CheckpointReader(run.path() / "step_00000099"), "there is no checkpoint");
   EXPECT_ERROR(CheckpointReader reader(data), "a checkpoint is a folder");
   fs::rename(data, folder / "rank_00001.h5");
-  expect_refused("rank_00000.h5 is missing");
+  expect_refused("rank_00000.h5 does not exist");
   fs::create_directory(data);
-  expect_refused("not a regular file");
+  expect_refused("is a folder, not a file");
   fs::remove(data);
   ASSERT_EQ(::mkfifo(data.c_str(), 0600), 0);
   expect_refused("not a regular file");

@@ -1,5 +1,5 @@
 // libFuzzer target: the reader of checkpoints. Built and run by scripts/fuzz.sh.
-// sources: src/checkpoint/manifest.cpp src/checkpoint/files.cpp src/checkpoint/reader.cpp src/core/dtype.cpp
+// sources: src/checkpoint/manifest.cpp src/core/file.cpp src/checkpoint/reader.cpp src/core/dtype.cpp
 // libraries: -lfmt -lxxhash
 //
 // The input is taken as manifest.json twice: as it is, and as what follows the first line, signed as the writer signs
