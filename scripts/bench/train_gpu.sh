@@ -32,7 +32,7 @@ base=${rows[3]#*|}
 nvidia-smi --query-gpu=name --format=csv,noheader
 printf '%-26s %14s %10s\n' 'GPT-2 124M, B=64 T=1024' 'tokens/s' 'ratio'
 for row in "${rows[@]}"; do
-  printf '%-26s %14.0f %10.3f\n' "${row%|*}" "${row#*|}" "$(awk -v a="${row#*|}" -v b="${base:-0}" 'BEGIN {print b > 0 ? a/b : 0}')"
+  printf '%-26s %14.0f %10.3f\n' "${row%|*}" "${row#*|}" "$(awk -v a="${row#*|}" -v b="${base:-0}" 'BEGIN {print (b > 0 ? a / b : 0)}')"
 done
 if [ -n "${JSON:-}" ]; then
   { printf '{'; sep=; for row in "${rows[@]}"; do printf '%s"%s": %s' "$sep" "${row%|*}" "${row#*|}"; sep=', '; done; printf '}\n'; } >"$JSON"
