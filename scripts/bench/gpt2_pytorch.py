@@ -16,10 +16,15 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 
+def keep_largest(x, k):
+    """SFA's reference semantics: the k features of largest magnitude, the others zero; autograd then masks the gradient."""
+    return x * torch.zeros_like(x).scatter_(-1, x.abs().topk(k, -1).indices, 1.0)
+
+
 class Block(nn.Module):
-    def __init__(self, width, heads):
+    def __init__(self, width, heads, sfa_k):
         super().__init__()
-        self.heads = heads
+        self.heads, self.sfa_k = heads, sfa_k
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
@@ -27,16 +32,18 @@ class Block(nn.Module):
     def forward(self, x):
         b, t, c = x.shape
         q, k, v = (y.view(b, t, self.heads, c // self.heads).transpose(1, 2) for y in self.qkv(self.norm1(x)).split(c, dim=2))
+        if self.sfa_k:
+            q, k = keep_largest(q, self.sfa_k), keep_largest(k, self.sfa_k)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.proj(y.transpose(1, 2).reshape(b, t, c))
         return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
 
 
 class Gpt2(nn.Module):
-    def __init__(self, vocab, positions, layers, heads, width):
+    def __init__(self, vocab, positions, layers, heads, width, sfa_k=0):
         super().__init__()
         self.wte, self.wpe = nn.Embedding(vocab, width), nn.Embedding(positions, width)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(width, heads, sfa_k) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocab, bias=False)
         self.head.weight = self.wte.weight
@@ -77,6 +84,11 @@ def main():
     p.add_argument("--micro-batch", type=int, default=0)
     p.add_argument("--steps", type=int, default=200)
     p.add_argument("--lr", type=float, default=1e-3)
+    p.add_argument("--min-lr", type=float, default=0.0, help="with it: linear warm-up and cosine down to it")
+    p.add_argument("--warmup", type=int, default=0)
+    p.add_argument("--sfa-k", type=int, default=0, help="SFA with k active features; 0 = dense")
+    p.add_argument("--val-fraction", type=float, default=0.0, help="tail of the text to validate on at the end, in non-overlapping windows")
+    p.add_argument("--seed", type=int, default=1)
     p.add_argument("--device", default="cpu")
     p.add_argument("--compile", action="store_true")
     p.add_argument("--threads", type=int, default=0)
@@ -84,17 +96,19 @@ def main():
     args = p.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    torch.manual_seed(1)
+    torch.manual_seed(args.seed)
     on_gpu = args.device == "cuda"
     micro = args.micro_batch or args.batch
     tokens = torch.from_numpy(load_tokens(args))
-    model = Gpt2(args.vocab, args.seq_len, args.layers, args.heads, args.width).to(args.device)
+    split = int(len(tokens) * (1 - args.val_fraction))
+    tokens, held_out = tokens[:split], tokens[split:]
+    model = Gpt2(args.vocab, args.seq_len, args.layers, args.heads, args.width, args.sfa_k).to(args.device)
     decay = [q for q in model.parameters() if q.dim() >= 2]
     other = [q for q in model.parameters() if q.dim() < 2]
     groups = [{"params": decay, "weight_decay": 0.1}, {"params": other, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.99), fused=on_gpu)
     step_model = torch.compile(model) if args.compile else model
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(args.seed)
 
     def batch():
         begin = torch.randint(len(tokens) - args.seq_len - 1, (micro,), generator=generator)
@@ -102,9 +116,27 @@ def main():
         y = torch.stack([tokens[i + 1 : i + 1 + args.seq_len] for i in begin])
         return (x.pin_memory().to("cuda", non_blocking=True), y.pin_memory().to("cuda", non_blocking=True)) if on_gpu else (x, y)
 
+    def rate(step):
+        if step < args.warmup:
+            return args.lr * (step + 1) / (args.warmup + 1)
+        if not args.min_lr:
+            return args.lr
+        progress = (step - args.warmup) / max(1, args.steps - args.warmup)
+        return args.min_lr + (args.lr - args.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    @torch.no_grad()
+    def validation_loss():
+        windows = (len(held_out) - 1) // args.seq_len
+        x = held_out[: windows * args.seq_len].view(windows, -1).to(args.device)
+        y = held_out[1 : windows * args.seq_len + 1].view(windows, -1).to(args.device)
+        total = sum(float(model(x[i : i + 128], y[i : i + 128])) * len(x[i : i + 128]) for i in range(0, windows, 128))
+        return total / windows
+
     times, loss = [], None
-    for _ in range(args.steps):
+    for step in range(args.steps):
         start = time.perf_counter()
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step)
         for _ in range(args.batch // micro):
             x, y = batch()
             if on_gpu:
@@ -129,6 +161,8 @@ def main():
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
+    if args.val_fraction:
+        result["val_loss"] = validation_loss()
     if on_gpu:
         result |= {"card": torch.cuda.get_device_name(), "peak_gib": torch.cuda.max_memory_allocated() / 2**30}
     print(json.dumps(result))

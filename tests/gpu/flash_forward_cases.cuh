@@ -139,6 +139,7 @@ struct Problem {
 
 struct Errors {
   double max = 0, square = 0, plain_max = 0, plain_square = 0, lse_max = 0, plain_lse_max = 0;
+  double out_max = 0, ref_lse_max = 0;
   long long bad = 0;  // not finite, wrong sign of infinity, padding written
   std::string first_bad, worst;
 };
@@ -174,6 +175,7 @@ inline Errors compare(const Case& c, const Problem& problem, const OracleOutput&
             std::to_string(i % s.Dv));
         continue;
       }
+      e.out_max = std::max(e.out_max, std::fabs(x));
       if (std::fabs(x - r) > e.max) {
         e.max = std::fabs(x - r);
         e.worst = "token " + std::to_string(t) + " head " + std::to_string(i / s.Dv) + " column " +
@@ -194,6 +196,7 @@ inline Errors compare(const Case& c, const Problem& problem, const OracleOutput&
       bad("LSE not finite at " + std::to_string(i));
       continue;
     }
+    e.ref_lse_max = std::max(e.ref_lse_max, std::fabs(ref_lse[i]));
     e.lse_max = std::max(e.lse_max, std::fabs(lse[i] - ref_lse[i]));
     e.plain_lse_max = std::max(e.plain_lse_max, std::fabs(plain_lse[i] - ref_lse[i]));
   }
@@ -248,6 +251,21 @@ inline double oracle_against_cpu(const Problem& problem, const OracleOutput& ora
   return worst;
 }
 
+/// Scores of this amplitude leave f32 an absolute error that exp turns into any factor: no weight is known any more.
+inline constexpr float kHugeAmplitude = 1e3f;
+
+/// What still holds then: the log-sum-exp is a score within a few units in its last place, and O, a mean of rows of V,
+/// stays inside V's range (rounded to bf16).
+inline bool huge_scores_hold(const Problem& problem, const Errors& e) {
+  const flash::Shape& s = problem.params.shape;  // packed: Tq == Tk
+  const auto rows = problem.q.download();
+  const std::size_t width = Problem::q_row(s), v_at = static_cast<std::size_t>(s.H + s.G) * s.Dqk;
+  double v_max = 0;
+  for (std::size_t i = 0; i < rows.size(); ++i)
+    if (i % width >= v_at) v_max = std::max(v_max, std::fabs(static_cast<double>(__bfloat162float(rows[i]))));
+  return e.lse_max <= 8 * e.ref_lse_max * std::ldexp(1.0, -23) && e.out_max <= v_max * (1 + std::ldexp(1.0, -8));
+}
+
 /// Runs `launch(params)` twice on poisoned outputs and compares with the oracle. Prints one line; true when all is
 /// well. `oracle_params` has the operands that the oracle multiplies (zero-filled when features were selected).
 template <class Launch>
@@ -283,8 +301,11 @@ bool check_case(const Case& c, const Problem& problem, const flash::ForwardParam
   // LSE in f32: a polynomial exp2 may be off by 7.5e-5, a score by its f32 rounding.
   const double lse_tolerance = std::max(2 * e.plain_lse_max, 2e-4);
   const double cpu_difference = cpu ? oracle_against_cpu(problem, oracle) : 0.0;
-  const bool good = e.bad == 0 && same && e.max <= 2 * e.plain_max + 1e-6 && e.square <= 2 * e.plain_square + 1e-7 &&
-                    e.lse_max <= lse_tolerance && cpu_difference < 1e-9;
+  const bool close =
+      c.amplitude >= kHugeAmplitude
+          ? huge_scores_hold(problem, e)
+          : e.max <= 2 * e.plain_max + 1e-6 && e.square <= 2 * e.plain_square + 1e-7 && e.lse_max <= lse_tolerance;
+  const bool good = e.bad == 0 && same && close && cpu_difference < 1e-9;
   std::printf("%-4s %-58s max %.2e (plain %.2e) rms %.2e (plain %.2e) lse %.1e (plain %.1e)%s%s%s\n",
               good ? "ok" : "FAIL", c.name.c_str(), e.max, e.plain_max, e.square, e.plain_square, e.lse_max,
               e.plain_lse_max, same ? "" : " NOT REPEATABLE",
