@@ -96,6 +96,8 @@ check_gpu_record() {
   recorded=$(sed -n 's/.*"cuda_source_hash": *"\([0-9a-f]*\)".*/\1/p' tests/gpu/record.json)
   if [ "$recorded" = "$(cuda_source_hash)" ]; then
     say "GPU check on record for these CUDA sources: $(sed -n 's/.*"card": *"\([^"]*\)".*/\1/p' tests/gpu/record.json), $(sed -n 's/.*"date": *"\([^"]*\)".*/\1/p' tests/gpu/record.json)"
+    recorded=$(sed -n 's/.*"failed": \([0-9]*\), "skipped": [0-9]*,$/\1/p' tests/gpu/record.json | head -1)
+    if [ "${recorded:-0}" -gt 0 ]; then NOT_RUN+=("the GPU check on record has $recorded failed: $(sed -n 's/.*"name": "\([^"]*\)".*"failed": [1-9].*/\1/p' tests/gpu/record.json | paste -sd ' ')"); fi
   else
     NOT_RUN+=('the CUDA sources have changed since the GPU check on record (tests/gpu/record.json): run scripts/gpu_check.sh where there is a card')
   fi
@@ -140,7 +142,7 @@ if [ $BUILD = cpu ] && ! find_nvcc >/dev/null; then NOT_RUN+=('compiling the CUD
 if [ $QUICK = yes ]; then NOT_RUN+=('sanitizers and CUDA (--quick)'); fi
 
 if [ ${#NOT_RUN[@]} -gt 0 ]; then
-  step 'Not run here'
+  step 'What this run does not show'
   printf '  %s\n' "${NOT_RUN[@]}"
 fi
 printf '\ntook %s\n' "$(elapsed)"
