@@ -45,7 +45,7 @@ done
 missing=$(ldd "$TOP"/bin/* | grep 'not found' | sort -u || true)
 [ -z "$missing" ] || die "a library was not found: $missing"
 ldd "$TOP"/bin/* | sed -n 's|.* => \(/[^ ]*\) .*|\1|p' | sort -u |
-  grep -v -E '/(libc|libm|libdl|librt|libpthread|libstdc\+\+|libgcc_s|libcuda|libcudart|libcublas|libcublasLt|libnccl)\.so' |
+  grep -v -E '/(libc|libm|libdl|librt|libpthread|libresolv|libstdc\+\+|libgcc_s|libcuda|libcudart|libcublas|libcublasLt|libnccl)\.so' |
   while read -r library; do
     cp -L "$library" "$TOP/lib/"
     strip --strip-unneeded "$TOP/lib/$(basename "$library")" 2>/dev/null || true
