@@ -1,4 +1,5 @@
 // Checkpoints written while training goes on: the copy is what is written, errors surface, nothing is lost.
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <csignal>
@@ -17,7 +18,7 @@ constexpr std::int64_t kWidth = 2000;
 void begin_save(BackgroundCheckpoint& background, std::int64_t step) {
   for (const Sample& sample : samples(static_cast<std::uint64_t>(step), kWidth)) {
     void* memory = background.reserve(sample.tensor, 0, sample.tensor.numel());
-    std::memcpy(memory, sample.data.data(), sample.data.size());
+    std::copy(sample.data.begin(), sample.data.end(), static_cast<unsigned char*>(memory));
   }
   background.start(step, state_of(static_cast<std::uint64_t>(step)), "seed: 1\n");
 }
