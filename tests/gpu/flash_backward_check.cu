@@ -287,7 +287,7 @@ bool run_case(const Case& c) {
                   report);
   good = good && same && clean;
   std::printf("%-4s %-22s B%d Tq%-5d Tk%-5d H%d G%d D%d/%d%s%s%s\n", good ? "ok" : "FAIL", c.name, s.B, s.Tq, s.Tk, s.H,
-              s.G, s.Dqk, report.c_str(), same ? "" : "  NOT REPEATABLE", clean ? "" : "  WROTE OUTSIDE");
+              s.G, s.Dqk, s.Dv, report.c_str(), same ? "" : "  NOT REPEATABLE", clean ? "" : "  WROTE OUTSIDE");
   std::fflush(stdout);
   return good;
 }
