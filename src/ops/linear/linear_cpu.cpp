@@ -56,7 +56,9 @@ void round_row(float* row, std::int64_t n) {
 void gemm(const Gemm& g) {
   if (g.M == 0 || g.N == 0) return;
   static const bool single = [] {
+    const int team = omp_get_max_threads();
     if (openblas_set_num_threads) openblas_set_num_threads(1);
+    omp_set_num_threads(team);  // OpenBLAS on OpenMP passes its number on to OpenMP itself
     return true;
   }();
   (void)single;
