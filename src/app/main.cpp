@@ -14,7 +14,7 @@
 namespace {
 
 // OpenMP's threads wait for work by spinning, unless told otherwise before the process starts. Where cores are shared
-// (another job, a container's quota, BLAS's own threads) spinning made steps of small models 5 to 30 times longer. So
+// (another job, a container's quota, BLAS's own threads) spinning made steps of small models several times longer. So
 // the program starts itself once more with threads that sleep, unless the user has chosen.
 void wait_without_spinning(char** argv) {
   if (std::getenv("OMP_WAIT_POLICY") || std::getenv("GOMP_SPINCOUNT")) return;

@@ -52,7 +52,7 @@ void round_row(float* row, std::int64_t n) {
 
 // Threads share out the rows of C and call BLAS for their own part, which therefore runs on one thread: one team of
 // threads serves the whole program. BLAS with a team of its own (OpenBLAS on pthreads) fights the spinning threads of
-// OpenMP for the cores, 10 times slower here.
+// OpenMP for the cores.
 void gemm(const Gemm& g) {
   if (g.M == 0 || g.N == 0) return;
   static const bool single = [] {
