@@ -10,7 +10,7 @@ TrainingState::TrainingState(const Config& config, Device device, const MemoryLi
     : context_(std::make_unique<Context>(device)), memory_(config, device) {
   context_->round_bf16 = memory_.round_bf16;
   const TrainConfig& t = config.train;
-  schedule_ = {t.schedule, t.lr, t.min_lr, t.warmup_steps, t.max_steps};
+  schedule_ = {t.schedule, t.lr, t.min_lr, t.warmup_steps, t.max_steps, t.decay_steps, t.decay_shape};
   require_memory(config, memory_, limits);
   memory_.bind();
 }

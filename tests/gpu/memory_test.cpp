@@ -99,7 +99,7 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"wide_16",
                            {"data.micro_batch_size=16", "model.hidden_size=1024", "model.num_hidden_layers=24",
                             "model.num_attention_heads=16"}}),
-    [](const auto& info) { return std::string(info.param.name); });
+    [](const auto& which) { return std::string(which.param.name); });
 
 }  // namespace
 }  // namespace sfa::test
