@@ -148,7 +148,8 @@ class Lister final : public ConfigVisitor {
 
  private:
   static std::string quoted(const std::string& s) {
-    const bool plain = !s.empty() && std::all_of(s.begin(), s.end(), [](char c) {
+    const bool null = s == "null" || s == "Null" || s == "NULL";  // would be read as an empty value
+    const bool plain = !s.empty() && !null && std::all_of(s.begin(), s.end(), [](char c) {
       return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '/' || c == '.' || c == '-';
     });
     if (plain) return s;
