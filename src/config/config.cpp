@@ -206,6 +206,34 @@ void check_not_negative(double value, const char* key) {
   require(value >= 0, "{}: must not be negative, got {}", key, value);
 }
 
+void validate_schedule(TrainConfig& t) {
+  check_positive(static_cast<double>(t.max_steps), "train.max_steps");
+  check_positive(t.lr, "train.lr");
+  check_not_negative(t.min_lr, "train.min_lr");
+  require(t.min_lr <= t.lr, "train.min_lr: {} is above train.lr = {}", t.min_lr, t.lr);
+  check_not_negative(static_cast<double>(t.warmup_steps), "train.warmup_steps");
+  check_not_negative(static_cast<double>(t.decay_steps), "train.decay_steps");
+  if (t.schedule != "wsd") return;
+  if (t.decay_steps == 0) t.decay_steps = std::max<std::int64_t>(1, t.max_steps / 10);
+  require(t.warmup_steps + t.decay_steps <= t.max_steps,
+          "train.decay_steps: {} steps of decay and {} of train.warmup_steps are more than train.max_steps = {}",
+          t.decay_steps, t.warmup_steps, t.max_steps);
+}
+
+void validate_train(TrainConfig& t) {
+  validate_schedule(t);
+  check_not_negative(t.weight_decay, "train.weight_decay");
+  for (const auto& [beta, key] : {std::pair{t.beta1, "train.beta1"}, std::pair{t.beta2, "train.beta2"}})
+    require(beta >= 0 && beta < 1, "{}: must be at least 0 and below 1, got {}", key, beta);
+  check_positive(t.epsilon, "train.epsilon");
+  check_not_negative(t.grad_clip, "train.grad_clip");
+  check_not_negative(static_cast<double>(t.eval_every), "train.eval_every");
+  check_positive(static_cast<double>(t.log_every), "train.log_every");
+  require(t.dtype != "fp32" || t.grad_dtype == "fp32",
+          "train.grad_dtype: {} gradients need train.dtype: bf16; products of fp32 weights have fp32 results",
+          t.grad_dtype);
+}
+
 void validate(Config& c) {
   require(!c.output_dir.empty(), "output_dir: is not set; it names the folder of the run");
   check_not_negative(static_cast<double>(c.seed), "seed");
@@ -221,19 +249,7 @@ void validate(Config& c) {
   check_positive(static_cast<double>(d.micro_batch_size), "data.micro_batch_size");
   require(d.batch_size % d.micro_batch_size == 0, "data.micro_batch_size: {} does not divide data.batch_size = {}",
           d.micro_batch_size, d.batch_size);
-  const TrainConfig& t = c.train;
-  check_positive(static_cast<double>(t.max_steps), "train.max_steps");
-  check_positive(t.lr, "train.lr");
-  check_not_negative(t.min_lr, "train.min_lr");
-  require(t.min_lr <= t.lr, "train.min_lr: {} is above train.lr = {}", t.min_lr, t.lr);
-  check_not_negative(static_cast<double>(t.warmup_steps), "train.warmup_steps");
-  check_not_negative(t.weight_decay, "train.weight_decay");
-  for (const auto& [beta, key] : {std::pair{t.beta1, "train.beta1"}, std::pair{t.beta2, "train.beta2"}})
-    require(beta >= 0 && beta < 1, "{}: must be at least 0 and below 1, got {}", key, beta);
-  check_positive(t.epsilon, "train.epsilon");
-  check_not_negative(t.grad_clip, "train.grad_clip");
-  check_not_negative(static_cast<double>(t.eval_every), "train.eval_every");
-  check_positive(static_cast<double>(t.log_every), "train.log_every");
+  validate_train(c.train);
   check_not_negative(static_cast<double>(c.checkpoint.every), "checkpoint.every");
   check_not_negative(static_cast<double>(c.checkpoint.keep_last), "checkpoint.keep_last");
   check_not_negative(static_cast<double>(c.checkpoint.keep_every), "checkpoint.keep_every");

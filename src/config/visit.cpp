@@ -100,9 +100,19 @@ void visit_train(TrainConfig& t, ConfigVisitor& v) {
   v.key({"train.warmup_steps", "steps of linear warm-up from 0", {}, {"warmup_iters"}}, t.warmup_steps);
   v.key({"train.schedule",
          "course of the learning rate after warm-up, down to min_lr at max_steps",
-         {"cosine", "linear", "constant"},
+         {"cosine", "linear", "constant", "wsd"},
          {}},
         t.schedule);
+  v.key({"train.decay_steps",
+         "wsd (warm-up, stable, decay): steps of the decay at the end; 0 = a tenth of max_steps",
+         {},
+         {}},
+        t.decay_steps);
+  v.key({"train.decay_shape",
+         "wsd: the rate falls in proportion to the decay's share that is done, or to its root",
+         {"linear", "sqrt"},
+         {}},
+        t.decay_shape);
   v.key({"train.weight_decay", "AdamW: decoupled decay of matrices and embeddings", {}, {}}, t.weight_decay);
   v.key({"train.beta1", "AdamW: decay of the first moment", {}, {}}, t.beta1);
   v.key({"train.beta2", "AdamW: decay of the second moment", {}, {}}, t.beta2);

@@ -93,5 +93,20 @@ TEST(Config, DerivedValuesAreResolved) {
   EXPECT_EQ(c.data.micro_batch_size, c.data.batch_size);
 }
 
+TEST(Config, TheDecayOfAScheduleIsResolvedAndFits) {
+  const std::string yaml = "output_dir: x\ntrain: {schedule: wsd, max_steps: 200}\n";
+  EXPECT_EQ(parse_config(yaml, "test.yaml", {}).train.decay_steps, 20);
+  EXPECT_EQ(parse_config(yaml, "test.yaml", {"train.max_steps=3"}).train.decay_steps, 1);
+  EXPECT_EQ(message_of(yaml, {"train.decay_steps=150", "train.warmup_steps=50"}), "");
+  EXPECT_NE(message_of(yaml, {"train.decay_steps=150", "train.warmup_steps=51"}).find("train.decay_steps"),
+            std::string::npos);
+}
+
+TEST(Config, GradientsAreNotNarrowerThanTheProductsThatMakeThem) {
+  EXPECT_NE(message_of("output_dir: x\ntrain: {dtype: fp32, grad_dtype: bf16}\n").find("train.grad_dtype"),
+            std::string::npos);
+  EXPECT_EQ(message_of("output_dir: x\ntrain: {dtype: bf16, grad_dtype: bf16}\n"), "");
+}
+
 }  // namespace
 }  // namespace sfa::test
