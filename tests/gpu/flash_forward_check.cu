@@ -1,7 +1,7 @@
 // Checks and times the tiled attention forward on the device.
 //   flash_forward_check [check]      all checks
-//   flash_forward_check small        those of at most 300 rows, for compute-sanitizer
-//   flash_forward_check sm80 [small] those of the sm_80 kernels alone
+//   flash_forward_check check N      those of at most N rows, for compute-sanitizer
+//   flash_forward_check sm80 [N]     those of the sm_80 kernels alone
 //   flash_forward_check time         TFLOP/s of the shapes in docs/benchmarks.md, "forward D N TFLOPs" a line;
 //                                    sparse24 includes the selection of queries and keys
 //   flash_forward_check time_sm80    the same of the sm_80 kernels, "sm80 DxDV N TFLOPs" a line
@@ -264,6 +264,8 @@ int main(int argc, char** argv) try {
     std::printf("skipped: no GPU can be used\n");
     return 77;
   }
+  cudaDeviceProp card{};
+  const bool hopper = cudaGetDeviceProperties(&card, 0) == cudaSuccess && card.major == 9;
   if (argc > 1 && std::string(argv[1]) == "time") {
     for (const int n : {1024, 2048, 4096, 16384, 65536}) {
       time_shape(64, 12, n);
@@ -271,7 +273,7 @@ int main(int argc, char** argv) try {
     }
     return 0;
   }
-  const std::string mode = argc > 1 ? argv[1] : "check", last = argv[argc - 1];
+  const std::string mode = argc > 1 ? argv[1] : "check";
   if (mode == "time_sm80") {
     for (const int n : {1024, 4096, 16384})
       for (const auto& [d, v] :
@@ -279,8 +281,8 @@ int main(int argc, char** argv) try {
         time_sm80(d, v, n);
     return 0;
   }
-  const int longest = last == "small" ? 300 : 1 << 30;
-  bool good = mode == "sm80" || run_checks(longest);
+  const int longest = argc > 2 ? std::atoi(argv[2]) : 1 << 30;
+  bool good = !hopper || mode == "sm80" || run_checks(longest);
   good = run_sm80_checks(longest) && good;
   return good ? 0 : 1;
 } catch (const std::exception& e) {

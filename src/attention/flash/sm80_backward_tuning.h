@@ -26,7 +26,7 @@ using Sm80ValuesD256 = Sm80KeysConfig<256, 256, 4, 1, 32, 2, 2, Sm80Sums::values
 //                                  Dqk  Dv warps atoms keys stages blocks/SM
 using Sm80QueriesD32 = Sm80QueriesConfig<32, 32, 4, 2, 64, 2, 2>;
 using Sm80QueriesD32V64 = Sm80QueriesConfig<32, 64, 4, 2, 64, 2, 2>;
-using Sm80QueriesD64 = Sm80QueriesConfig<64, 64, 4, 2, 32, 2, 3>;
+using Sm80QueriesD64 = Sm80QueriesConfig<64, 64, 4, 2, 64, 2, 2>;
 using Sm80QueriesD64V128 = Sm80QueriesConfig<64, 128, 4, 2, 32, 2, 2>;
 using Sm80QueriesD96 = Sm80QueriesConfig<96, 96, 4, 2, 32, 2, 2>;
 using Sm80QueriesD128V64 = Sm80QueriesConfig<128, 64, 4, 2, 32, 2, 2>;
