@@ -382,6 +382,7 @@ __device__ __forceinline__ void consume(const ForwardArgs& args, ForwardStorage<
     query_parity ^= 1;
     const int index = shared.tile;
     if (index < 0) break;
+    __syncwarp();  // every lane has read it before lane 0 releases the tile, also where nothing else brings them together
     const Tile at = tile_at<Config::kRows>(args, index);
     Config::Policy::load(consumer.query, shared.query, warpgroup);
     if constexpr (!Config::Policy::kHoldsTile) {
