@@ -2,9 +2,11 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
@@ -109,9 +111,13 @@ std::size_t good_bytes(const std::string& file, std::int64_t last_step) {
 
 constexpr std::string_view kPrefix = "events.out.tfevents.";
 
-void cut_off(const fs::path& folder, std::int64_t last_step) {
+// Returns the time in the name of the newest file, 0 when there is none.
+std::int64_t cut_off(const fs::path& folder, std::int64_t last_step) {
+  std::int64_t newest = 0;
   for (const auto& entry : fs::directory_iterator(folder)) {
     if (!entry.is_regular_file() || !entry.path().filename().string().starts_with(kPrefix)) continue;
+    newest =
+        std::max<std::int64_t>(newest, std::strtoll(entry.path().filename().c_str() + kPrefix.size(), nullptr, 10));
     std::ifstream in(entry.path(), std::ios::binary);
     const std::string content{std::istreambuf_iterator<char>(in), {}};
     const std::size_t good = good_bytes(content, last_step);
@@ -122,6 +128,7 @@ void cut_off(const fs::path& folder, std::int64_t last_step) {
       fs::resize_file(entry.path(), good, error);
     require(!error, "{}: can't be shortened to step {}: {}", entry.path().string(), last_step, error.message());
   }
+  return newest;
 }
 
 }  // namespace
@@ -142,14 +149,13 @@ std::string event_record(std::string_view payload) {
 }
 
 EventFile::EventFile(const fs::path& folder, std::int64_t last_step) {
-  cut_off(folder, last_step);
+  const std::int64_t newest = cut_off(folder, last_step);
   char host[256] = "host";
   ::gethostname(host, sizeof host - 1);
-  // Files of a folder are read in the order of their names: one that exists already is of this second.
-  auto seconds =
-      std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
-  do path_ = folder / fmt::format("{}{:010}.{}", kPrefix, seconds++, host);
-  while (fs::exists(path_));
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  const std::int64_t seconds = std::chrono::duration_cast<std::chrono::seconds>(now).count();
+  // Files of a folder are read in the order of their names.
+  path_ = folder / fmt::format("{}{:010}.{}", kPrefix, std::max(seconds, newest + 1), host);
   out_.open(path_, std::ios::binary);
   require(out_.good(), "{}: can't be opened for writing", path_.string());
   std::string version = event_at(last_step);
