@@ -1,6 +1,7 @@
 // From the project's tensors to the arguments of the CUDA kernels, and what dense and sfa keep.
 #include "attention/flash/attention_flash.h"
 
+#include "attention/cost.h"
 #include "attention/dense/dense.h"
 #include "attention/flash/flash_backward.h"
 #include "attention/flash/flash_forward.h"
@@ -225,6 +226,16 @@ class SfaFlash final : public SfaAttention {
     kernels_.backward(ctx, a.q.dense, a.k.dense, a, dims_.scale());
     select_mask_gradient(ctx, a.d_q, a.q.indices);
     select_mask_gradient(ctx, a.d_k, a.k.indices);
+  }
+
+  // Tensor cores multiply zeros: all of them, or half of them in the sparse product.
+  [[nodiscard]] AttentionCost cost(std::int64_t T) const override {
+    AttentionCost c = SfaAttention::cost(T);
+    const double pairs = visible_pairs(T, config_.window) * static_cast<double>(dims_.H),
+                 Dqk = static_cast<double>(dims_.Dqk), Dv = static_cast<double>(dims_.Dv);
+    c.executed_forward_flops = 2 * pairs * ((two_of_four() ? Dqk / 2 : Dqk) + Dv);
+    c.executed_backward_flops = 2 * pairs * (3 * Dqk + 2 * Dv);
+    return c;
   }
 
  private:
