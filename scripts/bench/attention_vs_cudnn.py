@@ -55,9 +55,7 @@ def time_rival(row, backend, reps):
         try:
             with sdpa_kernel(backend):
                 if row["op"] == "backward":
-                    for t in (q, k, v):
-                        t.detach_()
-                        t.requires_grad_()
+                    q, k, v = (t.detach().requires_grad_() for t in (q, k, v))
                     out = attend()
                     grad = torch.randn_like(out)
                     ms = median_ms(lambda: torch.autograd.grad(out, (q, k, v), grad, retain_graph=True), reps)
