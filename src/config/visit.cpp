@@ -24,7 +24,7 @@ void visit_attention(ModelConfig& m, ConfigVisitor& v) {
         m.attention.type);
   v.key({p + "impl",
          "implementation; `auto` takes the fastest that serves the case",
-         {"auto", "reference", "flash", "flash_sm80"},
+         {"auto", "reference", "flash", "flash_sm80", "posting_list"},
          {}},
         m.attention.impl);
   v.key({p + "k", "sfa: active features of a query and of a key, out of qk_head_dim", {}, {}}, m.k);

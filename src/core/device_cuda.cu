@@ -166,4 +166,21 @@ void zero(const CudaState& state, void* memory, std::size_t bytes) {
   SFA_CUDA_CHECK(cudaMemsetAsync(memory, 0, bytes, state.stream));
 }
 
+std::shared_ptr<void> make_event() {
+  cudaEvent_t event = nullptr;
+  SFA_CUDA_CHECK(cudaEventCreate(&event));
+  return {event, [](void* e) { cudaEventDestroy(static_cast<cudaEvent_t>(e)); }};
+}
+
+void record_event(const CudaState& state, void* event) {
+  SFA_CUDA_CHECK(cudaEventRecord(static_cast<cudaEvent_t>(event), state.stream));
+}
+
+double milliseconds_between(void* first, void* last) {
+  float ms = 0;
+  SFA_CUDA_CHECK(cudaEventSynchronize(static_cast<cudaEvent_t>(last)));
+  SFA_CUDA_CHECK(cudaEventElapsedTime(&ms, static_cast<cudaEvent_t>(first), static_cast<cudaEvent_t>(last)));
+  return ms;
+}
+
 }  // namespace sfa::cuda_ops
