@@ -28,6 +28,8 @@ struct TrainConfig {
   double min_lr = 0;
   std::int64_t warmup_steps = 0;
   std::string schedule = "cosine";
+  std::int64_t decay_steps = 0;        // wsd; 0 = a tenth of max_steps
+  std::string decay_shape = "linear";  // wsd
   double weight_decay = 0.1;
   double beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8;
   double grad_clip = 1.0;

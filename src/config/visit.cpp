@@ -22,9 +22,11 @@ void visit_attention(ModelConfig& m, ConfigVisitor& v) {
          {"dense", "sfa"},
          {}},
         m.attention.type);
-  v.key(
-      {p + "impl", "implementation; `auto` takes the fastest that serves the case", {"auto", "reference", "flash"}, {}},
-      m.attention.impl);
+  v.key({p + "impl",
+         "implementation; `auto` takes the fastest that serves the case",
+         {"auto", "reference", "flash", "flash_sm80"},
+         {}},
+        m.attention.impl);
   v.key({p + "k", "sfa: active features of a query and of a key, out of qk_head_dim", {}, {}}, m.k);
   int_key(v, {p + "k_q", "sfa: active features of a query; 0 = k", {}, {}}, m.attention.k_q);
   int_key(v, {p + "k_k", "sfa: active features of a key; 0 = k", {}, {}}, m.attention.k_k);
@@ -105,9 +107,19 @@ void visit_train(TrainConfig& t, ConfigVisitor& v) {
   v.key({"train.warmup_steps", "steps of linear warm-up from 0", {}, {"warmup_iters"}}, t.warmup_steps);
   v.key({"train.schedule",
          "course of the learning rate after warm-up, down to min_lr at max_steps",
-         {"cosine", "linear", "constant"},
+         {"cosine", "linear", "constant", "wsd"},
          {}},
         t.schedule);
+  v.key({"train.decay_steps",
+         "wsd (warm-up, stable, decay): steps of the decay at the end; 0 = a tenth of max_steps",
+         {},
+         {}},
+        t.decay_steps);
+  v.key({"train.decay_shape",
+         "wsd: the rate falls in proportion to the decay's share that is done, or to its root",
+         {"linear", "sqrt"},
+         {}},
+        t.decay_shape);
   v.key({"train.weight_decay", "AdamW: decoupled decay of matrices and embeddings", {}, {}}, t.weight_decay);
   v.key({"train.beta1", "AdamW: decay of the first moment", {}, {}}, t.beta1);
   v.key({"train.beta2", "AdamW: decay of the second moment", {}, {}}, t.beta2);

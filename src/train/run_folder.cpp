@@ -3,10 +3,12 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "checkpoint/checkpoint.h"
 #include "core/build_config.h"
@@ -35,6 +37,42 @@ void write_file_atomically(const fs::path& file, const std::string& text) {
   fs::rename(temporary, file);
 }
 
+ConfigDifference first_difference(const Config& before, const Config& now) {
+  std::istringstream old_lines(dump_config(before)), new_lines(dump_config(now));
+  const auto trimmed = [](const std::string& line) {
+    return line.substr(std::min(line.size(), line.find_first_not_of(' ')));
+  };
+  for (std::string a, b; std::getline(old_lines, a) && std::getline(new_lines, b);)
+    if (a != b) return {trimmed(a), trimmed(b)};
+  return {};
+}
+
+namespace {
+
+// Without what changes no weight: where the run lies and runs, how often it reports, and its checkpoints.
+Config deciding_results(Config config) {
+  const Config standard;
+  config.output_dir = "-";
+  config.device = standard.device;
+  config.resume = standard.resume;
+  config.checkpoint = standard.checkpoint;
+  config.train.eval_every = standard.train.eval_every;
+  config.train.log_every = standard.train.log_every;
+  return config;
+}
+
+// Nothing of a run without a checkpoint can be continued: only the very same run may take its folder over.
+void require_same_beginning(const fs::path& saved, const Config& config) {
+  const auto [before, now] =
+      first_difference(deciding_results(load_config(saved.string(), {})), deciding_results(config));
+  require(before.empty(),
+          "{}: a run that has no checkpoint yet was begun here with '{}', this configuration has '{}'; use its values, "
+          "name another output_dir, or remove the folder",
+          saved.string(), before, now);
+}
+
+}  // namespace
+
 RunFolder find_run_folder(const Config& config) {
   RunFolder folder{config.output_dir, {}};
   std::error_code error;
@@ -48,7 +86,10 @@ RunFolder find_run_folder(const Config& config) {
     require(config.resume == "auto",
             "{}: the folder holds a run already; continue it with --resume, or name another output_dir",
             folder.path.string());
-    if (any_checkpoint) folder.checkpoint = find_checkpoint(folder.path);
+    if (any_checkpoint)
+      folder.checkpoint = find_checkpoint(folder.path);
+    else
+      require_same_beginning(folder.path / "config.yaml", config);
   }
   const int denied = ::access(folder.path.c_str(), W_OK) == 0 ? 0 : errno;
   require(denied == 0, "{}: the run's folder can't be written: {}", folder.path.string(), std::strerror(denied));

@@ -13,7 +13,14 @@ struct RunFolder {
   std::filesystem::path checkpoint;  // to resume from; empty = start anew
 };
 
-/// Finds what to resume, and changes nothing. Throws Error when the folder holds another run (and resume is `never`) or
+/// The first key whose value differs, as "key: before" and "key: now"; both empty when none does.
+struct ConfigDifference {
+  std::string before, now;
+};
+ConfigDifference first_difference(const Config& before, const Config& now);
+
+/// Finds what to resume, and changes nothing. Throws Error when the folder holds another run (and resume is `never`),
+/// when a run that never reached a checkpoint was begun there with a configuration of other results, or when the folder
 /// can't be written.
 RunFolder find_run_folder(const Config& config);
 

@@ -122,7 +122,7 @@ Run::Run(Config config)
 }
 
 // The part of a configuration that decides the meaning of the weights and of the place in the data.
-std::string identity(const Config& config) {
+Config identity(const Config& config) {
   Config c;
   c.output_dir = "-";
   c.model = config.model;
@@ -131,24 +131,16 @@ std::string identity(const Config& config) {
   c.data.seq_len = config.data.seq_len;
   c.data.shuffle = config.data.shuffle;
   c.seed = config.seed;
-  return dump_config(c);
+  return c;
 }
 
 void Run::resume() {
   CheckpointReader reader(folder_.checkpoint);
   const Config saved = parse_config(reader.config_yaml(), folder_.checkpoint.string(), {});
-  const std::string before = identity(saved), now = identity(config_);
-  if (before != now) {
-    // Name the first line that differs.
-    std::size_t i = 0;
-    while (i < before.size() && i < now.size() && before[i] == now[i]) ++i;
-    const auto line = [&](const std::string& text) {
-      const std::size_t begin = text.rfind('\n', i == 0 ? 0 : i - 1) + 1;
-      return text.substr(begin, text.find('\n', i) - begin);
-    };
-    fail("{}: can't be resumed with another model or data order: it was saved with '{}', this configuration has '{}'",
-         folder_.checkpoint.string(), line(before), line(now));
-  }
+  const auto [before, now] = first_difference(identity(saved), identity(config_));
+  require(before.empty(),
+          "{}: can't be resumed with another model or data order: it was saved with '{}', this configuration has '{}'",
+          folder_.checkpoint.string(), before, now);
   const auto& saved_state = reader.state();
   require(saved_state.value("tokenizer_hash", "") == shards_.tokenizer_hash(),
           "{}: was trained on data of another tokenizer ({}) than {} has ({})", folder_.checkpoint.string(),

@@ -26,7 +26,7 @@ TrainingState::TrainingState(const Config& config, Device device)
   const TrainConfig& t = config.train;
   require(device == Device::cuda || t.grad_dtype == "fp32",
           "train.grad_dtype: the CPU keeps gradients in fp32, '{}' is for GPUs", t.grad_dtype);
-  schedule_ = {t.schedule, t.lr, t.min_lr, t.warmup_steps, t.max_steps};
+  schedule_ = {t.schedule, t.lr, t.min_lr, t.warmup_steps, t.max_steps, t.decay_steps, t.decay_shape};
   const std::int64_t B = config.data.micro_batch_size, T = config.data.seq_len;
   const auto plan = [&] {
     const bool rounded = model_->dtype() != DType::f32 || context_->round_bf16;

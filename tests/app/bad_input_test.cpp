@@ -160,6 +160,19 @@ TEST_F(AppBadInput, RunFolders) {
   train_refused({"--resume", "model.attention.k=5"}, {"k"});
 }
 
+// Killed before its first checkpoint, and started again as another run: nothing of the first would be in the second.
+TEST_F(AppBadInput, ABegunRunIsNotTakenOverByAnother) {
+  ASSERT_EQ(sfa({"train", at("run.yaml"), "train.max_steps=2"}).code, 0);
+  for (const fs::path& checkpoint : list_checkpoints(at("run"))) fs::remove_all(checkpoint);
+  train_refused({"--resume", "train.max_steps=2", "train.lr=0.02"}, {"config.yaml", "'lr: 0.01'", "'lr: 0.02'"});
+  train_refused({"--resume", "train.max_steps=2", "model.hidden_size=32"}, {"hidden_size: 16", "hidden_size: 32"});
+  train_refused({"--resume"}, {"max_steps: 2", "max_steps: 40"});
+  // What changes no weight may change.
+  const Ended again = sfa({"train", at("run.yaml"), "--resume", "train.max_steps=2", "train.log_every=1",
+                           "checkpoint.every=1", "train.eval_every=1"});
+  EXPECT_EQ(again.code, 0) << again.err;
+}
+
 TEST_F(AppBadInput, NoGpuWhereOneIsDemanded) {
   if (cuda_available()) GTEST_SKIP() << "this machine has a GPU";
   train_refused({"device=cuda"}, {"device", "cuda"});

@@ -52,6 +52,17 @@ TEST_F(AppCommands, FromTextToComparison) {
   EXPECT_NE(table.out.find("sfa k=4 against dense: loss "), std::string::npos) << table.out;
 }
 
+TEST_F(AppCommands, BenchStepTimesTheRunWithoutTouchingIt) {
+  const auto before = snapshot();
+  const nlohmann::json bench =
+      json_of({"bench", "step", at("run.yaml"), "--steps", "3", "--warmup", "1", "--json", "data.batch_size=8"});
+  EXPECT_EQ(bench["steps"], 3);
+  EXPECT_GT(bench["step_ms"].get<double>(), 0);
+  EXPECT_NEAR(bench["tokens_per_sec"].get<double>() * bench["step_ms"].get<double>(), 8 * 16 * 1000.0, 1e-3);
+  EXPECT_EQ(snapshot(), before) << "a measurement leaves no run folder";
+  EXPECT_EQ(sfa({"bench"}).code, 2);
+}
+
 TEST_F(AppCommands, GenerateIsRepeatable) {
   ASSERT_EQ(sfa({"train", at("run.yaml")}).code, 0);
   const std::vector<std::string> command{"generate", "--checkpoint",  at("run"), "--prompt", "the ", "--max-tokens",

@@ -235,5 +235,25 @@ TEST(ScheduleTest, WarmsUpThenFallsToItsEnd) {
   EXPECT_FLOAT_EQ(s.at(0), 1.0f);
 }
 
+TEST(ScheduleTest, WarmUpStableDecay) {
+  Schedule s{.kind = "wsd", .lr = 1.0, .min_lr = 0.2, .warmup_steps = 3, .max_steps = 100, .decay_steps = 16};
+  for (int step = 0; step < 3; ++step) EXPECT_FLOAT_EQ(s.at(step), static_cast<float>(step + 1) / 4.0f);
+  for (int step = 3; step <= 84; ++step) EXPECT_EQ(s.at(step), 1.0f) << step;
+  for (int step = 84; step <= 100; ++step)
+    EXPECT_FLOAT_EQ(s.at(step), 1.0f - 0.8f * static_cast<float>(step - 84) / 16.0f) << step;
+  EXPECT_FLOAT_EQ(s.at(1000), 0.2f) << "beyond the end it stays";
+  s.decay_shape = "sqrt";
+  EXPECT_EQ(s.at(84), 1.0f);
+  EXPECT_FLOAT_EQ(s.at(88), 1.0f - 0.8f * 0.5f) << "a quarter of the way: half of the fall";
+  EXPECT_FLOAT_EQ(s.at(93), 1.0f - 0.8f * 0.75f);
+  EXPECT_FLOAT_EQ(s.at(100), 0.2f);
+  // What a longer run shares with a shorter one is the same until the shorter one decays.
+  Schedule longer = s;
+  longer.max_steps = 200;
+  for (int step = 0; step <= 84; ++step) EXPECT_EQ(longer.at(step), s.at(step)) << step;
+  s.decay_steps = 97;
+  EXPECT_LT(s.at(4), 1.0f) << "a decay right behind the warm-up";
+}
+
 }  // namespace
 }  // namespace sfa::test

@@ -1,0 +1,8 @@
+// The subcommands of `sfa bench`; each adds itself to the group.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+namespace sfa::app {
+void add_bench_step(CLI::App& bench);  // sfa bench step CONFIG [key=value...]
+}  // namespace sfa::app
