@@ -4,5 +4,6 @@
 #include <CLI/CLI.hpp>
 
 namespace sfa::app {
-void add_bench_step(CLI::App& bench);  // sfa bench step CONFIG [key=value...]
+void add_bench_step(CLI::App& bench);      // sfa bench step CONFIG [key=value...]
+void add_bench_generate(CLI::App& bench);  // sfa bench generate CONFIG [key=value...]
 }  // namespace sfa::app
