@@ -28,9 +28,13 @@ class DenseScores {
   static constexpr int kSteps = C::kDqk / 16;
   static constexpr bool kInRegisters = kSteps * C::kColumns <= 8;
 
+  __device__ __forceinline__ DenseScores(const DecodeArgs& a, const DecodeUnit& unit)
+      : keys_(a.p.k, a.p.k_stride, 2, unit.b, unit.g, a.p.shape.Dqk), scale_(a.scale_log2) {}
+
+  static __device__ __forceinline__ void clear(char*) {}
+
   /// All threads: the unit's query rows into shared memory, zero where there is none.
-  __device__ __forceinline__ DenseScores(const DecodeArgs& a, const DecodeUnit& unit, char* shared, char*)
-      : keys_(a.p.k, a.p.k_stride, 2, unit.b, unit.g, a.p.shape.Dqk), queries_(shared), scale_(a.scale_log2) {
+  static __device__ __forceinline__ void prepare(const DecodeArgs& a, const DecodeUnit& unit, char* shared) {
     constexpr int kPieces = C::kDqk / 8;
     for (int i = threadIdx.x; i < C::kColumns * 8 * kPieces; i += C::kWarps * 32) {
       const int row = i / kPieces, piece = i % kPieces;
@@ -44,7 +48,9 @@ class DenseScores {
     }
   }
 
-  __device__ __forceinline__ void start(const DecodeArgs&, const DecodeUnit&, const UnitRanges&, const char*) {
+  /// After the barrier behind prepare.
+  __device__ __forceinline__ void start(const char* shared, char*) {
+    queries_ = shared;
     if constexpr (kInRegisters) {
 #pragma unroll
       for (int n = 0; n < C::kColumns; ++n)
@@ -177,7 +183,7 @@ class DenseScores {
   }
 
   Rows keys_;
-  const char* queries_;
+  const char* queries_ = nullptr;
   float scale_;
   std::uint32_t q_[kInRegisters ? C::kColumns : 1][kInRegisters ? kSteps / 2 : 1][4];
   float top_[C::kColumns][2], total_[C::kColumns][2];

@@ -7,8 +7,9 @@
 //   S^T [tokens x rows] = K Q^T (a policy: decode_dense.cuh, decode_sparse.cuh),  O^T [Dv x rows] += V^T P^T.
 #pragma once
 
-#include "attention/flash/decode_args.cuh"
-#include "attention/flash/decode_warp.cuh"
+#include <algorithm>
+
+#include "attention/flash/decode_tiles.cuh"
 #include "cuda/exp2.cuh"
 
 namespace sfa::flash {
@@ -18,151 +19,82 @@ inline constexpr float kNoMaximum = -1e30f;
 /// The running maximum is replaced when a score exceeds it by this (base 2): sums stay below 2^8 times their number.
 inline constexpr float kLazyMaximum = 8.0f;
 
-/// What all threads of a block share about the unit at hand.
+/// What a warp knows about the unit at hand.
 struct UnitRanges {
   int lo[kUnitRows], hi[kUnitRows];  ///< of every row
   int all_lo, all_hi;                ///< keys that some row sees
   int full_lo, full_hi;              ///< keys that every row sees
 };
 
-__device__ inline void fill_ranges(const DecodeArgs& a, const DecodeUnit& unit, UnitRanges& shared) {
-  if (threadIdx.x < 32) {
-    const bool real = static_cast<int>(threadIdx.x) < unit.rows;
-    const int2 span = real ? decode_span(a, unit.b, unit.token(a, threadIdx.x)) : int2{0, 0};
-    const bool sees = span.x < span.y;
-    const int big = 0x7fffffff;
-    const int all_lo = __reduce_min_sync(0xffffffffu, sees ? span.x : big);
-    const int all_hi = __reduce_max_sync(0xffffffffu, sees ? span.y : 0);
-    const int full_lo = __reduce_max_sync(0xffffffffu, real ? span.x : 0);
-    const int full_hi = __reduce_min_sync(0xffffffffu, real ? span.y : big);
-    if (threadIdx.x < kUnitRows) {
-      shared.lo[threadIdx.x] = span.x;
-      shared.hi[threadIdx.x] = span.y;
-    }
-    if (threadIdx.x == 0) {
-      shared.all_lo = min(all_lo, all_hi);
-      shared.all_hi = all_hi;
-      shared.full_lo = full_lo;
-      shared.full_hi = full_hi;
-    }
+/// A warp fills its own.
+__device__ inline void fill_ranges(const DecodeArgs& a, const DecodeUnit& unit, UnitRanges& mine) {
+  const int lane = threadIdx.x % 32;
+  const bool real = lane < unit.rows;
+  const int2 span = real ? decode_span(a, unit.b, unit.token(a, lane)) : int2{0, 0};
+  const bool sees = span.x < span.y;
+  const int big = 0x7fffffff;
+  const int all_lo = __reduce_min_sync(0xffffffffu, sees ? span.x : big);
+  const int all_hi = __reduce_max_sync(0xffffffffu, sees ? span.y : 0);
+  const int full_lo = __reduce_max_sync(0xffffffffu, real ? span.x : 0);
+  const int full_hi = __reduce_min_sync(0xffffffffu, real ? span.y : big);
+  if (lane < kUnitRows) {
+    mine.lo[lane] = span.x;
+    mine.hi[lane] = span.y;
   }
+  if (lane == 0) {
+    mine.all_lo = min(all_lo, all_hi);
+    mine.all_hi = all_hi;
+    mine.full_lo = full_lo;
+    mine.full_hi = full_hi;
+  }
+  __syncwarp();
 }
-
-/// Rows [t0, t0 + TOKENS) of a [*, features] tensor into shared rows of WIDTH bytes at a pitch of 16 more, which
-/// spreads eight rows over all banks. Rows outside [lo, hi) and what lies behind the features become zero.
-template <int TOKENS, int WIDTH>
-struct RowLoader {
-  static constexpr int kPitch = WIDTH + 16;
-  static constexpr int kBytes = TOKENS * kPitch;
-  static constexpr int kPieces = WIDTH / 16;
-  static constexpr int kStep = 32 / kPieces;  // rows that the warp copies at a time
-  static_assert(kPieces <= 32 && 32 % kPieces == 0 && TOKENS % kStep == 0);
-
-  const char* base;
-  std::int64_t pitch;  // bytes between tokens
-  int bytes;           // of a row
-
-  __device__ __forceinline__ RowLoader(const void* data, const Strides& s, int element, int b, int g, int features)
-      : base(static_cast<const char*>(data) + element * (b * s.batch + g * s.head)),
-        pitch(element * s.token),
-        bytes(element * features) {}
-
-  __device__ __forceinline__ void load(char* to, int t0, int lo, int hi) const {
-    const int lane = threadIdx.x % 32, piece = lane % kPieces, row = lane / kPieces;
-    const char* from = base + (t0 + row) * pitch + piece * 16;
-    char* target = to + row * kPitch + piece * 16;
-    if (t0 >= lo && t0 + TOKENS <= hi && bytes == WIDTH) {
-#pragma unroll
-      for (int j = 0; j < TOKENS / kStep; ++j) copy_async(target + j * kStep * kPitch, from + j * kStep * pitch);
-    } else {
-      const int there = min(max(bytes - piece * 16, 0), 16);
-#pragma unroll
-      for (int j = 0; j < TOKENS / kStep; ++j) {
-        const int t = t0 + row + j * kStep;
-        const bool valid = t >= lo && t < hi && there > 0;
-        copy_async(target + j * kStep * kPitch, valid ? from + j * kStep * pitch : base, valid ? there : 0);
-      }
-    }
-  }
-};
-
-/// Weights P^T of 16 keys x 8 rows, as the right operand of the product with V.
-using Weights = std::uint32_t[2];
-
-/// V in the cache: bf16, or int8 whose scale the weights carry. An operand holds 16 features of V as rows: bf16 in
-/// their order (rows q, q + 8 of the product are features q, q + 8), int8 even features before odd ones (2q, 2q + 1),
-/// as the pairs come out of the transposing load.
-template <class C>
-struct ValueTile {
-  static constexpr int kElement = C::kInt8 ? 1 : 2;
-  using Rows = RowLoader<C::kTokens, C::kDv * kElement>;
-  /// Feature of element e of the d-th block of sums.
-  static __device__ __forceinline__ int feature(int d, int e) {
-    const int q = threadIdx.x % 32 / 4;
-    return d * 16 + (C::kInt8 ? 2 * q + e / 2 : q + e / 2 * 8);
-  }
-
-  /// O^T += V^T P^T for the 16 keys whose rows of V start at `rows`.
-  static __device__ __forceinline__ void add(float (&o)[C::kDv / 16][C::kColumns][4], const char* rows,
-                                             const Weights (&weights)[C::kColumns]) {
-    const int lane = threadIdx.x % 32;
-    if constexpr (C::kInt8) {
-      const char* at = rows + ((lane & 7) + (lane >> 3 & 1) * 8) * Rows::kPitch + (lane >> 4) * 16;
-#pragma unroll
-      for (int d = 0; d < C::kDv / 16; d += 2) {
-        std::uint32_t bytes[4];  // keys 0..7 and 8..15 of 16 features, then of the next 16
-        load_matrices_transposed(bytes, at + d * 16);
-#pragma unroll
-        for (int u = 0; u < 2; ++u) {
-          const std::uint32_t v[4] = {even_bytes_bf16(bytes[2 * u]), odd_bytes_bf16(bytes[2 * u]),
-                                      even_bytes_bf16(bytes[2 * u + 1]), odd_bytes_bf16(bytes[2 * u + 1])};
-#pragma unroll
-          for (int n = 0; n < C::kColumns; ++n) multiply_add(o[d + u][n], v, weights[n][0], weights[n][1]);
-        }
-      }
-    } else {
-      const char* at = rows + ((lane & 7) + (lane >> 4) * 8) * Rows::kPitch + (lane >> 3 & 1) * 16;
-#pragma unroll
-      for (int d = 0; d < C::kDv / 16; ++d) {
-        std::uint32_t v[4];
-        load_matrices_transposed(v, at + d * 32);
-#pragma unroll
-        for (int n = 0; n < C::kColumns; ++n) multiply_add(o[d][n], v, weights[n][0], weights[n][1]);
-      }
-    }
-  }
-};
 
 /// What the blocks of an SM share; a block itself takes 1 KB of it.
 inline constexpr int kSharedMemory = 228 * 1024;
 
-/// Shared memory of a block: ranges, the warps' maxima and sums, the policy's, then per warp its private area, and the
-/// warps' rings. `k` is the number of stored features of a sparse key.
+/// Shared memory of a block: the warps' maxima and sums of P, the policy's, the warps' ranges and private areas, their
+/// sums of a unit, and their rings. `k` is the number of stored features of a sparse key, `rows` of a unit's rows.
 template <class Scores>
 struct DecodeLayout {
   using C = typename Scores::Config;
   using Values = typename ValueTile<C>::Rows;
   static constexpr int kScales = C::kInt8 ? C::kTokens * 2 : 0;
-  static constexpr int kRanges = (static_cast<int>(sizeof(UnitRanges)) + 15) / 16 * 16;
   static constexpr int kStats = 2 * C::kWarps * kUnitRows * 4;
-  static constexpr int kPrivate = kRanges + kStats + Scores::kSharedBytes;
-  static constexpr int kRings = kPrivate + C::kWarps * Scores::kWarpBytes;
+  static constexpr int kUnits = kStats + Scores::kSharedBytes;
+  static constexpr int kPrivate = kUnits + C::kWarps * static_cast<int>(sizeof(UnitRanges));
+  static constexpr int kSums = kPrivate + C::kWarps * Scores::kWarpBytes;
   static constexpr int kSumPitch = C::kDv + 4;  // floats
-  static constexpr int kSums = C::kWarps * C::kColumns * 8 * kSumPitch * 4;
+  static_assert(sizeof(UnitRanges) % 16 == 0 && Scores::kSharedBytes % 16 == 0 && Scores::kWarpBytes % 16 == 0);
 
+  static constexpr int sums(int rows) { return C::kWarps * rows * kSumPitch * 4; }
   /// A tile: keys, rows of V, their scales.
   static constexpr int stage(int k) { return Scores::tile_bytes(k) + Values::kBytes + kScales; }
-  static constexpr int bytes(int k, int stages) {
-    const int rings = C::kWarps * stages * stage(k);
-    return kRings + (rings > kSums ? rings : kSums);
-  }
-  /// Stages of a ring: C::kStages, or what there is room for when sparse rows are long.
-  static constexpr int stages(int k) {
+  static constexpr int bytes(int k, int rows, int stages) { return kSums + sums(rows) + C::kWarps * stages * stage(k); }
+  /// Stages of a ring: C::kStages, or what there is room for when sparse rows are long or rows are many.
+  static constexpr int stages(int k, int rows) {
     int n = C::kStages;
-    while (n > 2 && bytes(k, n) > kSharedMemory / C::kBlocks - 1024) --n;
+    while (n > 2 && bytes(k, rows, n) > kSharedMemory / C::kBlocks - 1024) --n;
     return n;
   }
 };
+
+/// A warp's O^T as [rows][Dv].
+template <class Scores>
+__device__ __forceinline__ void store_sums(const float (&o)[Scores::Config::kDv / 16][Scores::Config::kColumns][4],
+                                           float* to, int rows) {
+  using C = typename Scores::Config;
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int d = 0; d < C::kDv / 16; ++d)
+#pragma unroll
+    for (int n = 0; n < C::kColumns; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int row = n * 8 + lane % 4 * 2 + e % 2;
+        if (row < rows) to[row * DecodeLayout<Scores>::kSumPitch + ValueTile<C>::feature(d, e)] = o[d][n][e];
+      }
+}
 
 /// The warps' sums of one unit, joined in the order of the warps.
 template <class Scores>
@@ -184,32 +116,39 @@ __device__ __forceinline__ void store_partial(const DecodeArgs& a, const DecodeU
     for (int c = threadIdx.x % 32; c < Dv; c += 32) {
       float sum = 0;
 #pragma unroll
-      for (int w = 0; w < C::kWarps; ++w) sum += factor[w] * sums[(w * C::kColumns * 8 + r) * kPitch + c];
+      for (int w = 0; w < C::kWarps; ++w) sum += factor[w] * sums[(w * a.unit_rows() + r) * kPitch + c];
       a.partial_out[(first + r) * Dv + c] = sum;
     }
     if (threadIdx.x % 32 == 0) a.partial_stats[first + r] = {top, total};
   }
 }
 
-/// The scales of a tile of 32 keys; keys beyond hi get 0.
-__device__ __forceinline__ void load_scales(const DecodeArgs& a, const DecodeUnit& unit, char* to, int t0, int hi) {
-  const int at = t0 + threadIdx.x % 32 * 8;
-  if (threadIdx.x % 32 >= 4) return;
-  const auto* from = static_cast<const __nv_bfloat16*>(a.p.v_scale) + unit.b * a.p.v_scale_stride.batch +
-                     unit.g * a.p.v_scale_stride.head;
-  const int there = min(max(hi - at, 0), 8);
-  copy_async(to + threadIdx.x % 32 * 16, there > 0 ? from + at : from, 2 * there);
-}
+/// What a warp reads of one unit: its stretch of tiles, first, first + kWarps, ..., `count` of them.
+template <class Scores>
+struct Stretch {
+  using C = typename Scores::Config;
+  int index = 0;          ///< of the unit
+  std::int64_t next = 0;  ///< tile, in the row of all tiles, behind the stretch of the whole block
+  int first = 0, count = 0, lo = 0, hi = 0;
 
-/// Until the oldest of `groups` groups of copies has arrived.
-__device__ __forceinline__ void wait_for_oldest(int groups) {
-  if (groups >= 3)
-    copy_wait<2>();
-  else if (groups == 2)
-    copy_wait<1>();
-  else
-    copy_wait<0>();
-}
+  /// From tile `at` on, to the end of the unit or of the part. Fills the warp's ranges.
+  __device__ __forceinline__ void begin(const DecodeArgs& a, std::int64_t at, std::int64_t part_end,
+                                        UnitRanges& ranges) {
+    index = static_cast<int>(at / a.split.tiles);
+    const std::int64_t unit_begin = std::int64_t{index} * a.split.tiles;
+    next = min(part_end, unit_begin + a.split.tiles);
+    fill_ranges(a, DecodeUnit(a, index), ranges);
+    lo = ranges.all_lo;
+    hi = ranges.all_hi;
+    const int begin = static_cast<int>(at - unit_begin) + a.split.first_tile,
+              end = static_cast<int>(next - unit_begin) + a.split.first_tile;
+    first = max(begin, lo / C::kTokens) + static_cast<int>(threadIdx.x / 32);
+    const int last = min(end, (hi + C::kTokens - 1) / C::kTokens);
+    count = first < last ? (last - first + C::kWarps - 1) / C::kWarps : 0;
+  }
+  /// First key of the warp's i-th tile.
+  [[nodiscard]] __device__ __forceinline__ int key(int i) const { return (first + i * C::kWarps) * C::kTokens; }
+};
 
 template <class Scores>
 __global__ void __launch_bounds__(Scores::Config::kWarps * 32, Scores::Config::kBlocks)
@@ -218,78 +157,72 @@ __global__ void __launch_bounds__(Scores::Config::kWarps * 32, Scores::Config::k
   using Layout = DecodeLayout<Scores>;
   using Values = typename Layout::Values;
   extern __shared__ __align__(16) char memory[];
-  UnitRanges& ranges = *reinterpret_cast<UnitRanges*>(memory);
-  float* maxima = reinterpret_cast<float*>(memory + Layout::kRanges);
+  const int warp = threadIdx.x / 32;
+  float* maxima = reinterpret_cast<float*>(memory);
   float* totals = maxima + C::kWarps * kUnitRows;
-  char* shared = memory + Layout::kRanges + Layout::kStats;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  char* shared = memory + Layout::kStats;
+  UnitRanges& ranges = reinterpret_cast<UnitRanges*>(memory + Layout::kUnits)[warp];
   char* mine = memory + Layout::kPrivate + warp * Scores::kWarpBytes;
+  float* sums = reinterpret_cast<float*>(memory + Layout::kSums);
   const int key_bytes = Scores::tile_bytes(a.p.k_sparse.k), stage_bytes = Layout::stage(a.p.k_sparse.k);
-  char* ring = memory + Layout::kRings + warp * a.stages * stage_bytes;
+  char* ring = memory + Layout::kSums + Layout::sums(a.unit_rows()) + warp * a.stages * stage_bytes;
 
-  const int part = blockIdx.x;
-  const std::int64_t part_end = a.split.begin(part + 1);
-  for (std::int64_t at = a.split.begin(part); at < part_end;) {
-    const int index = static_cast<int>(at / a.split.tiles);
-    const std::int64_t unit_begin = std::int64_t{index} * a.split.tiles;
-    const int begin = static_cast<int>(at - unit_begin) + a.split.first_tile;
-    at = min(part_end, unit_begin + a.split.tiles);
-    const int end = static_cast<int>(at - unit_begin) + a.split.first_tile;
-    const DecodeUnit unit(a, index);
-
-    __syncthreads();  // the last unit's sums have been read
-    fill_ranges(a, unit, ranges);
-    Scores scores(a, unit, shared, mine);
-    __syncthreads();
-    scores.start(a, unit, ranges, shared);
-    const Values values(a.p.v, a.p.v_stride, ValueTile<C>::kElement, unit.b, unit.g, a.p.shape.Dv);
-
-    // Tile i of this warp is first + i * kWarps.
-    const int lo = ranges.all_lo, hi = ranges.all_hi;
-    const int seen_begin = max(begin, lo / C::kTokens), seen_end = min(end, (hi + C::kTokens - 1) / C::kTokens);
-    const int first = seen_begin + warp;
-    const int count = first < seen_end ? (seen_end - first + C::kWarps - 1) / C::kWarps : 0;
-    int filled = 0;  // stage that is filled next
-    const auto fetch = [&](int i) {
-      if (i < count) {
-        char* stage = ring + filled * stage_bytes;
-        const int t0 = (first + i * C::kWarps) * C::kTokens;
-        scores.load(stage, t0, lo, hi);
-        values.load(stage + key_bytes, t0, lo, hi);
-        if constexpr (C::kInt8) load_scales(a, unit, stage + key_bytes + Values::kBytes, t0, hi);
+  const std::int64_t part_end = a.split.begin(blockIdx.x + 1);
+  Stretch<Scores> stretch;
+  int filled = 0, read = 0;  // stages of the ring
+  const auto fetch = [&](const Scores& scores, const Values& values, int i) {
+    if (i < stretch.count) {
+      char* stage = ring + filled * stage_bytes;
+      scores.load(stage, stretch.key(i), stretch.lo, stretch.hi);
+      values.load(stage + key_bytes, stretch.key(i), stretch.lo, stretch.hi);
+      if constexpr (C::kInt8) {
+        load_scales(a, DecodeUnit(a, stretch.index), stage + key_bytes + Values::kBytes, stretch.key(i), stretch.hi);
       }
-      copy_commit();
       filled = filled + 1 == a.stages ? 0 : filled + 1;
-    };
+    }
+    copy_commit();
+  };
+  // A unit's first tiles are fetched before the sums of the last one are joined.
+  const auto begin = [&](std::int64_t at) {
+    __syncwarp();  // all lanes are done with the ring and the ranges
+    stretch.begin(a, at, part_end, ranges);
+    const DecodeUnit unit(a, stretch.index);
+    const Scores scores(a, unit);
+    const Values values(a.p.v, a.p.v_stride, ValueTile<C>::kElement, unit.b, unit.g, a.p.shape.Dv);
+    for (int i = 0; i < a.stages - 1; ++i) fetch(scores, values, i);
+  };
+
+  Scores::clear(mine);
+  begin(a.split.begin(blockIdx.x));
+  Scores::prepare(a, DecodeUnit(a, stretch.index), shared);
+  __syncthreads();
+  for (bool more = true; more;) {
+    const DecodeUnit unit(a, stretch.index);
+    Scores scores(a, unit);
+    scores.start(shared, mine);
+    const Values values(a.p.v, a.p.v_stride, ValueTile<C>::kElement, unit.b, unit.g, a.p.shape.Dv);
     float o[C::kDv / 16][C::kColumns][4] = {};
-    for (int i = 0; i < a.stages - 1; ++i) fetch(i);
-    for (int i = 0, read = 0; i < count; ++i) {
+    for (int i = 0; i < stretch.count; ++i) {
       wait_for_oldest(a.stages - 1);
       __syncwarp();  // all lanes' copies are there, and all lanes are done with the stage that is filled next
-      fetch(i + a.stages - 1);
+      fetch(scores, values, i + a.stages - 1);
       const char* stage = ring + read * stage_bytes;
-      const int t0 = (first + i * C::kWarps) * C::kTokens;
       Weights weights[C::kTokens / 16][C::kColumns];
-      scores.weigh(stage, stage + key_bytes + Values::kBytes, t0, ranges, weights, o);
+      scores.weigh(stage, stage + key_bytes + Values::kBytes, stretch.key(i), ranges, weights, o);
 #pragma unroll
       for (int m = 0; m < C::kTokens / 16; ++m)
         ValueTile<C>::add(o, stage + key_bytes + m * 16 * Values::kPitch, weights[m]);
       read = read + 1 == a.stages ? 0 : read + 1;
     }
-    copy_wait<0>();
     scores.finish(maxima + warp * kUnitRows, totals + warp * kUnitRows);
-    __syncthreads();  // every ring is free
-    float* sums = reinterpret_cast<float*>(memory + Layout::kRings) + warp * C::kColumns * 8 * Layout::kSumPitch;
-#pragma unroll
-    for (int d = 0; d < C::kDv / 16; ++d)
-#pragma unroll
-      for (int n = 0; n < C::kColumns; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; ++e)
-          sums[(n * 8 + lane % 4 * 2 + e % 2) * Layout::kSumPitch + ValueTile<C>::feature(d, e)] = o[d][n][e];
+    store_sums<Scores>(o, sums + warp * a.unit_rows() * Layout::kSumPitch, unit.rows);
+    const std::int64_t slot = std::int64_t{blockIdx.x} + stretch.index;
+    more = stretch.next < part_end;
+    if (more) begin(stretch.next);
+    __syncthreads();  // sums are there; queries are no longer read
+    store_partial<Scores>(a, unit, slot, sums, maxima, totals);
+    if (more) Scores::prepare(a, DecodeUnit(a, stretch.index), shared);
     __syncthreads();
-    store_partial<Scores>(a, unit, std::int64_t{part} + index, reinterpret_cast<const float*>(memory + Layout::kRings),
-                          maxima, totals);
   }
 }
 
@@ -299,10 +232,11 @@ template <class Scores>
 cudaError_t launch_decode(DecodeArgs args, cudaStream_t stream) {
   using C = typename Scores::Config;
   using Layout = DecodeLayout<Scores>;
-  static_assert(C::kStages >= 2 && C::kStages <= 4 && Layout::bytes(0, 2) < kSharedMemory);
+  static_assert(C::kStages >= 2 && C::kStages <= 4);
   static thread_local Residency known;
-  args.stages = Layout::stages(args.p.k_sparse.k);
-  const int bytes = Layout::bytes(args.p.k_sparse.k, args.stages);
+  const int k = args.p.k_sparse.k, rows = std::min(kUnitRows, args.p.shape.H / args.p.shape.G * args.p.shape.Tq);
+  args.stages = Layout::stages(k, rows);
+  const int bytes = Layout::bytes(k, rows, args.stages);
   cudaError_t status = known.find(reinterpret_cast<const void*>(decode_kernel<Scores>), C::kWarps * 32, bytes);
   if (status != cudaSuccess) return status;
   split_decode(args, C::kTokens, C::kWarps, known.blocks);

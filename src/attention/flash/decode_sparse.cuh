@@ -76,35 +76,46 @@ class SparseScores {
   static constexpr int kWeightPitch = C::kTokens * 2 + 16;
   static constexpr int kWarpBytes = C::kColumns * 8 * kWeightPitch;
 
-  /// All threads clear the table, then fill it with the unit's sparse query rows; a warp clears its weights.
-  __device__ __forceinline__ SparseScores(const DecodeArgs& a, const DecodeUnit& unit, char* shared, char* mine)
-      : table_(shared), weights_(mine), k_(a.p.k_sparse.k), scale_(a.scale_log2) {
+  __device__ __forceinline__ SparseScores(const DecodeArgs& a, const DecodeUnit& unit)
+      : k_(a.p.k_sparse.k), scale_(a.scale_log2) {
     const SparseRows& keys = a.p.k_sparse;
     values_ = static_cast<const char*>(keys.values) +
               2 * (unit.b * keys.values_stride.batch + unit.g * keys.values_stride.head);
     indices_ = reinterpret_cast<const char*>(keys.indices) + unit.b * keys.indices_stride.batch +
                unit.g * keys.indices_stride.head;
-    for (int i = threadIdx.x; i < kSharedBytes / 4; i += C::kWarps * 32)
-      reinterpret_cast<std::uint32_t*>(shared)[i] = 0;
+  }
+
+  /// A warp's weights: columns of rows that do not exist stay zero.
+  static __device__ __forceinline__ void clear(char* mine) {
     for (int i = threadIdx.x % 32; i < kWarpBytes / 4; i += 32) reinterpret_cast<std::uint32_t*>(mine)[i] = 0;
   }
 
-  __device__ __forceinline__ void start(const DecodeArgs& a, const DecodeUnit& unit, const UnitRanges&, char* shared) {
+  /// The table: a warp takes a query row, clears its entries and puts in the features of its support.
+  static __device__ __forceinline__ void prepare(const DecodeArgs& a, const DecodeUnit& unit, char* shared) {
     const SparseRows& q = a.p.q_sparse;
-    for (int i = threadIdx.x; i < unit.rows * q.k; i += C::kWarps * 32) {
-      const int row = i / q.k, n = i % q.k, token = unit.token(a, row), head = unit.head(a, row);
+    const int lane = threadIdx.x % 32;
+    for (int row = threadIdx.x / 32; row < kRows; row += C::kWarps) {
+      for (int c = lane; c < C::kDqk; c += 32) Table::template put<C::kDqk>(shared, c, row, __float2bfloat16_rn(0.0f));
+      __syncwarp();
+      if (row >= unit.rows) continue;
+      const int token = unit.token(a, row), head = unit.head(a, row);
       const auto* values = static_cast<const __nv_bfloat16*>(q.values) + unit.b * q.values_stride.batch +
                            token * q.values_stride.token + head * q.values_stride.head;
       const std::uint8_t* indices =
           q.indices + unit.b * q.indices_stride.batch + token * q.indices_stride.token + head * q.indices_stride.head;
-      Table::template put<C::kDqk>(shared, indices[n], row, values[n]);
+      for (int n = lane; n < q.k; n += 32) Table::template put<C::kDqk>(shared, indices[n], row, values[n]);
     }
+  }
+
+  /// After the barrier behind prepare.
+  __device__ __forceinline__ void start(const char* shared, char* mine) {
+    table_ = shared;
+    weights_ = mine;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       top_[r] = kNoMaximum;
       total_[r] = 0;
     }
-    __syncthreads();
   }
 
   /// Keys beyond `hi` are zeroes; those below `lo` are read, since pieces of 16 bytes may hold keys of both sides.
@@ -221,8 +232,8 @@ class SparseScores {
         for (int e = 0; e < 4; ++e) o[d][n][e] *= mine[n][e % 2];
   }
 
-  const char *table_, *values_, *indices_;
-  char* weights_;
+  const char *table_ = nullptr, *values_, *indices_;
+  char* weights_ = nullptr;
   int k_;
   float scale_;
   float top_[kRows], total_[kRows];
