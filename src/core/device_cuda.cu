@@ -58,6 +58,8 @@ std::shared_ptr<CudaState> make_state() {
 
 int compute_capability() {
   int device = 0, major = 0, minor = 0;
+  static const bool there = available(nullptr);
+  if (!there) return 90;
   SFA_CUDA_CHECK(cudaGetDevice(&device));
   SFA_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
   SFA_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
@@ -106,6 +108,32 @@ void* allocate_host(std::size_t bytes) {
 
 void release_host(void* memory) noexcept {
   cudaFreeHost(memory);
+}
+
+std::vector<Card> cards() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
+  std::vector<Card> all;
+  for (int i = 0; i < count; ++i) {
+    cudaDeviceProp p{};
+    if (cudaGetDeviceProperties(&p, i) == cudaSuccess)
+      all.push_back({p.name, 10 * p.major + p.minor, p.totalGlobalMem});
+  }
+  cudaGetLastError();  // a failed question leaves no error behind for the next caller
+  return all;
+}
+
+std::string driver_cuda_version() {
+  int driver = 0;
+  const bool known = cudaDriverGetVersion(&driver) == cudaSuccess && driver > 0;
+  cudaGetLastError();
+  return known ? version_text(driver) : "";
+}
+
+OwnMemory own_memory() {
+  // Measured on an H200 with CUDA 13.0.
+  constexpr std::size_t kMiB = std::size_t{1} << 20;
+  return {kBlasWorkspace, 520 * kMiB, 96 * kMiB};
 }
 
 std::pair<std::size_t, std::size_t> memory_free_total() {
