@@ -1,17 +1,20 @@
-// What a warp does by itself when decoding: asynchronous copies into its own buffers, 16-bit fragments out of shared
-// memory, products of 16 x 8 x 16 on tensor cores. Every instruction exists from compute capability 8.0 on.
-// Reference: PTX ISA, "cp.async", "ldmatrix", "movmatrix", "mma.m16n8k16". In the fragments q = lane / 4, r = lane % 4.
+// What a warp does when decoding, beside what cuda/sm80_mma.cuh has: copies of part of 16 bytes, fragments by pointers,
+// 8 x 8 matrices turned in registers, bytes to bf16. Every instruction exists from compute capability 8.0 on.
+// Reference: PTX ISA, "cp.async", "movmatrix". In the fragments q = lane / 4, r = lane % 4.
 #pragma once
 
 #include <cuda_bf16.h>
 
 #include <cstdint>
 
+#include "cuda/sm80_mma.cuh"
+
 namespace sfa::flash {
 
-__device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
-}
+using sm80::copy_commit;
+using sm80::copy_wait;
+using sm80::multiply_add;
+using sm80::shared_address;
 
 /// 16 bytes past the L1 cache; the last 16 - bytes of them are zeroes and not read.
 __device__ __forceinline__ void copy_async(void* to, const void* from, int bytes) {
@@ -21,46 +24,21 @@ __device__ __forceinline__ void copy_async(void* to, const void* from, int bytes
 __device__ __forceinline__ void copy_async(void* to, const void* from) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
 }
-__device__ __forceinline__ void copy_commit() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
+
+/// ldmatrix: lane i gives the address of row i % 8 of matrix i / 8. Register m holds elements 2r and 2r + 1 of row q of
+/// matrix m, or transposed: of rows 2r and 2r + 1 element q.
+__device__ __forceinline__ void load_matrices(std::uint32_t (&to)[4], const void* row) {
+  sm80::load_matrices(to, shared_address(row));
 }
-/// Until at most kPending of this thread's groups are under way.
-template <int kPending>
-__device__ __forceinline__ void copy_wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+__device__ __forceinline__ void load_matrices_transposed(std::uint32_t (&to)[4], const void* row) {
+  sm80::load_matrices_transposed(to, shared_address(row));
 }
 
-/// Four 8 x 8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix i / 8. Register m holds
-/// elements 2r and 2r + 1 of row q of matrix m.
-__device__ __forceinline__ void load_matrices(std::uint32_t (&to)[4], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-               : "r"(shared_address(row))
-               : "memory");
-}
-/// The same transposed: register m holds rows 2r and 2r + 1 of column q of matrix m.
-__device__ __forceinline__ void load_matrices_transposed(std::uint32_t (&to)[4], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-               : "r"(shared_address(row))
-               : "memory");
-}
 /// Elements 2r, 2r + 1 of row q become elements q of rows 2r, 2r + 1.
 __device__ __forceinline__ std::uint32_t transpose_matrix(std::uint32_t x) {
   std::uint32_t y;
   asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
   return y;
-}
-
-/// c += a b: a [16 x 16] (rows q, q + 8; columns 2r.., 2r + 8..), b [16 x 8] (rows 2r.., 2r + 8..; column q),
-/// c [16 x 8] (rows q, q + 8; columns 2r, 2r + 1).
-__device__ __forceinline__ void multiply_add(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
-                                             std::uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 __device__ __forceinline__ float low_bf16(std::uint32_t pair) {
