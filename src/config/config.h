@@ -37,6 +37,7 @@ struct TrainConfig {
   std::string grad_dtype = "fp32";
   std::int64_t eval_every = 250;
   std::int64_t log_every = 10;
+  bool tensorboard = false;
 };
 
 struct CheckpointConfig {
