@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "attention/flash/decode_args.cuh"
+#include "attention/flash/flash_checks.h"
 #include "core/error.h"
 
 namespace sfa::flash {
@@ -23,22 +24,13 @@ std::int64_t units_of(const Shape& s) {
   return std::int64_t{s.B} * s.G * row_blocks_of(s);
 }
 
-void require_aligned(const char* name, const void* data, const Strides& stride) {
-  const bool aligned = reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && stride.batch % 8 == 0 &&
-                       stride.token % 8 == 0 && stride.head % 8 == 0;
-  require(data != nullptr && aligned,
-          "attention decode: {} must be set, 16-byte aligned and have strides that are multiples of 8 elements "
-          "(batch {}, token {}, head {})",
-          name, stride.batch, stride.token, stride.head);
-}
+constexpr const char* kOp = "attention decode";
 
 void check(const DecodeParams& p) {
   const Shape& s = p.shape;
   require(decode_supported(s),
           "attention decode: head sizes must be multiples of 8 up to 256, not {} (q, k) and {} (v)", s.Dqk, s.Dv);
-  require(s.G > 0 && s.H % s.G == 0, "attention decode: {} query heads cannot share {} key/value heads evenly", s.H,
-          s.G);
-  require(s.B >= 1 && s.Tq >= 1 && s.Tk >= 1, "attention decode: empty shape B={} Tq={} Tk={}", s.B, s.Tq, s.Tk);
+  require_shape(kOp, s);
   require(units_of(s) + kDecodeParts < std::numeric_limits<int>::max(), "attention decode: batch of {} is too large",
           s.B);
   require(p.scale > 0, "attention decode: the scale must be positive, not {}", p.scale);
@@ -58,10 +50,10 @@ void check(const DecodeParams& p) {
     require(p.q_sparse.values != nullptr && p.q_sparse.indices != nullptr && p.q_sparse.k > 0,
             "attention decode: sparse keys want sparse queries");
   } else {
-    require_aligned("q", p.q, p.q_stride);
-    require_aligned("k", p.k, p.k_stride);
+    require_aligned(kOp, "q", p.q, p.q_stride);
+    require_aligned(kOp, "k", p.k, p.k_stride);
   }
-  require_aligned("v", p.v, p.v_stride);
+  require_aligned(kOp, "v", p.v, p.v_stride);
   if (p.v_scale != nullptr) {
     const Strides &v = p.v_stride, &scale = p.v_scale_stride;
     require(p.k_sparse.k > 0 && (v.batch | v.token | v.head) % 16 == 0 &&
