@@ -21,7 +21,7 @@
 #include "ops/linear/linear.h"
 #include "ops/residual_norm/residual_norm.h"
 #include "ops/select/select.h"
-#include "optim/adamw.h"
+#include "optim/guard.h"
 
 namespace sfa {
 namespace {
@@ -203,11 +203,11 @@ void bench_optimizer(Bench& b) {
   const Tensor grad = b.random(DType::f32, {n}), master = b.random(DType::f32, {n}), m = b.tensor(DType::f32, {n}),
                v = b.tensor(DType::f32, {n});
   const Tensor param = b.tensor(DType::bf16, {n}), partials = b.tensor(DType::i64, {kNormPartials}),
-               state = b.tensor(DType::u8, {sizeof(StepState)});
+               state = b.tensor(DType::u8, {sizeof(StepState)}), guard = b.tensor(DType::u8, {sizeof(GuardState)});
   b.time("gradient norm", 4.0 * static_cast<double>(n), 0, [&](Context& ctx, Arena&) {
     if (ctx.planning) return;
     gradient_norm_accumulate(ctx, grad, partials);
-    gradient_norm_finish(ctx, partials, state);
+    decide_step(ctx, {.partials = partials, .state = state, .guard = guard});
   });
   b.time("adamw", 30.0 * static_cast<double>(n), 0, [&](Context& ctx, Arena&) {
     if (!ctx.planning)
