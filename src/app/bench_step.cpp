@@ -73,14 +73,14 @@ void bench(const Options& o) {
                                       {"steps", o.steps},
                                       {"step_ms", ms},
                                       {"tokens_per_sec", tokens / ms * 1000},
-                                      {"planned_bytes", state.memory_bytes()}};
+                                      {"planned_bytes", state.memory().bytes()}};
   if (o.json) {
     fmt::print("{}\n", out.dump(2));
     return;
   }
   fmt::print("{}: {:.2f} ms a step of {:.0f} tokens (median of {}), {:.0f} tokens/s, {:.2f} GiB planned\n",
              state.context().device_name(), ms, tokens, o.steps, tokens / ms * 1000,
-             static_cast<double>(state.memory_bytes()) / (1 << 30));
+             static_cast<double>(state.memory().bytes()) / (1 << 30));
 }
 
 }  // namespace

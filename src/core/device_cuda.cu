@@ -58,6 +58,8 @@ std::shared_ptr<CudaState> make_state() {
 
 int compute_capability() {
   int device = 0, major = 0, minor = 0;
+  static const bool there = available(nullptr);
+  if (!there) return 90;
   SFA_CUDA_CHECK(cudaGetDevice(&device));
   SFA_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
   SFA_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
@@ -108,10 +110,38 @@ void release_host(void* memory) noexcept {
   cudaFreeHost(memory);
 }
 
+OwnMemory own_memory() {
+  // Measured on an H200 with CUDA 13.0.
+  constexpr std::size_t kMiB = std::size_t{1} << 20;
+  return {kBlasWorkspace, 520 * kMiB, 96 * kMiB};
+}
+
 std::pair<std::size_t, std::size_t> memory_free_total() {
   std::size_t free = 0, total = 0;
   SFA_CUDA_CHECK(cudaMemGetInfo(&free, &total));
   return {free, total};
+}
+
+void* make_event() {
+  cudaEvent_t event = nullptr;
+  SFA_CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+  return event;
+}
+
+void release_event(void* event) noexcept {
+  cudaEventSynchronize(static_cast<cudaEvent_t>(event));
+  cudaEventDestroy(static_cast<cudaEvent_t>(event));
+}
+
+void record_event(const CudaState& state, void* event) {
+  SFA_CUDA_CHECK(cudaEventRecord(static_cast<cudaEvent_t>(event), state.stream));
+}
+
+bool event_done(void* event) {
+  const cudaError_t status = cudaEventQuery(static_cast<cudaEvent_t>(event));
+  if (status == cudaErrorNotReady) return false;
+  SFA_CUDA_CHECK(status);
+  return true;
 }
 
 void synchronize(const CudaState& state) {

@@ -18,7 +18,7 @@ bool available(std::string* why);
 /// Stream, cuBLASLt handle and workspace on the current device.
 std::shared_ptr<CudaState> make_state();
 std::string device_name();
-/// 90 for 9.0.
+/// 90 for 9.0. Where no card is there, 9.0 is assumed: then memory can be planned and nothing else be done.
 int compute_capability();
 /// The context's cudaStream_t, for callers that pass it on without knowing CUDA's types.
 void* stream(const Context& ctx);
@@ -29,8 +29,22 @@ void release(void* memory) noexcept;
 /// Page-locked CPU memory, to which copies run at full speed and asynchronously; null when there is not enough.
 void* allocate_host(std::size_t bytes);
 void release_host(void* memory) noexcept;
+/// Bytes that this process takes on a card beside what it allocates by itself.
+struct OwnMemory {
+  std::size_t workspace = 0;  // cuBLASLt's, allocated with the stream
+  std::size_t context = 0;    // CUDA's context, there from the first call on
+  std::size_t later = 0;      // kernels and local memory, loaded when first used
+};
+OwnMemory own_memory();
 /// Free and total bytes of the card.
 std::pair<std::size_t, std::size_t> memory_free_total();
+
+/// A mark in a stream, by which the host sees how far the device is.
+void* make_event();
+/// Waits for what was recorded last.
+void release_event(void* event) noexcept;
+void record_event(const CudaState& state, void* event);
+bool event_done(void* event);
 
 /// Waits for the state's stream; a fault of any kernel before it is thrown here.
 void synchronize(const CudaState& state);

@@ -4,9 +4,6 @@
 
 namespace sfa {
 
-// cuBLASLt's own advice for Hopper; smaller and some split products are out of reach.
-constexpr std::size_t kBlasWorkspace = std::size_t{32} << 20;
-
 CudaState::CudaState() {
   int device = 0, major = 0, minor = 0, shared = 0;
   SFA_CUDA_CHECK(cudaGetDevice(&device));
@@ -20,11 +17,13 @@ CudaState::CudaState() {
   SFA_CUBLAS_CHECK(cublasLtCreate(&blas));
   workspace_bytes = kBlasWorkspace;
   SFA_CUDA_CHECK(cudaMalloc(&workspace, workspace_bytes));
+  SFA_CUDA_CHECK(cudaMalloc(&trial_bits, sizeof *trial_bits));
   gemm_plans = make_gemm_plans();
 }
 
 CudaState::~CudaState() {
   gemm_plans.reset();
+  cudaFree(trial_bits);
   cudaFree(workspace);
   if (blas != nullptr) cublasLtDestroy(blas);
   if (stream != nullptr) cudaStreamDestroy(stream);

@@ -14,11 +14,15 @@ namespace sfa {
 
 struct GemmPlans;  // algorithms of cuBLASLt, chosen once a shape; cuda/gemm.cu
 
+// cuBLASLt's own advice for Hopper; smaller and some split products are out of reach.
+inline constexpr std::size_t kBlasWorkspace = std::size_t{32} << 20;
+
 struct CudaState {
   cudaStream_t stream = nullptr;
   cublasLtHandle_t blas = nullptr;
   void* workspace = nullptr;  // for cuBLASLt
   std::size_t workspace_bytes = 0;
+  unsigned long long* trial_bits = nullptr;  // one number, for the choice of products' algorithms (gemm.cu)
   int sm_count = 0;
   int compute_capability = 0;     // 90 for 9.0
   std::size_t shared_memory = 0;  // bytes that a block can ask for

@@ -30,8 +30,14 @@ struct ParameterBuffers {
   Tensor ema = {};   // f32 running average of the weights, or empty
 };
 
+/// Where they lie, so that each is seen in a plan.
+struct ParameterArenas {
+  Arena &weights, &gradients;
+  Arena& optimizer;  // masters, moments and averages
+};
+
 /// `separate_master`: weights are stored rounded, and the f32 originals get memory of their own.
-ParameterBuffers plan_parameters(Arena& arena, Arena& optimizer_arena, const ParameterList& list, DType dtype,
+ParameterBuffers plan_parameters(const ParameterArenas& arenas, const ParameterList& list, DType dtype,
                                  DType grad_dtype, bool separate_master);
 
 /// The step's loss for the guard: `total` [1] holds the bits of a double, total * scale is the mean. Empty = only the

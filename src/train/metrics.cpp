@@ -6,7 +6,8 @@
 
 namespace sfa {
 
-MetricsFile::MetricsFile(std::filesystem::path file, std::int64_t last_step) : path_(std::move(file)) {
+MetricsFile::MetricsFile(std::filesystem::path file, std::int64_t last_step, std::int64_t rollbacks)
+    : path_(std::move(file)) {
   std::vector<std::string> kept;
   bool dropped = false;
   {
@@ -14,7 +15,9 @@ MetricsFile::MetricsFile(std::filesystem::path file, std::int64_t last_step) : p
     for (std::string line; std::getline(in, line);) {
       const nlohmann::json object = nlohmann::json::parse(line, nullptr, false);
       const bool keep = object.is_object() && object.contains("step") && object["step"].is_number() &&
-                        object["step"].get<std::int64_t>() <= last_step;
+                        object["step"].get<std::int64_t>() <= last_step &&
+                        (!object.contains("rollback") || !object["rollback"].is_number() ||
+                         object["rollback"].get<std::int64_t>() <= rollbacks);
       if (keep)
         kept.push_back(line);
       else

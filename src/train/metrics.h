@@ -12,8 +12,9 @@ namespace sfa {
 /// Appends objects to a file of one JSON object a line; each line is written whole and flushed.
 class MetricsFile {
  public:
-  /// Lines with a step above `last_step` are dropped first (a resumed run writes them again), as is a torn last line.
-  MetricsFile(std::filesystem::path file, std::int64_t last_step);
+  /// Lines with a step above `last_step`, or of a later rollback than number `rollbacks`, are dropped first (a resumed
+  /// run writes them again), as is a torn last line.
+  MetricsFile(std::filesystem::path file, std::int64_t last_step, std::int64_t rollbacks = 0);
   void write(const nlohmann::ordered_json& object);
 
  private:

@@ -1,86 +1,87 @@
-// TrainingState of trainer.h: the memory of a run, planned and bound, and one optimizer step on it.
+// TrainingState of trainer.h: one optimizer step on the memory of a run.
 #include <algorithm>
+#include <cmath>
 
-#include "eval/loaded_model.h"
+#include "checkpoint/model_checkpoint.h"
 #include "ops/reduce/reduce.h"
 #include "train/trainer.h"
 
 namespace sfa {
 
-namespace {
-
-DType storage_type(const Config& c, Device device) {
-  return device == Device::cuda && wants_bf16(c.train.dtype, device) ? DType::bf16 : DType::f32;
-}
-
-}  // namespace
-
-TrainingState::TrainingState(const Config& config, Device device)
-    : context_(std::make_unique<Context>(device)),
-      model_(make_model(config.model, device, storage_type(config, device))),
-      parameters_("parameters", device),
-      optimizer_memory_("optimizer", device),
-      io_("batches", device),
-      arenas_(device) {
-  context_->round_bf16 = device == Device::cpu && wants_bf16(config.train.dtype, device);
+TrainingState::TrainingState(const Config& config, Device device, const MemoryLimits& limits)
+    : context_(std::make_unique<Context>(device)), memory_(config, device) {
+  context_->round_bf16 = memory_.round_bf16;
   const TrainConfig& t = config.train;
-  require(device == Device::cuda || t.grad_dtype == "fp32",
-          "train.grad_dtype: the CPU keeps gradients in fp32, '{}' is for GPUs", t.grad_dtype);
   schedule_ = {t.schedule, t.lr, t.min_lr, t.warmup_steps, t.max_steps, t.decay_steps, t.decay_shape};
-  const std::int64_t B = config.data.micro_batch_size, T = config.data.seq_len;
-  const auto plan = [&] {
-    const bool rounded = model_->dtype() != DType::f32 || context_->round_bf16;
-    buffers_ = plan_parameters(parameters_, optimizer_memory_, model_->parameters(), model_->dtype(),
-                               t.grad_dtype == "bf16" ? DType::bf16 : DType::f32, rounded);
-    model_->bind(buffers_.params, buffers_.gradients);
-    const OptimizerOptions options{static_cast<float>(t.beta1), static_cast<float>(t.beta2),
-                                   static_cast<float>(t.epsilon), static_cast<float>(t.weight_decay),
-                                   static_cast<float>(t.grad_clip)};
-    optimizer_ = std::make_unique<Optimizer>(model_->parameters(), buffers_, options, optimizer_memory_);
-    tokens_ = io_.take(DType::i32, {B, T});
-    targets_ = io_.take(DType::i32, {B, T});
-    if (config.data.document_mask) first_key_ = io_.take(DType::i32, {B, T});
-    losses_ = io_.take(DType::f32, {B * T});
-    loss_total_ = io_.take(DType::i64, {1});
-  };
-  plan();
-  for (Arena* a : {&parameters_, &optimizer_memory_, &io_}) a->bind();
-  plan();
-  plan_model(*model_, arenas_, B, T, true);
-}
-
-std::size_t TrainingState::memory_bytes() const {
-  return parameters_.peak() + optimizer_memory_.peak() + io_.peak() + arenas_.activations.peak() +
-         arenas_.scratch.peak();
+  targets_ = static_cast<double>(config.data.batch_size * config.data.seq_len);
+  require_memory(config, memory_, limits);
+  memory_.bind();
 }
 
 void TrainingState::initialize(std::uint64_t seed) {
-  const Buffer host(Device::cpu, static_cast<std::size_t>(buffers_.master.bytes()), "initial weights");
-  const Tensor flat(host.data(), DType::f32, Device::cpu, {buffers_.master.numel()});
-  initialize_parameters(model_->parameters(), seed, flat);
-  context_->copy(buffers_.master.data, buffers_.master.device, flat.data, Device::cpu,
-                 static_cast<std::size_t>(flat.bytes()));
-  context_->zero(buffers_.m);
-  context_->zero(buffers_.v);
+  const ParameterBuffers& b = memory_.buffers;
+  const Buffer host(Device::cpu, static_cast<std::size_t>(b.master.numel()) * sizeof(float), "initial weights");
+  const Tensor flat(host.data(), DType::f32, Device::cpu, {b.master.numel()});
+  initialize_parameters(memory_.model->parameters(), seed, flat);
+  set_weights(flat);
+  context_->zero(b.m);
+  context_->zero(b.v);
+  reset_average();
+  const std::int64_t window = memory_.optimizer->options().guard_window;
+  memory_.optimizer->write_guard(*context_, {}, std::vector<float>(static_cast<std::size_t>(2 * window)));
   publish_weights();
 }
 
-void TrainingState::publish_weights() {
-  if (buffers_.params.data == buffers_.master.data) return;
-  const std::size_t n = static_cast<std::size_t>(buffers_.master.numel());
-  std::vector<float> host(n);
-  context_->copy(host.data(), Device::cpu, buffers_.master.data, buffers_.master.device, n * sizeof(float));
-  context_->synchronize();
-  if (buffers_.params.dtype == DType::bf16) {
-    std::vector<std::uint16_t> rounded(n);
-    std::transform(host.begin(), host.end(), rounded.begin(), bf16_bits);
-    context_->copy(buffers_.params.data, buffers_.params.device, rounded.data(), Device::cpu,
-                   n * sizeof(std::uint16_t));
-  } else {
-    if (context_->round_bf16) std::transform(host.begin(), host.end(), host.begin(), round_to_bf16);
-    context_->copy(buffers_.params.data, buffers_.params.device, host.data(), Device::cpu, n * sizeof(float));
+// Masters take f32 as it is; weights without masters are rounded.
+void TrainingState::set_weights(const Tensor& flat) {
+  const Tensor& to = memory_.buffers.master;
+  const auto send = [&](const void* from) {
+    context_->copy(to.data, to.device, from, Device::cpu, static_cast<std::size_t>(to.bytes()));
+    context_->synchronize();
+  };
+  if (to.dtype == DType::f32) {
+    if (to.data == memory_.buffers.params.data) round_output(*context_, flat);
+    return send(flat.data);
   }
+  std::vector<std::uint16_t> rounded(static_cast<std::size_t>(flat.numel()));
+  std::transform(flat.as<float>(), flat.as<float>() + flat.numel(), rounded.begin(), bf16_bits);
+  send(rounded.data());
+}
+
+void TrainingState::publish_weights() {
+  const ParameterBuffers& b = memory_.buffers;
+  if (b.params.data != b.master.data) memory_.optimizer->publish(*context_, b.master, b.params);
+}
+
+void TrainingState::reset_average() {
+  const ParameterBuffers& b = memory_.buffers;
+  if (b.ema.empty()) return;
+  const std::vector<float> weights = host_values(*context_, b.master);
+  context_->copy(b.ema.data, b.ema.device, weights.data(), Device::cpu, weights.size() * sizeof(float));
   context_->synchronize();
+}
+
+void TrainingState::use_average(bool average) {
+  const ParameterBuffers& b = memory_.buffers;
+  require(!average || !memory_.ema_params.empty(), "internal error: no average of the weights was planned");
+  if (average && memory_.ema_params.data != b.ema.data) round_weights(*context_, {b.ema, memory_.ema_params});
+  memory_.model->bind(average ? memory_.ema_params : b.params, b.gradients);
+}
+
+std::string TrainingState::first_not_finite() {
+  if (memory_.optimizer->all_finite(*context_)) return "";
+  const ParameterBuffers& b = memory_.buffers;
+  const ParameterList& list = memory_.model->parameters();
+  const std::pair<const char*, Tensor> all[] = {{"param", b.master}, {"adam_m", b.m}, {"adam_v", b.v}, {"ema", b.ema}};
+  for (const auto& [prefix, flat] : all) {
+    if (flat.empty()) continue;
+    for (std::size_t p = 0; p < list.all().size(); ++p) {
+      const std::vector<float> values = host_values(*context_, list.view(flat, p));
+      if (!std::all_of(values.begin(), values.end(), [](float x) { return std::isfinite(x); }))
+        return fmt::format("{}/{}", prefix, list.all()[p].name);
+    }
+  }
+  return "padding between parameters";
 }
 
 ModelInput TrainingState::upload(Context& ctx, const Batch& batch) {
@@ -89,31 +90,26 @@ ModelInput TrainingState::upload(Context& ctx, const Batch& batch) {
             "internal error: a batch of {} places, {} were planned", from.size(), to.numel());
     ctx.copy(to.data, to.device, from.data(), Device::cpu, from.size() * sizeof(std::int32_t));
   };
-  send(tokens_, batch.tokens);
-  send(targets_, batch.targets);
-  if (!first_key_.empty()) send(first_key_, batch.first_key);
-  return {tokens_, targets_, first_key_};
+  send(memory_.io.tokens, batch.tokens);
+  send(memory_.io.targets, batch.targets);
+  if (!memory_.io.first_key.empty()) send(memory_.io.first_key, batch.first_key);
+  return {memory_.io.tokens, memory_.io.targets, memory_.io.first_key};
 }
 
 void TrainingState::begin_step(Context& ctx) {
-  ctx.zero(buffers_.gradients);
-  ctx.zero(loss_total_);
+  ctx.zero(memory_.buffers.gradients);
+  ctx.zero(memory_.io.loss_total);
+  micro_steps_ = 0;
 }
 
 void TrainingState::micro_step(Context& ctx, const Batch& batch, float loss_scale) {
-  model_->forward_backward(ctx, arenas_, upload(ctx, batch), loss_scale, losses_);
-  sum_add(ctx, losses_, loss_total_);
+  memory_.model->forward_backward(ctx, memory_.arenas, upload(ctx, batch), loss_scale, memory_.io.losses);
+  sum_add(ctx, memory_.io.losses, memory_.io.loss_total);
+  if (micro_steps_++ == 0) memory_.optimizer->measure_small_batch(ctx);
 }
 
 void TrainingState::update(Context& ctx, std::int64_t step) {
-  optimizer_->step(ctx, step + 1, schedule_.at(step));
-}
-
-double TrainingState::step_loss(Context& ctx, std::int64_t targets) const {
-  double total = 0;
-  ctx.copy(&total, Device::cpu, loss_total_.data, loss_total_.device, sizeof(double));
-  ctx.synchronize();
-  return total / static_cast<double>(targets);
+  memory_.optimizer->step(ctx, step + 1, schedule_.at(step), {memory_.io.loss_total, 1.0 / targets_});
 }
 
 }  // namespace sfa
