@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cctype>
 
 #include "analysis/compare.h"
 #include "core/error.h"
@@ -31,6 +32,12 @@ std::string flops_text(double flops) {
     ++unit;
   }
   return fmt::format("{:.4g} {}FLOPs", flops, kUnits[unit]);
+}
+
+// A part's name as a key: "cuBLASLt workspace" -> "cublaslt_workspace".
+std::string key_of(std::string name) {
+  for (char& c : name) c = c == ' ' ? '_' : static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return name;
 }
 
 double attention_share(const ModelCost& c) {
@@ -134,7 +141,7 @@ nlohmann::ordered_json plan_json(const RunPlan& p) {
   const Config& c = p.config;
   const ModelCost& cost = p.cost;
   const auto parts = [](const std::vector<MemoryPart>& list, Json into = Json::object()) {
-    for (const MemoryPart& part : list) into[part.name] = part.bytes;
+    for (const MemoryPart& part : list) into[key_of(part.name)] = part.bytes;
     return into;
   };
   Json parameters = Json::object();

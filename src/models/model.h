@@ -63,7 +63,7 @@ struct ModelCost {
   double attention_flops_per_token = 0;  // forward, the attention cores alone
   double attention_backward_flops_per_token = 0;
   double attention_saved_bytes_per_token = 0;  // what attention keeps from forward to backward, all layers
-  double kv_bytes_per_token = 0;         // all layers
+  double kv_bytes_per_token = 0;               // all layers
 };
 
 /// Key/value caches of all layers with the memory to feed them; made by Model::start_generation.

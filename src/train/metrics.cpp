@@ -6,6 +6,26 @@
 
 namespace sfa {
 
+std::optional<std::int64_t> metrics_step(const nlohmann::json& object) {
+  if (!object.is_object()) return std::nullopt;
+  const auto it = object.find("step");
+  constexpr std::int64_t kMost = std::int64_t{1} << 48;  // more steps than a run can have; keeps products in range
+  if (it == object.end() || !it->is_number_integer()) return std::nullopt;
+  if (it->is_number_unsigned() && it->get<std::uint64_t>() > static_cast<std::uint64_t>(kMost)) return std::nullopt;
+  const auto step = it->get<std::int64_t>();
+  if (step < 0 || step > kMost) return std::nullopt;
+  return step;
+}
+
+namespace {
+
+bool of_later_rollback(const nlohmann::json& object, std::int64_t rollbacks) {
+  const auto it = object.find("rollback");
+  return it != object.end() && it->is_number() && it->get<double>() > static_cast<double>(rollbacks);
+}
+
+}  // namespace
+
 MetricsFile::MetricsFile(std::filesystem::path file, std::int64_t last_step, std::int64_t rollbacks)
     : path_(std::move(file)) {
   std::vector<std::string> kept;
@@ -14,11 +34,8 @@ MetricsFile::MetricsFile(std::filesystem::path file, std::int64_t last_step, std
     std::ifstream in(path_);
     for (std::string line; std::getline(in, line);) {
       const nlohmann::json object = nlohmann::json::parse(line, nullptr, false);
-      const bool keep = object.is_object() && object.contains("step") && object["step"].is_number() &&
-                        object["step"].get<std::int64_t>() <= last_step &&
-                        (!object.contains("rollback") || !object["rollback"].is_number() ||
-                         object["rollback"].get<std::int64_t>() <= rollbacks);
-      if (keep)
+      const auto step = metrics_step(object);
+      if (step && *step <= last_step && !of_later_rollback(object, rollbacks))
         kept.push_back(line);
       else
         dropped = true;

@@ -39,7 +39,7 @@ TEST_F(AdamWGpu, StepsMatchCpu) {
             const Twin grad = random({n}, 0.3f, grad_type);
             const Twin partials = integers({kNormPartials}, std::vector<std::int64_t>(kNormPartials, 0));
             const Twin s = state({.lr = 1e-2f, .max_norm = max_norm});
-            const Twin guard = guard_of({.updates = step + 3});
+            const Twin guard = guard_of({.updates = step + 3, .events = {}});
             const auto run = [&](Context& ctx, Owned Twin::*side) {
               gradient_norm_accumulate(ctx, (grad.*side).t, (partials.*side).t);
               decide_step(ctx, {.partials = (partials.*side).t, .state = (s.*side).t, .guard = (guard.*side).t});
