@@ -53,6 +53,7 @@ struct TrainConfig {
   GuardConfig guard;
   std::int64_t eval_every = 250;
   std::int64_t log_every = 10;
+  bool tensorboard = false;
 };
 
 struct CheckpointConfig {

@@ -190,6 +190,11 @@ void visit_train(TrainConfig& t, ConfigVisitor& v) {
          {"eval_interval"}},
         t.eval_every);
   v.key({"train.log_every", "steps between lines of metrics", {}, {"log_interval"}}, t.log_every);
+  v.key({"train.tensorboard",
+         "also write metrics to events.out.tfevents.* in output_dir, for `tensorboard --logdir`",
+         {},
+         {}},
+        t.tensorboard);
 }
 
 }  // namespace

@@ -65,7 +65,7 @@ class Run {
   std::int64_t rollbacks_ = 0;    // of the whole run
   std::unique_ptr<Loader> loader_;
   std::unique_ptr<ValidationSet> validation_;
-  std::unique_ptr<MetricsFile> metrics_;
+  std::unique_ptr<RunMetrics> metrics_;
   std::unique_ptr<GuardWatch> watch_;
   std::unique_ptr<BackgroundCheckpoint> background_;
   bool saving_ = false;          // a checkpoint in the background has not been reported yet
@@ -127,7 +127,7 @@ Run::Run(Config config, const MemoryLimits& limits, const TrainHooks& hooks)
     background_ = std::make_unique<BackgroundCheckpoint>(
         folder_.path, keep, [device](std::size_t bytes) { return transfer_memory(device, bytes); });
   }
-  metrics_ = std::make_unique<MetricsFile>(folder_.path / "metrics.jsonl", step_, rollbacks_);
+  metrics_ = std::make_unique<RunMetrics>(folder_.path, step_, config_.train.tensorboard, rollbacks_);
 }
 
 void Run::open_loader() {
@@ -309,7 +309,8 @@ void Run::roll_back(const GuardEvent& e) {
   }
   watch_->restart(state_.context());
   open_loader();
-  metrics_ = std::make_unique<MetricsFile>(folder_.path / "metrics.jsonl", step_, rollbacks_ - 1);
+  metrics_.reset();
+  metrics_ = std::make_unique<RunMetrics>(folder_.path, step_, config_.train.tensorboard, rollbacks_ - 1);
   metrics_->write({{"step", step_},
                    {"rollback", rollbacks_},
                    {"guard/cause", name_of(e.cause)},
