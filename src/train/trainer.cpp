@@ -121,6 +121,7 @@ Run::Run(Config config, const MemoryLimits& limits, const TrainHooks& hooks)
   describe_run(folder_, config_, state_.context().device_name(),
                std::string(name_of(state_.context().round_bf16 ? DType::bf16 : state_.model().dtype())));
   log_to_file(folder_.path / "train.log");
+  keep_tokenizer(folder_, shards_);
   if (config_.checkpoint.background) {
     const KeepRules keep{static_cast<int>(config_.checkpoint.keep_last), config_.checkpoint.keep_every};
     const Device device = state_.context().device();

@@ -99,6 +99,45 @@ TEST_F(AppCommands, ARunSaysWhatItWasMadeWithAndWhere) {
   EXPECT_EQ(run["dtype"], "f32");
 }
 
+// A tokenizer named by a relative path is found from anywhere, also when data and run were moved away from it.
+TEST_F(AppCommands, ARunKeepsItsTokenizer) {
+  const fs::path elsewhere = scratch() / "elsewhere", home = fs::current_path();
+  fs::create_directories(elsewhere);
+  ASSERT_EQ(sfa({"data", "train-tokenizer", "--vocab-size", "300", "--output", at("tok.json"), at("text.txt")}).code,
+            0);
+  fs::current_path(at(""));
+  EXPECT_EQ(
+      sfa({"data", "tokenize", "--tokenizer", "tok.json", "--val-fraction", "0.1", "--output", "bpe.h5", "text.txt"})
+          .code,
+      0);
+  fs::current_path(elsewhere);
+  const Ended trained = sfa({"train", at("run.yaml"), "data.train=" + at("bpe.h5"), "train.max_steps=2"});
+  EXPECT_EQ(trained.code, 0) << trained.err;
+  EXPECT_EQ(read_text(at("run") + "/tokenizer/tok.json"), read_text(at("tok.json")));
+  fs::rename(at("run"), elsewhere / "moved");
+  fs::rename(at("tok.json"), at("hidden.json"));
+  const std::vector<std::string> generate{"generate", "--checkpoint", "moved", "--prompt", "the ", "--max-tokens", "3"};
+  const Ended generated = sfa(generate);
+  EXPECT_EQ(generated.code, 0) << generated.err;
+  EXPECT_EQ(generated.out.rfind("the ", 0), 0u) << generated.out;
+  // Without the copy the sentence says where was looked; another tokenizer is not taken for it.
+  fs::remove_all("moved/tokenizer");
+  const Ended lost = sfa(generate);
+  EXPECT_EQ(lost.code, 1);
+  for (const char* word : {"tok.json", "--tokenizer", "not there"})
+    EXPECT_NE(lost.err.find(word), std::string::npos) << lost.err;
+  std::vector<std::string> wrong = generate, right = generate;
+  wrong.insert(wrong.end(), {"--tokenizer", "bytes"});
+  EXPECT_NE(sfa(wrong).err.find("another one"), std::string::npos);
+  right.insert(right.end(), {"--tokenizer", at("hidden.json")});
+  EXPECT_EQ(sfa(right).code, 0);
+  // Data whose tokenizer is gone can be trained on, and a line says so.
+  const Ended warned = sfa({"train", at("run.yaml"), "data.train=" + at("bpe.h5"), "train.max_steps=1"});
+  EXPECT_EQ(warned.code, 0) << warned.err;
+  EXPECT_NE(warned.err.find("will need --tokenizer"), std::string::npos) << warned.err;
+  fs::current_path(home);
+}
+
 TEST_F(AppCommands, PlanCountsWithoutRunning) {
   const auto before = snapshot();
   const nlohmann::json plan = json_of({"plan", at("run.yaml"), "--json", "--memory", "1GB"});

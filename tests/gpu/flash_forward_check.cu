@@ -61,7 +61,7 @@ std::vector<Case> cases_of(const HeadSizes& sizes) {
     add("amplitude 1e4", {1, 300, 300, 2, 2, d, v}, amplitude(1e4f));
   }
   if (std::find(sizes.begin(), sizes.end(), std::pair{128, 128}) != sizes.end()) {
-    add("causal", {1, 8200, 8200, 1, 1, 128, 128});  // the sm_90a instances for many keys
+    add("causal", {1, 8200, 8200, 1, 1, 128, 128});  // many keys
     add("offset16300", {1, 200, 16500, 2, 1, 128, 128}, offset(16300));
   }
   return cases;
@@ -147,8 +147,19 @@ bool run_selection_checks() {
 /// Cases of at most `longest` rows and keys.
 bool run_checks(int longest) {
   int failed = run_selection_checks() ? 0 : 1;
-  auto cases = cases_of({{64, 64}, {128, 128}, {128, 64}, {32, 32}, {32, 64}, {64, 128}, {96, 96}});
-  add_filled_sizes(cases, {{16, 16}, {48, 48}, {80, 80}, {16, 64}, {112, 112}, {64, 96}, {128, 16}, {16, 128}});
+  auto cases =
+      cases_of({{64, 64}, {128, 128}, {128, 64}, {32, 32}, {32, 64}, {64, 128}, {96, 96}, {192, 192}, {256, 256}});
+  add_filled_sizes(cases, {{16, 16},
+                           {48, 48},
+                           {80, 80},
+                           {16, 64},
+                           {112, 112},
+                           {64, 96},
+                           {128, 16},
+                           {16, 128},
+                           {160, 192},
+                           {240, 208},
+                           {16, 256}});
   std::erase_if(cases, [&](const Case& c) { return std::max(c.shape.Tq, c.shape.Tk) > longest; });
   std::size_t checked = cases.size();
   for (std::size_t i = 0; i < cases.size(); ++i) {

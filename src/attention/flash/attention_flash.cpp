@@ -35,9 +35,10 @@ flash::Ranges ranges_of(const Ranges& r) {
           .first_key = r.first_key.empty() ? nullptr : r.first_key.as<std::int32_t>()};
 }
 
-// The kernels that serve a case: those for sm_90a where the card and the head sizes are theirs, otherwise those for
-// every card.
-enum class Kernels : std::uint8_t { none, sm90, sm80 };
+// Which kernels run: those for sm_90a where the card and the head sizes are theirs, otherwise those for every card.
+struct Kernels {
+  bool forward_sm90 = false, backward_sm90 = false;
+};
 
 flash::Shape shape_of(const AttentionDims& dims) {
   return {.B = 1,
@@ -52,18 +53,16 @@ flash::Shape shape_of(const AttentionDims& dims) {
 Kernels kernels_for(const AttentionDims& dims) {
   if constexpr (kHasCuda) {
     const flash::Shape shape = shape_of(dims);
-    if (cuda_ops::compute_capability() == 90 && flash::forward_supported(shape, flash::Product::dense) &&
-        flash::backward_supported(shape))
-      return Kernels::sm90;
-    if (flash::sm80_supported(shape)) return Kernels::sm80;
+    if (cuda_ops::compute_capability() == 90)
+      return {flash::forward_supported(shape, flash::Product::dense), flash::backward_supported(shape)};
   }
-  return Kernels::none;
+  return {};
 }
 
 // Whether there is a product of queries compressed 2 of 4 for these head sizes.
 bool multiplies_compressed(Kernels kernels, const AttentionDims& dims) {
   if constexpr (kHasCuda)
-    return kernels == Kernels::sm90 && flash::forward_supported(shape_of(dims), flash::Product::sparse24);
+    return kernels.forward_sm90 && flash::forward_supported(shape_of(dims), flash::Product::sparse24);
   return false;
 }
 
@@ -87,7 +86,7 @@ class FlashKernels {
 
   void forward(Context& ctx, const flash::ForwardParams& params, flash::Product product) const {
     if constexpr (kHasCuda) {
-      if (kernels_ == Kernels::sm80) return flash::sm80_forward(params, cuda_ops::stream(ctx));
+      if (!kernels_.forward_sm90) return flash::sm80_forward(params, cuda_ops::stream(ctx));
       // Two counters for dynamic scheduling, zero now and left zero by every launch.
       if (counters_.data() == nullptr) counters_ = Buffer(Device::cuda, 2 * sizeof(std::int32_t), "tile counters");
       flash::ForwardParams p = params;
@@ -103,9 +102,8 @@ class FlashKernels {
       p.shape = shape_of(q, k, a.k.v);
       p.ranges = ranges_of(a.ranges);
       p.scale = scale;
-      const bool sm80 = kernels_ == Kernels::sm80;
-      const std::size_t bytes =
-          sm80 ? flash::sm80_backward_workspace_bytes(p.shape) : flash::backward_workspace_bytes(p.shape);
+      const std::size_t bytes = kernels_.backward_sm90 ? flash::backward_workspace_bytes(p.shape)
+                                                       : flash::sm80_backward_workspace_bytes(p.shape);
       const Tensor workspace = a.scratch.take(DType::u8, {static_cast<std::int64_t>(bytes)});
       if (ctx.planning) return;
       p.q = q.data;
@@ -126,10 +124,10 @@ class FlashKernels {
       p.d_k_stride = strides_of(a.d_k);
       p.d_v_stride = strides_of(a.d_v);
       p.workspace = workspace.data;
-      if (sm80)
-        flash::sm80_backward(p, cuda_ops::stream(ctx));
-      else
+      if (kernels_.backward_sm90)
         flash::backward(p, cuda_ops::stream(ctx));
+      else
+        flash::sm80_backward(p, cuda_ops::stream(ctx));
     }
   }
 
@@ -273,7 +271,7 @@ std::unique_ptr<Attention> make_dense_flash_cuda(const AttentionConfig& config, 
 }
 std::unique_ptr<Attention> make_dense_flash_sm80(const AttentionConfig& config, const AttentionDims& dims,
                                                  DType dtype) {
-  return std::make_unique<DenseFlash>(config, dims, dtype, Kernels::sm80);
+  return std::make_unique<DenseFlash>(config, dims, dtype, Kernels{});
 }
 
 std::string sfa_flash_cuda_why_not(const AttentionConfig& config, const AttentionDims& dims, DType dtype) {
@@ -284,7 +282,7 @@ std::unique_ptr<Attention> make_sfa_flash_cuda(const AttentionConfig& config, co
   return std::make_unique<SfaFlash>(config, dims, dtype, kernels_for(dims));
 }
 std::unique_ptr<Attention> make_sfa_flash_sm80(const AttentionConfig& config, const AttentionDims& dims, DType dtype) {
-  return std::make_unique<SfaFlash>(config, dims, dtype, Kernels::sm80);
+  return std::make_unique<SfaFlash>(config, dims, dtype, Kernels{});
 }
 
 }  // namespace sfa

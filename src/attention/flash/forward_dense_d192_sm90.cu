@@ -5,8 +5,8 @@
 
 namespace sfa::flash {
 
-int forward_sparse24_d128_long(const ForwardParams& params, void* stream) {
-  return static_cast<int>(launch_forward<Sparse24D128Long>(params, static_cast<cudaStream_t>(stream)));
+int forward_dense_d192(const ForwardParams& params, void* stream) {
+  return static_cast<int>(launch_forward<DenseD192>(params, static_cast<cudaStream_t>(stream)));
 }
 
 }  // namespace sfa::flash
