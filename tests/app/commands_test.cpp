@@ -63,6 +63,45 @@ TEST_F(AppCommands, BenchStepTimesTheRunWithoutTouchingIt) {
   EXPECT_EQ(sfa({"bench"}).code, 2);
 }
 
+TEST_F(AppCommands, BenchAttentionTimesRandomAndTrainedSupports) {
+  ASSERT_EQ(sfa({"train", at("run.yaml")}).code, 0);
+  const nlohmann::json layers = json_of(
+      {"analyze", "support", "--checkpoint", at("run"), "--data", at("data.h5"), "--dump", at("rows.h5"), "--json"});
+  ASSERT_EQ(layers.size(), 2u);
+  for (const auto& layer : layers) {
+    EXPECT_GT(layer["overlapping_pairs"].get<double>(), 0.5) << "4 of 8 features each";
+    EXPECT_NEAR(layer["mean_overlap_uniform"].get<double>(), 4.0 * 4 / 8, 1e-9);
+    EXPECT_GE(layer["mean_overlap"].get<double>(), layer["overlapping_pairs"].get<double>());
+    EXPECT_LE(layer["key_entropy"].get<double>(), 1.0);
+  }
+  const std::vector<std::string> shape{"--d", "8",       "--k", "2,4",           "--n", "32..64",   "--heads",
+                                       "2",   "--batch", "2",   "--repetitions", "3",   "--device", "cpu"};
+  for (const char* op : {"forward", "backward", "decode"})
+    for (const std::string& supports : {std::string("random"), at("rows.h5")}) {
+      std::vector<std::string> command{"bench",  "attention", "--op",       op,       "--supports",
+                                       supports, "--json",    at("t.json"), "--plot", at("t.svg")};
+      command.insert(command.end(), shape.begin(), shape.end());
+      const Ended ended = sfa(command);
+      ASSERT_EQ(ended.code, 0) << ended.err;
+      const nlohmann::json rows = nlohmann::json::parse(read_text(at("t.json")))["rows"];
+      ASSERT_EQ(rows.size(), 6u) << "two lengths of dense, k = 2 and k = 4";
+      for (const auto& row : rows) {
+        EXPECT_GT(row["ms"].get<double>(), 0);
+        EXPECT_EQ(row["type"] == "sfa", row["selection_ms"].get<double>() > 0);
+        const double n = row["n"].get<double>(), pairs = op == std::string("decode") ? n : n * n / 2;
+        const double flops = 2 * 2 * 2 * pairs * 8 * (op == std::string("backward") ? 5 : 2);
+        EXPECT_NEAR(row["tflops_dense_equivalent"].get<double>() * row["ms"].get<double>() * 1e9, flops, 1e-6 * flops);
+        EXPECT_NEAR(row["ratio_to_dense"].get<double>() * row["ms"].get<double>(),
+                    rows[n == 32 ? 0 : 3]["ms"].get<double>(), 1e-9);
+      }
+      const std::string plot = read_text(at("t.svg"));
+      EXPECT_EQ(plot.rfind("<svg", 0), 0u);
+      EXPECT_NE(plot.find("sfa k=4 d=8"), std::string::npos);
+    }
+  EXPECT_EQ(sfa({"bench", "attention", "--n", "64..32"}).code, 2);
+  EXPECT_EQ(sfa({"bench", "attention", "--supports", at("data.h5"), "--device", "cpu"}).code, 1);
+}
+
 TEST_F(AppCommands, GenerateIsRepeatable) {
   ASSERT_EQ(sfa({"train", at("run.yaml")}).code, 0);
   const std::vector<std::string> command{"generate", "--checkpoint",  at("run"), "--prompt", "the ", "--max-tokens",

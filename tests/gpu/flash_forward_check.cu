@@ -97,8 +97,12 @@ struct Selected {
   }
 
   void run() const {
-    flash::select_features(queries, nullptr);
-    flash::select_features(keys, nullptr);
+    if (queries.T == keys.T) {
+      flash::select_features(queries, keys, {}, nullptr);
+    } else {
+      flash::select_features(queries, nullptr);
+      flash::select_features(keys, nullptr);
+    }
   }
   /// What a prefill needs: queries for the sparse product alone, keys for the product and for the cache.
   void run_prefill(void* values, std::uint8_t* indices) const {
@@ -106,8 +110,7 @@ struct Selected {
     q_only.dense = nullptr;
     k_cached.values = values;
     k_cached.indices = indices;
-    flash::select_features(q_only, nullptr);
-    flash::select_features(k_cached, nullptr);
+    flash::select_features(q_only, k_cached, {}, nullptr);
   }
   /// The problem on selected rows, for the oracle, the dense and the sparse product alike.
   flash::ForwardParams on(flash::ForwardParams p) const {
@@ -137,10 +140,11 @@ bool run_selection_checks() {
   bool good = true;
   for (const int d : {64, 128})
     for (const bool ties : {false, true})
-      for (const int k : {1, 3, 8, 16, d / 2}) {
-        good &= check_selection({2, 130, 3, d, k, flash::Selection::topk, ties});
-        good &= check_selection({2, 130, 3, d, k, flash::Selection::topk_2of4, ties});
-      }
+      for (const int k : {1, 3, 7, 8, 9, 12, 16, 17, d / 2})
+        for (const bool beside : {false, true}) {
+          good &= check_selection({2, 130, 3, d, k, flash::Selection::topk, ties}, beside);
+          good &= check_selection({2, 130, 3, d, k, flash::Selection::topk_2of4, ties}, beside);
+        }
   return good;
 }
 

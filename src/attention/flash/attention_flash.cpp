@@ -1,6 +1,7 @@
 // From the project's tensors to the arguments of the CUDA kernels, and what dense and sfa keep.
 #include "attention/flash/attention_flash.h"
 
+#include "attention/cost.h"
 #include "attention/dense/dense.h"
 #include "attention/flash/decode_attention.h"
 #include "attention/flash/flash_backward.h"
@@ -204,10 +205,8 @@ class SfaFlash final : public SfaAttention {
 
   void prepare(Context& ctx, AttentionState& s) const override {
     const PackedViews views = packed_views(s.qkv, dims_);
-    if (compressed_)
-      select_two_of_four(ctx, s, views.q);
-    else
-      select_topk(ctx, {views.q, config_.k_q, two_of_four(), s.q.values, s.q.indices, views.q});
+    if (flash::selection_supported(static_cast<int>(dims_.Dqk))) return select_together(ctx, s, views);
+    select_topk(ctx, {views.q, config_.k_q, two_of_four(), s.q.values, s.q.indices, views.q});
     select_topk(ctx, {views.k, config_.k_k, false, s.k.values, s.k.indices, views.k});
     ctx.copy_rows(s.k.v, views.v);
   }
@@ -217,13 +216,6 @@ class SfaFlash final : public SfaAttention {
   }
   void append(Context& ctx, const Keys& keys, KvCache& cache) const override {
     flash::append_to_cache(ctx, keys, cache);
-  }
-
-  [[nodiscard]] AttentionCost cost(std::int64_t T) const override {
-    AttentionCost c = SfaAttention::cost(T);
-    if (config_.kv_cache_v == "int8")
-      c.kv_bytes_per_token = static_cast<double>(dims_.G * (config_.k_k * 3 + (dims_.Dv + 15) / 16 * 16 + 2));
-    return c;
   }
 
   // Few queries read the sparse cache as it is; for a chunk of a prompt, full-width rows are made of it first.
@@ -256,6 +248,18 @@ class SfaFlash final : public SfaAttention {
     select_mask_gradient(ctx, a.d_k, a.k.indices);
   }
 
+  // Tensor cores multiply zeros: all of them, or half of them in the sparse product.
+  [[nodiscard]] AttentionCost cost(std::int64_t T) const override {
+    AttentionCost c = SfaAttention::cost(T);
+    const double pairs = visible_pairs(T, config_.window) * static_cast<double>(dims_.H),
+                 Dqk = static_cast<double>(dims_.Dqk), Dv = static_cast<double>(dims_.Dv);
+    c.executed_forward_flops = 2 * pairs * ((compressed_ ? Dqk / 2 : Dqk) + Dv);
+    c.executed_backward_flops = 2 * pairs * (3 * Dqk + 2 * Dv);
+    if (config_.kv_cache_v == "int8")
+      c.kv_bytes_per_token = static_cast<double>(dims_.G * (config_.k_k * 3 + (dims_.Dv + 15) / 16 * 16 + 2));
+    return c;
+  }
+
  private:
   [[nodiscard]] bool two_of_four() const { return config_.selection == "topk_2of4"; }
 
@@ -266,23 +270,40 @@ class SfaFlash final : public SfaAttention {
     return rows;
   }
 
-  void select_two_of_four(Context& ctx, const AttentionState& s, const Tensor& q) const {
+  // One launch: queries and keys are selected and zero-filled in place (queries only where the core reads them so), the
+  // values move to where they are kept.
+  void select_together(Context& ctx, const AttentionState& s, const PackedViews& views) const {
     if (ctx.planning) return;
     if constexpr (kHasCuda) {
-      flash::SelectParams p;
-      p.B = static_cast<int>(q.dim(0));
-      p.T = static_cast<int>(q.dim(1));
-      p.heads = static_cast<int>(q.dim(2));
-      p.D = static_cast<int>(q.dim(3));
-      p.k = config_.k_q;
-      p.rule = flash::Selection::topk_2of4;
-      p.x = q.data;
-      p.x_stride = strides_of(q);
-      p.values = s.q.values.data;
-      p.indices = s.q.indices.as<std::uint8_t>();
-      p.compressed = s.q.compressed.data;
-      flash::select_features(p, cuda_ops::stream(ctx));
+      flash::SelectParams q = selection_of(views.q, config_.k_q, s.q.values, s.q.indices);
+      q.rule = two_of_four() ? flash::Selection::topk_2of4 : flash::Selection::topk;
+      if (compressed_) {
+        q.compressed = s.q.compressed.data;
+        q.dense = nullptr;
+      }
+      const flash::SelectParams k = selection_of(views.k, config_.k_k, s.k.values, s.k.indices);
+      const flash::RowCopy v{.from = views.v.data,
+                             .to = s.k.v.data,
+                             .width = static_cast<int>(dims_.G * dims_.Dv),
+                             .from_stride = strides_of(views.v),
+                             .to_stride = strides_of(s.k.v)};
+      flash::select_features(q, k, v, cuda_ops::stream(ctx));
     }
+  }
+
+  static flash::SelectParams selection_of(const Tensor& rows, int k, const Tensor& values, const Tensor& indices) {
+    flash::SelectParams p;
+    p.B = static_cast<int>(rows.dim(0));
+    p.T = static_cast<int>(rows.dim(1));
+    p.heads = static_cast<int>(rows.dim(2));
+    p.D = static_cast<int>(rows.dim(3));
+    p.k = k;
+    p.x = rows.data;
+    p.dense = rows.data;
+    p.x_stride = p.dense_stride = strides_of(rows);
+    p.values = values.data;
+    p.indices = indices.as<std::uint8_t>();
+    return p;
   }
 
   bool compressed_;  // queries are multiplied 2 of 4; otherwise, under either selection, as zero-filled rows

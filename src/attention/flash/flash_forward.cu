@@ -19,6 +19,7 @@ using Launcher = int (*)(const ForwardParams&, void*);
 constexpr int kShortRows = 1536;
 /// From this many keys on larger blocks of them pay (forward_tuning.h).
 constexpr int kLongSparse = 4096;
+constexpr int kLongestSparse = 32768;
 
 Launcher dense_launcher(const Shape& shape) {
   const auto fits = [&](int Dqk, int Dv) { return shape.Dqk <= Dqk && shape.Dv <= Dv; };
@@ -36,9 +37,12 @@ Launcher dense_launcher(const Shape& shape) {
 }
 
 Launcher sparse24_launcher(const Shape& shape) {
-  if (shape.Dqk == 64 && shape.Dv == 64)
+  if (shape.Dqk == 64 && shape.Dv == 64) {
+    if (shape.Tq <= kShortRows) return forward_sparse24_d64_short;
     return shape.Tk < kLongSparse ? forward_sparse24_d64 : forward_sparse24_d64_long;
-  if (shape.Dqk == 128 && shape.Dv == 128) return forward_sparse24_d128;
+  }
+  if (shape.Dqk == 128 && shape.Dv == 128)
+    return shape.Tk < kLongestSparse ? forward_sparse24_d128 : forward_sparse24_d128_longest;
   if (shape.Dqk == 128 && shape.Dv == 64) return forward_sparse24_d128_v64;
   return nullptr;
 }

@@ -121,6 +121,7 @@ void Gpt2::forward(Context& ctx, Arena& scratch, const ModelInput& batch) {
   for (std::size_t l = 0; l < acts_.blocks.size(); ++l) {
     gpt2_block_forward(ctx, {config_, *attention_, weights_.blocks[l], scratch}, acts_.blocks[l], residual, branch,
                        acts_.branch, ranges);
+    if (on_attention && !ctx.planning) on_attention(static_cast<std::int64_t>(l), acts_.blocks[l].attention);
     residual = acts_.blocks[l].norm2.residual;
     branch = acts_.branch;
   }
