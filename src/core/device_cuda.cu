@@ -188,14 +188,10 @@ void zero(const CudaState& state, void* memory, std::size_t bytes) {
   SFA_CUDA_CHECK(cudaMemsetAsync(memory, 0, bytes, state.stream));
 }
 
-std::shared_ptr<void> make_event() {
+std::shared_ptr<void> make_timing_event() {
   cudaEvent_t event = nullptr;
   SFA_CUDA_CHECK(cudaEventCreate(&event));
   return {event, [](void* e) { cudaEventDestroy(static_cast<cudaEvent_t>(e)); }};
-}
-
-void record_event(const CudaState& state, void* event) {
-  SFA_CUDA_CHECK(cudaEventRecord(static_cast<cudaEvent_t>(event), state.stream));
 }
 
 double milliseconds_between(void* first, void* last) {

@@ -65,9 +65,8 @@ void copy_2d(const CudaState& state, void* to, std::size_t to_pitch, const void*
              std::size_t width, std::size_t rows);
 void zero(const CudaState& state, void* memory, std::size_t bytes);
 
-/// A cudaEvent_t that takes times.
-std::shared_ptr<void> make_event();
-void record_event(const CudaState& state, void* event);
+/// A mark that takes times.
+std::shared_ptr<void> make_timing_event();
 /// Waits for `last`.
 double milliseconds_between(void* first, void* last);
 
