@@ -143,28 +143,6 @@ std::pair<std::size_t, std::size_t> memory_free_total() {
   return {free, total};
 }
 
-void* make_event() {
-  cudaEvent_t event = nullptr;
-  SFA_CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
-  return event;
-}
-
-void release_event(void* event) noexcept {
-  cudaEventSynchronize(static_cast<cudaEvent_t>(event));
-  cudaEventDestroy(static_cast<cudaEvent_t>(event));
-}
-
-void record_event(const CudaState& state, void* event) {
-  SFA_CUDA_CHECK(cudaEventRecord(static_cast<cudaEvent_t>(event), state.stream));
-}
-
-bool event_done(void* event) {
-  const cudaError_t status = cudaEventQuery(static_cast<cudaEvent_t>(event));
-  if (status == cudaErrorNotReady) return false;
-  SFA_CUDA_CHECK(status);
-  return true;
-}
-
 void synchronize(const CudaState& state) {
   SFA_CUDA_CHECK(cudaStreamSynchronize(state.stream));
 }
@@ -188,10 +166,21 @@ void zero(const CudaState& state, void* memory, std::size_t bytes) {
   SFA_CUDA_CHECK(cudaMemsetAsync(memory, 0, bytes, state.stream));
 }
 
-std::shared_ptr<void> make_timing_event() {
+std::shared_ptr<void> make_event() {
   cudaEvent_t event = nullptr;
   SFA_CUDA_CHECK(cudaEventCreate(&event));
   return {event, [](void* e) { cudaEventDestroy(static_cast<cudaEvent_t>(e)); }};
+}
+
+void record_event(const CudaState& state, void* event) {
+  SFA_CUDA_CHECK(cudaEventRecord(static_cast<cudaEvent_t>(event), state.stream));
+}
+
+bool event_done(void* event) {
+  const cudaError_t status = cudaEventQuery(static_cast<cudaEvent_t>(event));
+  if (status == cudaErrorNotReady) return false;
+  SFA_CUDA_CHECK(status);
+  return true;
 }
 
 double milliseconds_between(void* first, void* last) {

@@ -49,13 +49,6 @@ std::string driver_cuda_version();
 /// Free and total bytes of the card.
 std::pair<std::size_t, std::size_t> memory_free_total();
 
-/// A mark in a stream, by which the host sees how far the device is.
-void* make_event();
-/// Waits for what was recorded last.
-void release_event(void* event) noexcept;
-void record_event(const CudaState& state, void* event);
-bool event_done(void* event);
-
 /// Waits for the state's stream; a fault of any kernel before it is thrown here.
 void synchronize(const CudaState& state);
 /// Asynchronous on the state's stream (a copy from or to pageable CPU memory returns when that memory may be reused).
@@ -65,8 +58,11 @@ void copy_2d(const CudaState& state, void* to, std::size_t to_pitch, const void*
              std::size_t width, std::size_t rows);
 void zero(const CudaState& state, void* memory, std::size_t bytes);
 
-/// A mark that takes times.
-std::shared_ptr<void> make_timing_event();
+/// A cudaEvent_t that takes times.
+std::shared_ptr<void> make_event();
+void record_event(const CudaState& state, void* event);
+/// True when the work before the event's last record is through; never blocks.
+bool event_done(void* event);
 /// Waits for `last`.
 double milliseconds_between(void* first, void* last);
 

@@ -20,9 +20,7 @@ Readback::Readback(const Context& ctx, std::size_t bytes) : bytes_(bytes) {
 
 Readback::~Readback() {
   if constexpr (kHasCuda) {
-    if (event_ == nullptr) return;
-    cuda_ops::release_event(event_);  // waits for the copy
-    cuda_ops::release_host(memory_);
+    if (event_ != nullptr) cuda_ops::release_host(memory_);  // waits for the device, and so for the copy
   }
 }
 
@@ -30,7 +28,7 @@ void Readback::start(const Context& ctx, const Tensor& from) {
   require(!under_way_ && static_cast<std::size_t>(from.bytes()) == bytes_, "internal error: readback of {}", from);
   ctx.copy(memory_, Device::cpu, from.data, from.device, bytes_);
   if constexpr (kHasCuda) {
-    if (event_ != nullptr) cuda_ops::record_event(ctx.cuda(), event_);
+    if (event_ != nullptr) cuda_ops::record_event(ctx.cuda(), event_.get());
   }
   under_way_ = true;
 }
@@ -38,7 +36,7 @@ void Readback::start(const Context& ctx, const Tensor& from) {
 bool Readback::ready() {
   if (!under_way_) return false;
   if constexpr (kHasCuda) {
-    if (event_ != nullptr && !cuda_ops::event_done(event_)) return false;
+    if (event_ != nullptr && !cuda_ops::event_done(event_.get())) return false;
   }
   under_way_ = false;
   return true;

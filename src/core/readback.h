@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <vector>
 
 #include "core/context.h"
@@ -27,7 +28,7 @@ class Readback {
   std::size_t bytes_;
   std::vector<std::byte> host_;  // CPU
   void* memory_ = nullptr;       // page-locked on a GPU
-  void* event_ = nullptr;
+  std::shared_ptr<void> event_;  // on a GPU
   bool under_way_ = false;
 };
 

@@ -8,8 +8,8 @@ namespace sfa {
 Stopwatch::Stopwatch(const Context& ctx) : ctx_(ctx) {
   if constexpr (kHasCuda) {
     if (ctx.on_cuda()) {
-      first_ = cuda_ops::make_timing_event();
-      last_ = cuda_ops::make_timing_event();
+      first_ = cuda_ops::make_event();
+      last_ = cuda_ops::make_event();
     }
   }
 }
