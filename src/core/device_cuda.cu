@@ -176,6 +176,13 @@ void record_event(const CudaState& state, void* event) {
   SFA_CUDA_CHECK(cudaEventRecord(static_cast<cudaEvent_t>(event), state.stream));
 }
 
+bool event_done(void* event) {
+  const cudaError_t status = cudaEventQuery(static_cast<cudaEvent_t>(event));
+  if (status == cudaErrorNotReady) return false;
+  SFA_CUDA_CHECK(status);
+  return true;
+}
+
 double milliseconds_between(void* first, void* last) {
   float ms = 0;
   SFA_CUDA_CHECK(cudaEventSynchronize(static_cast<cudaEvent_t>(last)));

@@ -61,6 +61,8 @@ void zero(const CudaState& state, void* memory, std::size_t bytes);
 /// A cudaEvent_t that takes times.
 std::shared_ptr<void> make_event();
 void record_event(const CudaState& state, void* event);
+/// True when the work before the event's last record is through; never blocks.
+bool event_done(void* event);
 /// Waits for `last`.
 double milliseconds_between(void* first, void* last);
 

@@ -84,7 +84,8 @@ void Gpt2::bind(const Tensor& parameters, const Tensor& gradients) {
   gradients_ = gradients.empty() ? Weights{} : views(gradients);
 }
 
-Gpt2::Activations Gpt2::plan_activations(Arena& saved, Arena& scratch, std::int64_t B, std::int64_t T) const {
+Gpt2::Activations Gpt2::plan_activations(Arena& saved, Arena& scratch, std::int64_t B, std::int64_t T,
+                                         std::int64_t blocks) const {
   const std::int64_t N = B * T, C = config_.hidden_size, F = config_.intermediate_size;
   const auto norm = [&](Tensor residual) {
     return Norm{residual, saved.take(dtype_, {N, C}), saved.take(DType::f32, {N}), saved.take(DType::f32, {N})};
@@ -93,7 +94,7 @@ Gpt2::Activations Gpt2::plan_activations(Arena& saved, Arena& scratch, std::int6
   a.embedded = saved.take(dtype_, {N, C});
   a.branch = saved.take(dtype_, {N, C});
   const std::size_t mark = scratch.mark();
-  for (std::int64_t l = 0; l < config_.num_hidden_layers; ++l) {
+  for (std::int64_t l = 0; l < blocks; ++l) {
     scratch.release(mark);  // what lives inside one layer's attention is shared by all layers
     BlockActivations b;
     b.norm1 = norm(l == 0 ? a.embedded : saved.take(dtype_, {N, C}));
@@ -108,7 +109,7 @@ Gpt2::Activations Gpt2::plan_activations(Arena& saved, Arena& scratch, std::int6
 }
 
 void Gpt2::plan(ModelArenas& arenas, std::int64_t B, std::int64_t T) {
-  acts_ = plan_activations(arenas.activations, arenas.scratch, B, T);
+  acts_ = plan_activations(arenas.activations, arenas.scratch, B, T, config_.num_hidden_layers);
 }
 
 void Gpt2::forward(Context& ctx, Arena& scratch, const ModelInput& batch) {
