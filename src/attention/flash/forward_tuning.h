@@ -15,12 +15,14 @@ using DenseD64Short = ForwardConfig<64, 64, 2, 64, 4, 2, false, false, 0, DenseS
 using DenseD128 = ForwardConfig<128, 128, 2, 128, 2, 1, true, true, 0, DenseRegisters>;
 // Sizes between two instances run on the next one, filled up with zeros by TMA.
 using DenseD32 = ForwardConfig<32, 32, 3, 128, 4, 1, true, true, 0, DenseShared>;
+using DenseD32Short = ForwardConfig<32, 32, 2, 64, 4, 2, false, false, 0, DenseShared>;
 using DenseD32V64 = ForwardConfig<32, 64, 3, 128, 4, 1, true, true, 0, DenseShared>;
+using DenseD32V64Short = ForwardConfig<32, 64, 2, 64, 4, 2, false, false, 0, DenseShared>;
 using DenseD64V128 = ForwardConfig<64, 128, 2, 128, 2, 1, true, true, 0, DenseRegisters>;
 using DenseD96 = ForwardConfig<96, 96, 2, 128, 2, 1, true, true, 0, DenseRegisters>;
 using DenseD192 = ForwardConfig<192, 192, 2, 112, 2, 1, true, true, 0, DenseShared>;
-using DenseD256 = ForwardConfig<256, 256, 2, 64, 2, 1, true, false, 0, DenseShared>;
-using DenseD128V64 = ForwardConfig<128, 64, 2, 128, 2, 1, true, true, 0, DenseRegisters>;
+using DenseD256 = ForwardConfig<256, 256, 2, 80, 2, 1, true, true, 0, DenseShared>;
+using DenseD128V64 = ForwardConfig<128, 64, 3, 128, 2, 1, true, true, 0, DenseShared>;
 /// Short rows as of DenseD64Short: 11 % faster at 1024, 2 % slower at 2048.
 using Sparse24D64Short = ForwardConfig<64, 64, 2, 64, 4, 2, false, false, 0, Sparse24>;
 using Sparse24D64 = ForwardConfig<64, 64, 3, 96, 4, 1, true, true, 0, Sparse24>;

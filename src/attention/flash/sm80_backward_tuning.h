@@ -9,7 +9,7 @@
 namespace sfa::flash {
 
 // dK and dV together are (Dqk + Dv) / 2 registers for every 16 keys of a warp; up to 64 features there is room for 32
-// keys, beyond 128 for one of the two.
+// keys, at 256 for one of the two.
 //                               Dqk  Dv warps atoms rows stages blocks/SM
 using Sm80KeysD32 = Sm80KeysConfig<32, 32, 4, 2, 64, 2, 2>;
 using Sm80KeysD32V64 = Sm80KeysConfig<32, 64, 4, 2, 32, 2, 2>;
@@ -18,8 +18,7 @@ using Sm80KeysD64V128 = Sm80KeysConfig<64, 128, 4, 1, 64, 2, 2>;
 using Sm80KeysD96 = Sm80KeysConfig<96, 96, 4, 1, 64, 2, 2>;
 using Sm80KeysD128V64 = Sm80KeysConfig<128, 64, 4, 1, 64, 2, 2>;
 using Sm80KeysD128 = Sm80KeysConfig<128, 128, 4, 1, 64, 2, 2>;
-using Sm80KeysD192 = Sm80KeysConfig<192, 192, 4, 1, 64, 1, 2, Sm80Sums::keys>;
-using Sm80ValuesD192 = Sm80KeysConfig<192, 192, 4, 1, 64, 1, 2, Sm80Sums::values>;
+using Sm80KeysD192 = Sm80KeysConfig<192, 192, 4, 1, 32, 1, 2>;
 using Sm80KeysD256 = Sm80KeysConfig<256, 256, 4, 1, 32, 1, 2, Sm80Sums::keys>;
 using Sm80ValuesD256 = Sm80KeysConfig<256, 256, 4, 1, 32, 2, 2, Sm80Sums::values>;
 
