@@ -1,5 +1,6 @@
 #include "core/device_cuda.h"
 
+#include <cuda_profiler_api.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -112,6 +113,30 @@ std::pair<std::size_t, std::size_t> memory_free_total() {
   std::size_t free = 0, total = 0;
   SFA_CUDA_CHECK(cudaMemGetInfo(&free, &total));
   return {free, total};
+}
+
+std::shared_ptr<void> make_moment() {
+  cudaEvent_t event{};
+  SFA_CUDA_CHECK(cudaEventCreate(&event));
+  return {event, [](void* e) { cudaEventDestroy(static_cast<cudaEvent_t>(e)); }};
+}
+
+void mark(const CudaState& state, void* moment) {
+  SFA_CUDA_CHECK(cudaEventRecord(static_cast<cudaEvent_t>(moment), state.stream));
+}
+
+double milliseconds_between(void* earlier, void* later) {
+  float ms = 0;
+  SFA_CUDA_CHECK(cudaEventElapsedTime(&ms, static_cast<cudaEvent_t>(earlier), static_cast<cudaEvent_t>(later)));
+  return ms;
+}
+
+void profiler_start() {
+  SFA_CUDA_CHECK(cudaProfilerStart());
+}
+
+void profiler_stop() {
+  SFA_CUDA_CHECK(cudaProfilerStop());
 }
 
 void synchronize(const CudaState& state) {

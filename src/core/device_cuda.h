@@ -8,6 +8,7 @@
 
 #include "core/context.h"
 #include "core/device.h"
+#include "core/observer.h"
 
 namespace sfa::cuda_ops {
 
@@ -31,6 +32,18 @@ void* allocate_host(std::size_t bytes);
 void release_host(void* memory) noexcept;
 /// Free and total bytes of the card.
 std::pair<std::size_t, std::size_t> memory_free_total();
+
+/// A moment on a stream: mark() queues it behind the work so far. milliseconds_between needs both to have passed.
+std::shared_ptr<void> make_moment();
+void mark(const CudaState& state, void* moment);
+double milliseconds_between(void* earlier, void* later);
+
+/// An observer that names ops and parts of the model for profilers (NVTX ranges).
+std::unique_ptr<OpObserver> make_range_observer();
+/// Tells a profiler that was started with its capture off (`nsys --capture-range=cudaProfilerApi`) to record, or to
+/// stop.
+void profiler_start();
+void profiler_stop();
 
 /// Waits for the state's stream; a fault of any kernel before it is thrown here.
 void synchronize(const CudaState& state);

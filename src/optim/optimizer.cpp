@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "core/observer.h"
+
 namespace sfa {
 
 ParameterBuffers plan_parameters(Arena& arena, Arena& optimizer_arena, const ParameterList& list, DType dtype,
@@ -38,9 +40,20 @@ void Optimizer::step(Context& ctx, std::int64_t step, float lr) {
   state.correction2 = static_cast<float>(1.0 / (1.0 - std::pow(static_cast<double>(options_.beta2), t)));
   state.max_norm = options_.max_norm;
   ctx.copy(state_.data, state_.device, &state, Device::cpu, sizeof(StepState));
-  ctx.zero(partials_);
-  gradient_norm_accumulate(ctx, buffers_.gradients, partials_);
-  gradient_norm_finish(ctx, partials_, state_);
+  {
+    const OpScope scope(
+        ctx, [&] { return OpWork{.kind = "gradient norm", .shape = "", .bytes = bytes_of({buffers_.gradients})}; });
+    ctx.zero(partials_);
+    gradient_norm_accumulate(ctx, buffers_.gradients, partials_);
+    gradient_norm_finish(ctx, partials_, state_);
+  }
+  const OpScope scope(ctx, [&] {
+    const ParameterBuffers& b = buffers_;
+    return OpWork{.kind = "adamw",
+                  .shape = "",
+                  .bytes = bytes_of({b.gradients, b.master, b.master, b.m, b.m, b.v, b.v}) +
+                           (b.params.data == b.master.data ? 0 : bytes_of({b.params}))};
+  });
   for (const Range& r : ranges_) {
     const auto part = [&](const Tensor& t2) { return t2.slice(0, r.begin, r.count); };
     adamw_update(ctx, {.beta1 = options_.beta1,

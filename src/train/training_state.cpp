@@ -1,6 +1,7 @@
 // TrainingState of trainer.h: the memory of a run, planned and bound, and one optimizer step on it.
 #include <algorithm>
 
+#include "core/observer.h"
 #include "eval/loaded_model.h"
 #include "ops/reduce/reduce.h"
 #include "train/trainer.h"
@@ -96,6 +97,8 @@ ModelInput TrainingState::upload(Context& ctx, const Batch& batch) {
 }
 
 void TrainingState::begin_step(Context& ctx) {
+  const OpScope scope(
+      ctx, [&] { return OpWork{.kind = "zero gradients", .shape = "", .bytes = bytes_of({buffers_.gradients})}; });
   ctx.zero(buffers_.gradients);
   ctx.zero(loss_total_);
 }

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "core/observer.h"
 #include "models/gpt2/block.h"
 #include "ops/classifier/classifier.h"
 #include "ops/embedding/embedding.h"
@@ -118,6 +119,7 @@ void Gpt2::forward(Context& ctx, Arena& scratch, const ModelInput& batch) {
   embedding_forward(ctx, batch.tokens, weights_.wte, weights_.wpe, 0, acts_.embedded.view({B, T, C}));
   Tensor residual = acts_.embedded, branch;
   for (std::size_t l = 0; l < acts_.blocks.size(); ++l) {
+    const PartScope part(ctx, "block", static_cast<std::int64_t>(l), "forward");
     gpt2_block_forward(ctx, {config_, *attention_, weights_.blocks[l], scratch}, acts_.blocks[l], residual, branch,
                        acts_.branch, ranges);
     residual = acts_.blocks[l].norm2.residual;
@@ -135,8 +137,11 @@ void Gpt2::forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput&
 
   ArenaScope scope(scratch);
   const Tensor d_residual = scratch.take(dtype_, {N, C}), d_y = scratch.take(dtype_, {N, C});
-  classifier_loss(ctx, {acts_.norm_f.y, weights_.wte, batch.targets, config_.vocab_size, loss_scale, losses, d_y,
-                        gradients_.wte, scratch});
+  {
+    const PartScope part(ctx, "head", -1, "forward and backward");
+    classifier_loss(ctx, {acts_.norm_f.y, weights_.wte, batch.targets, config_.vocab_size, loss_scale, losses, d_y,
+                          gradients_.wte, scratch});
+  }
   // The bias gradient of the layer that ends block l is taken by the norm that consumes its output.
   const auto bias_of_block = [&](std::size_t l) { return gradients_.blocks[l].down.bias; };
   gpt2_norm_backward(ctx,
@@ -144,6 +149,7 @@ void Gpt2::forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput&
                       bias_of_block(acts_.blocks.size() - 1)},
                      scratch);
   for (std::size_t l = acts_.blocks.size(); l-- > 0;) {
+    const PartScope part(ctx, "block", static_cast<std::int64_t>(l), "backward");
     const Tensor before = l > 0 ? bias_of_block(l - 1) : Tensor{};
     gpt2_block_backward(ctx, {config_, *attention_, weights_.blocks[l], scratch, nullptr, before}, gradients_.blocks[l],
                         acts_.blocks[l], d_residual, ranges);

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "core/context.h"
+#include "core/observer.h"
 #include "core/tensor.h"
 
 namespace sfa {
@@ -32,5 +33,10 @@ struct LinearBackward {
   Arena& scratch;
 };
 void linear_backward(Context& ctx, const LinearBackward& args);
+
+/// What the two products and the sum of linear_backward do, for observers.
+OpWork d_weight_work(const LinearBackward& args);
+OpWork d_x_work(const LinearBackward& args);
+OpWork d_bias_work(const LinearBackward& args);
 
 }  // namespace sfa

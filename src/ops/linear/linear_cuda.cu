@@ -112,18 +112,26 @@ void linear_forward(Context& ctx, const LinearForward& args) {
 void linear_backward(Context& ctx, const LinearBackward& args) {
   const std::int64_t N = args.x.dim(0), I = args.x.dim(1), O = args.weight.dim(0);
   if (N == 0) return;
-  if (!args.d_bias.empty()) add_column_sums(ctx, args.d_y, args.d_bias, args.scratch);
+  if (!args.d_bias.empty()) {
+    const OpScope scope(ctx, [&] { return d_bias_work(args); });
+    add_column_sums(ctx, args.d_y, args.d_bias, args.scratch);
+  }
   if (ctx.planning) return;
   CudaState& state = ctx.cuda();
-  gemm(state, {.transpose_a = true,
-               .accumulate = true,
-               .M = O,
-               .N = I,
-               .K = N,
-               .a = matrix(args.d_y),
-               .b = matrix(args.x),
-               .d = matrix(args.d_weight)});
-  if (!args.d_x.empty()) input_gradient(state, args);
+  {
+    const OpScope scope(ctx, [&] { return d_weight_work(args); });
+    gemm(state, {.transpose_a = true,
+                 .accumulate = true,
+                 .M = O,
+                 .N = I,
+                 .K = N,
+                 .a = matrix(args.d_y),
+                 .b = matrix(args.x),
+                 .d = matrix(args.d_weight)});
+  }
+  if (args.d_x.empty()) return;
+  const OpScope scope(ctx, [&] { return d_x_work(args); });
+  input_gradient(state, args);
 }
 
 }  // namespace sfa::cuda_ops
