@@ -34,8 +34,6 @@ cublasLtEpilogue_t cublas_epilogue(Epilogue epilogue) {
       return CUBLASLT_EPILOGUE_BIAS;
     case Epilogue::gelu:
       return CUBLASLT_EPILOGUE_GELU_AUX_BIAS;
-    case Epilogue::gelu_derivative:
-      return CUBLASLT_EPILOGUE_DGELU;
     case Epilogue::none:
       break;
   }
@@ -91,8 +89,7 @@ Key key_of(const Gemm& g) {
 // Bias and saved pre-activation of this call; their addresses are no part of the plan.
 void set_epilogue_pointers(Plan& plan, const Gemm& g) {
   if (g.epilogue == Epilogue::bias || g.epilogue == Epilogue::gelu) plan.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, g.bias);
-  if (g.epilogue == Epilogue::gelu || g.epilogue == Epilogue::gelu_derivative)
-    plan.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, g.pre.data);
+  if (g.epilogue == Epilogue::gelu) plan.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, g.pre.data);
 }
 
 // In column-major terms: the first operand is our b, the second our a.
@@ -101,8 +98,7 @@ void describe(Plan& plan, const Gemm& g) {
   plan.set(CUBLASLT_MATMUL_DESC_TRANSA, g.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N);
   plan.set(CUBLASLT_MATMUL_DESC_TRANSB, g.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N);
   plan.set(CUBLASLT_MATMUL_DESC_EPILOGUE, cublas_epilogue(g.epilogue));
-  if (g.epilogue == Epilogue::gelu || g.epilogue == Epilogue::gelu_derivative)
-    plan.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, g.pre.ld);
+  if (g.epilogue == Epilogue::gelu) plan.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, g.pre.ld);
   set_epilogue_pointers(plan, g);
   const auto layout = [](cublasLtMatrixLayout_t& to, const Matrix& m, std::int64_t rows, std::int64_t columns) {
     SFA_CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&to, cuda_type(m.dtype), static_cast<std::uint64_t>(columns),
@@ -309,7 +305,7 @@ bool gemm(CudaState& state, const Gemm& g) {
 }
 
 std::vector<std::string> gemm_report(const CudaState& state) {
-  constexpr const char* kEpilogues[] = {"", " bias", " gelu", " gelu'"};
+  constexpr const char* kEpilogues[] = {"", " bias", " gelu"};
   std::vector<std::string> lines;
   for (const auto& [key, plan] : state.gemm_plans->plans)
     lines.push_back(fmt::format("{} x {} x {}{}{}{}: {} proposed, {} equal, number {} taken, {:.1f} us (first {:.1f})",

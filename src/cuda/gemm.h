@@ -2,7 +2,6 @@
 //   d = op(a) op(b)  [+ d]                        accumulation in f32; f32 inputs are multiplied in f32, not TF32
 //   bias:            d = op(a) op(b) + bias       (bias [N], dtype of d)
 //   gelu:            pre = op(a) op(b) + bias;  d = gelu(pre)
-//   gelu_derivative: d = (op(a) op(b)) * gelu'(pre)
 // cuBLASLt reads column-major: the product is asked for as d^T = op(b)^T op(a)^T.
 // The algorithm is chosen when a shape is first seen and kept for the life of the context. cuBLASLt's heuristic
 // proposes some; reductions whose order could vary or that add in the type of d are left out. Its first proposal
@@ -26,7 +25,7 @@ struct Matrix {
   std::int64_t ld = 0;  // elements from one row to the next
 };
 
-enum class Epilogue : std::uint8_t { none, bias, gelu, gelu_derivative };
+enum class Epilogue : std::uint8_t { none, bias, gelu };
 
 struct Gemm {
   bool transpose_a = false, transpose_b = false;  // true: stored [K,M] / [N,K]

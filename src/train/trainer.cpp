@@ -16,6 +16,7 @@
 #include "eval/loaded_model.h"
 #include "train/metrics.h"
 #include "train/run_folder.h"
+#include "train/step_profiler.h"
 
 namespace sfa {
 namespace {
@@ -48,6 +49,7 @@ class Run {
   Config config_;
   ShardSet shards_;
   TrainingState state_;
+  StepProfiler profiler_{state_.context(), config_.train.profile_steps};
   RunFolder folder_;
   std::int64_t step_ = 0;         // optimizer steps done
   std::int64_t next_sample_ = 0;  // place in the data
@@ -127,6 +129,7 @@ Config identity(const Config& config) {
   c.output_dir = "-";
   c.model = config.model;
   c.model.attention.impl = "auto";
+  c.model.recompute = "none";
   c.data.seq_len = config.data.seq_len;
   c.data.shuffle = config.data.shuffle;
   c.seed = config.seed;
@@ -196,9 +199,11 @@ void Run::train_step(std::int64_t step) {
   Context& ctx = state_.context();
   const std::int64_t targets = config_.data.batch_size * config_.data.seq_len;
   const float loss_scale = 1.0f / static_cast<float>(targets);
+  profiler_.before(step + 1);
   state_.begin_step(ctx);
   for (int m = 0; m < loader_->micro_steps(); ++m) state_.micro_step(ctx, loader_->next(), loss_scale);
   state_.update(ctx, step);
+  profiler_.after(step + 1);
   ++interval_steps_;
 }
 

@@ -52,7 +52,7 @@ Tensor Gpt2::feed(Context& ctx, Generation& generation, const Tensor& tokens) {
   g.memory.activations.release(0);
   g.memory.scratch.release(0);
   Arena& scratch = g.memory.scratch;
-  Activations acts = plan_activations(g.memory.activations, scratch, B, n);
+  Activations acts = plan_activations(g.memory.activations, scratch, B, n, "none");
   const Tensor logits = g.memory.activations.take(dtype_, {B, config_.padded_vocab_size()});
 
   const Ranges ranges{.causal = true, .window = config_.attention.window, .first_key = {}};

@@ -85,31 +85,42 @@ void Gpt2::bind(const Tensor& parameters, const Tensor& gradients) {
   gradients_ = gradients.empty() ? Weights{} : views(gradients);
 }
 
-Gpt2::Activations Gpt2::plan_activations(Arena& saved, Arena& scratch, std::int64_t B, std::int64_t T) const {
+Gpt2::Activations Gpt2::plan_activations(Arena& saved, Arena& scratch, std::int64_t B, std::int64_t T,
+                                         const std::string& recompute) const {
   const std::int64_t N = B * T, C = config_.hidden_size, F = config_.intermediate_size;
-  const auto norm = [&](Tensor residual) {
-    return Norm{residual, saved.take(dtype_, {N, C}), saved.take(DType::f32, {N}), saved.take(DType::f32, {N})};
+  const auto rows = [&] { return saved.take(dtype_, {N, C}); };
+  const auto norm = [&](Tensor residual, Tensor y) {
+    return Norm{residual, y, saved.take(DType::f32, {N}), saved.take(DType::f32, {N})};
   };
   Activations a;
-  a.embedded = saved.take(dtype_, {N, C});
-  a.branch = saved.take(dtype_, {N, C});
+  a.embedded = rows();
+  a.branch = rows();
+  // What blocks share, newest block's values in it: outputs of norms and gelu, or all but the input.
+  const bool share_outputs = recompute == "ops";
+  const Tensor y = share_outputs ? rows() : Tensor{}, up = share_outputs ? saved.take(dtype_, {N, F}) : Tensor{};
   const std::size_t mark = scratch.mark();
   for (std::int64_t l = 0; l < config_.num_hidden_layers; ++l) {
+    const Tensor input = l == 0 ? a.embedded : rows();
+    if (l > 0 && recompute == "block") {
+      a.blocks.push_back(a.blocks.front());
+      a.blocks.back().norm1.residual = input;
+      continue;
+    }
     scratch.release(mark);  // what lives inside one layer's attention is shared by all layers
     BlockActivations b;
-    b.norm1 = norm(l == 0 ? a.embedded : saved.take(dtype_, {N, C}));
+    b.norm1 = norm(input, share_outputs ? y : rows());
     b.attention = attention_->plan(saved, scratch, B, T);
-    b.norm2 = norm(saved.take(dtype_, {N, C}));
+    b.norm2 = norm(rows(), share_outputs ? y : rows());
     b.up_pre = saved.take(dtype_, {N, F});
-    b.up = saved.take(dtype_, {N, F});
+    b.up = share_outputs ? up : saved.take(dtype_, {N, F});
     a.blocks.push_back(b);
   }
-  a.norm_f = norm(saved.take(dtype_, {N, C}));
+  a.norm_f = norm(rows(), rows());
   return a;
 }
 
 void Gpt2::plan(ModelArenas& arenas, std::int64_t B, std::int64_t T) {
-  acts_ = plan_activations(arenas.activations, arenas.scratch, B, T);
+  acts_ = plan_activations(arenas.activations, arenas.scratch, B, T, config_.recompute);
 }
 
 void Gpt2::forward(Context& ctx, Arena& scratch, const ModelInput& batch) {
@@ -151,8 +162,15 @@ void Gpt2::forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput&
   for (std::size_t l = acts_.blocks.size(); l-- > 0;) {
     const PartScope part(ctx, "block", static_cast<std::int64_t>(l), "backward");
     const Tensor before = l > 0 ? bias_of_block(l - 1) : Tensor{};
-    gpt2_block_backward(ctx, {config_, *attention_, weights_.blocks[l], scratch, nullptr, before}, gradients_.blocks[l],
-                        acts_.blocks[l], d_residual, ranges);
+    gpt2_block_backward(ctx,
+                        {.config = config_,
+                         .attention = *attention_,
+                         .weights = weights_.blocks[l],
+                         .scratch = scratch,
+                         .d_branch_bias = before,
+                         .branch = acts_.branch,
+                         .newest = l + 1 == acts_.blocks.size()},
+                        gradients_.blocks[l], acts_.blocks[l], d_residual, ranges);
   }
   embedding_backward(ctx, {batch.tokens, d_residual.view({B, T, C}), gradients_.wte, gradients_.wpe, scratch});
 }

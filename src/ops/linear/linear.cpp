@@ -43,8 +43,24 @@ void linear_forward(Context& ctx, const LinearForward& args) {
   cpu_ops::linear_forward(ctx, args);
 }
 
+void gelu_forward(Context& ctx, const Tensor& pre, const Tensor& y) {
+  require(pre.numel() == y.numel() && pre.dtype == y.dtype && pre.contiguous() && y.contiguous(),
+          "internal error: gelu_forward: pre {}, y {}", pre, y);
+  if (ctx.planning) return;
+  const OpScope scope(ctx, [&] {
+    return OpWork{
+        .kind = "gelu forward", .shape = fmt::format("{} x {}", y.dim(0), y.dim(1)), .bytes = bytes_of({pre, y})};
+  });
+  if constexpr (kHasCuda) {
+    if (ctx.on_cuda()) return cuda_ops::gelu_forward(ctx, pre, y);
+  }
+  cpu_ops::gelu_forward(ctx, pre, y);
+}
+
 void linear_backward(Context& ctx, const LinearBackward& args) {
   check(args.x, args.weight, args.d_y, "linear_backward");
+  require(args.d_pre_bias.empty() || (!args.pre_of_x.empty() && !args.d_x.empty()),
+          "internal error: linear_backward: d_pre_bias without pre_of_x or d_x");
   if constexpr (kHasCuda) {
     if (ctx.on_cuda()) return cuda_ops::linear_backward(ctx, args);
   }

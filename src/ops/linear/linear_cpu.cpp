@@ -122,6 +122,18 @@ void linear_forward(Context& ctx, const LinearForward& args) {
   }
 }
 
+void gelu_forward(Context& ctx, const Tensor& pre, const Tensor& y) {
+  const std::int64_t N = y.dim(0), O = y.dim(1);
+  const float* from = pre.as<float>();
+  float* to = y.as<float>();
+#pragma omp parallel for schedule(static)
+  for (std::int64_t n = 0; n < N; ++n) {
+    std::copy_n(from + n * O, O, to + n * O);
+    gelu_row(to + n * O, O);
+    if (ctx.round_bf16) round_row(to + n * O, O);
+  }
+}
+
 void linear_backward(Context& ctx, const LinearBackward& args) {
   if (ctx.planning) return;
   const std::int64_t N = args.x.dim(0), I = args.x.dim(1), O = args.weight.dim(0);
@@ -155,6 +167,7 @@ void linear_backward(Context& ctx, const LinearBackward& args) {
     for (std::int64_t i = 0; i < n; ++i) d_x[i] *= gelu_derivative(pre[i]);
   }
   round_output(ctx, args.d_x);
+  if (!args.d_pre_bias.empty()) bias_gradient(d_x, N, I, args.d_pre_bias.as<float>());
 }
 
 }  // namespace sfa::cpu_ops
