@@ -38,29 +38,52 @@ fi
 # The words after "// KEY:" in the target's opening comment.
 said() { sed -n "s|^// $1: ||p" "$2" | head -1; }
 
-build_target() {
-  local name=$1 file="tests/fuzz/$1_fuzz.cpp" out="build/fuzz/$1" source
-  [ -f "$file" ] || die "there is no target $name ($file)"
-  mkdir -p "$out/objects" "$out/corpus"
-  local flags=(-std=c++20 -O1 -g -march=x86-64-v3 -Isrc -Itests -fno-omit-frame-pointer
-    -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined)
-  local objects=()
-  for source in "$file" $(said sources "$file"); do
-    local object="$out/objects/${source//\//_}.o"
-    objects+=("$object")
+CXX=("$CLANG")
+if command -v ccache >/dev/null; then CXX=(ccache "$CLANG"); fi
+SANITIZERS=-fsanitize=address,undefined
+# shellcheck disable=SC2207
+FLAGS=(-std=c++20 -O1 -g -march=x86-64-v3 -Isrc -Itests -fno-omit-frame-pointer -fsanitize=fuzzer-no-link "$SANITIZERS" -fno-sanitize-recover=undefined
+  $(pkg-config --cflags hdf5 2>/dev/null || true))
+object_of() { printf 'build/fuzz/objects/%s.o' "${1//\//_}"; }
+compile() { "${CXX[@]}" "${FLAGS[@]}" -c "$1" -o "$(object_of "$1")"; }
+
+# Every source once, whichever targets need it, then a program a target.
+build_targets() {
+  local name file source running=0
+  local -A sources=()
+  mkdir -p build/fuzz/objects
+  for name in "${TARGETS[@]}"; do
+    file="tests/fuzz/${name}_fuzz.cpp"
+    [ -f "$file" ] || die "there is no target $name ($file)"
     # shellcheck disable=SC2046
-    "$CLANG" "${flags[@]}" $(pkg-config --cflags hdf5 2>/dev/null || true) -c "$source" -o "$object"
+    for source in "$file" $(said sources "$file"); do sources[$source]=1; done
   done
-  # shellcheck disable=SC2046
-  "$CLANG" -fsanitize=fuzzer,address,undefined "${objects[@]}" $(said libraries "$file") -o "$out/fuzz"
+  for source in "${!sources[@]}"; do
+    compile "$source" &
+    running=$((running + 1))
+    if [ $running -ge "$(jobs_here)" ]; then
+      wait -n || die "a fuzz target could not be compiled"
+      running=$((running - 1))
+    fi
+  done
+  while [ $running -gt 0 ]; do
+    wait -n || die "a fuzz target could not be compiled"
+    running=$((running - 1))
+  done
+  for name in "${TARGETS[@]}"; do
+    local objects=()
+    file="tests/fuzz/${name}_fuzz.cpp"
+    mkdir -p "build/fuzz/$name/corpus"
+    # shellcheck disable=SC2046
+    for source in "$file" $(said sources "$file"); do objects+=("$(object_of "$source")"); done
+    # shellcheck disable=SC2046
+    "$CLANG" -fsanitize=fuzzer "$SANITIZERS" "${objects[@]}" $(said libraries "$file") -o "build/fuzz/$name/fuzz"
+  done
 }
 
-broken=()
-for name in "${TARGETS[@]}"; do
-  step "$name"
-  build_target "$name"
-  out="build/fuzz/$name"
-  dictionary=()
+# Runs one target; its exit code says whether it held.
+run_target() {
+  local name=$1 out="build/fuzz/$1" dictionary=()
   [ -f "tests/fuzz/$name.dict" ] && dictionary=("-dict=tests/fuzz/$name.dict")
   if "$out/fuzz" -max_total_time="$SECONDS_EACH" -timeout=20 -rss_limit_mb=2048 -artifact_prefix="$out/" -print_final_stats=1 \
     "${dictionary[@]}" "$out/corpus" "tests/fuzz/corpus/$name" >"$out/log" 2>&1; then
@@ -68,7 +91,25 @@ for name in "${TARGETS[@]}"; do
   else
     tail -40 "$out/log"
     say "$name: BROKEN, see $out/log"
-    broken+=("$name")
+    return 1
+  fi
+}
+
+step "Building ${#TARGETS[@]} targets"
+build_targets
+step "Running them, $(jobs_here) at a time"
+broken=0 running=0
+for name in "${TARGETS[@]}"; do
+  run_target "$name" &
+  running=$((running + 1))
+  if [ $running -ge "$(jobs_here)" ]; then
+    wait -n || broken=$((broken + 1))
+    running=$((running - 1))
   fi
 done
-[ ${#broken[@]} -eq 0 ] || die "broken: ${broken[*]}"
+while [ $running -gt 0 ]; do
+  wait -n || broken=$((broken + 1))
+  running=$((running - 1))
+done
+[ $broken -eq 0 ] || die "$broken of ${#TARGETS[@]} targets broken"
+say "${#TARGETS[@]} targets clean"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what building sfa needs and this machine lacks, from the distribution's own packages.
 #   scripts/install_deps.sh             compiler, CMake, libraries: enough for `sfa`
-#   scripts/install_deps.sh --tests     also GoogleTest and clang-format
+#   scripts/install_deps.sh --tests     also GoogleTest, clang and clang-format
 #   scripts/install_deps.sh --bench     also Google Benchmark
 #   scripts/install_deps.sh --list      prints what it would install and stops
 # Debian 12 and 13, Ubuntu 22.04 and 24.04, as root or with sudo. Nothing is installed, and no package list fetched, when nothing
@@ -40,7 +40,10 @@ while IFS='|' read -r what package; do
 done < <(sed -n 's/^ *sfa_need([^ ]* "\([^"]*\)" "\([^"]*\)").*/\1|\2/p' "$ROOT/cmake/Dependencies.cmake")
 TEST_NEEDS='
 tests|libgtest-dev|
-code format|clang-format|'
+code format|clang-format|
+fuzzing|clang|'
+# The runtime of sanitizers and libFuzzer is a package of its own from Debian 12 and Ubuntu 24.04 on.
+if ! grep -q 'jammy' /etc/os-release 2>/dev/null; then TEST_NEEDS+=$'\n''fuzzing: runtime|libclang-rt-dev|'; fi
 [ $TESTS = no ] || NEEDS+=$TEST_NEEDS
 [ $BENCH = no ] || NEEDS+=$'\n''benchmarks|libbenchmark-dev|'
 
@@ -51,12 +54,14 @@ fi
 
 installed() { [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 
-# CMake, ninja and clang-format count by what runs, whoever brought them.
+# CMake, ninja and clang's tools count by what runs, whoever brought them.
 present() {
   case $1 in
     cmake) command -v cmake >/dev/null ;;
     ninja-build) command -v ninja >/dev/null ;;
     clang-format) command -v clang-format >/dev/null ;;
+    clang) command -v clang++ >/dev/null ;;
+    libclang-rt-dev) command -v clang++ >/dev/null && [ -e "$(clang++ -print-file-name=libclang_rt.fuzzer-x86_64.a)" ] ;;
     *) installed "$1" ;;
   esac
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing, builds, and runs every test that this machine can run; says what it could not run.
-#   scripts/test.sh            everything (what CI runs): tests, the same under ASan/UBSan, CUDA sources compiled, code format
-#   scripts/test.sh --quick    for a developer in between: tests and code format, no sanitizers, no CUDA
+#   scripts/test.sh            everything (what CI runs): tests, the same under ASan/UBSan, fuzzing, CUDA sources compiled, code format
+#   scripts/test.sh --quick    for a developer in between: tests and code format, no sanitizers, no fuzzing, no CUDA
 # Ends with one line, "N passed, N failed, N skipped", and exit code 0 only when nothing failed.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
@@ -134,12 +134,24 @@ if [ $QUICK = no ]; then
   fi
 fi
 
+FUZZ_SECONDS=60
+if [ $QUICK = no ]; then
+  step "Fuzzing, $FUZZ_SECONDS s a target"
+  if ! command -v clang++ >/dev/null; then
+    NOT_RUN+=('fuzzing: there is no clang++')
+  elif bash scripts/fuzz.sh --seconds $FUZZ_SECONDS; then
+    passed_check 'the readers of files held'
+  else
+    failed_check 'fuzzing: an input breaks a reader (scripts/fuzz.sh)'
+  fi
+fi
+
 step 'Code format and GPU record'
 check_format
 check_gpu_record
 if ! has_gpu; then NOT_RUN+=('tests that need a GPU: this machine has none'); fi
 if [ $BUILD = cpu ] && ! find_nvcc >/dev/null; then NOT_RUN+=('compiling the CUDA sources: this machine has no nvcc'); fi
-if [ $QUICK = yes ]; then NOT_RUN+=('sanitizers and CUDA (--quick)'); fi
+if [ $QUICK = yes ]; then NOT_RUN+=('sanitizers, fuzzing and CUDA (--quick)'); fi
 
 if [ ${#NOT_RUN[@]} -gt 0 ]; then
   step 'What this run does not show'

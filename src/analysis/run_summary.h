@@ -3,25 +3,18 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <optional>
-#include <string>
 
+#include "analysis/run_records.h"
 #include "config/config.h"
 #include "models/model.h"
 
 namespace sfa {
 
-struct RunSummary {
+struct RunSummary : RunRecords {
   std::filesystem::path folder;
-  Config config;                        // resolved, as the run used it
-  std::string device, dtype;            // run.json; empty when it does not say
-  std::int64_t step = 0;                // newest step with metrics
-  std::int64_t tokens = 0;              // trained on up to then
-  std::optional<double> train_loss;     // newest, nats a token
-  std::optional<double> val_loss;       // newest validation, nats a token
-  std::optional<double> bits_per_byte;  // of the same validation
-  double train_seconds = 0;             // optimizer steps alone: without start, validation and checkpoints
-  ModelCost cost;                       // at config.data.seq_len
+  Config config;            // resolved, as the run used it
+  std::int64_t tokens = 0;  // trained on up to the newest step with metrics
+  ModelCost cost;           // at config.data.seq_len
 };
 
 /// Reads a run folder. Throws Error with one sentence when it is none, or its metrics are unreadable.

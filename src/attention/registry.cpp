@@ -19,10 +19,12 @@ const std::vector<AttentionRow>& attention_table() {
       {"dense", "flash", Device::cpu, 10, dense_flash_cpu_why_not, make_dense_flash_cpu},
       {"dense", "reference", Device::cuda, 0, dense_reference_why_not, make_dense_reference},
       {"dense", "flash", Device::cuda, 10, dense_flash_cuda_why_not, make_dense_flash_cuda},
+      {"dense", "flash_sm80", Device::cuda, 5, dense_flash_cuda_why_not, make_dense_flash_sm80},
       {"sfa", "reference", Device::cpu, 0, sfa_reference_why_not, make_sfa_reference},
       {"sfa", "flash", Device::cpu, 10, sfa_flash_cpu_why_not, make_sfa_flash_cpu},
       {"sfa", "reference", Device::cuda, 0, sfa_reference_why_not, make_sfa_reference},
       {"sfa", "flash", Device::cuda, 10, sfa_flash_cuda_why_not, make_sfa_flash_cuda},
+      {"sfa", "flash_sm80", Device::cuda, 5, sfa_flash_cuda_why_not, make_sfa_flash_sm80},
   };
   return table;
 }

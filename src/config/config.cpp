@@ -23,19 +23,31 @@ struct Leaf {
 };
 using Leaves = std::map<std::string, Leaf>;
 
-void flatten(const YAML::Node& node, const std::string& prefix, const std::string& source, bool lines, bool replace,
-             Leaves& out) {
-  const std::string where = lines ? fmt::format("{}:{}", source, node.Mark().line + 1) : source;
+// Aliases may lead back to their own anchor, or double at every level: a configuration is neither deep nor long.
+constexpr int kMostLevels = 8, kMostNodes = 10'000;
+
+struct Source {
+  std::string name;
+  bool lines;    // say the line
+  bool replace;  // an override: the last value counts
+  int nodes = 0;
+};
+
+void flatten(const YAML::Node& node, const std::string& prefix, int level, Source& source, Leaves& out) {
+  const std::string where = source.lines ? fmt::format("{}:{}", source.name, node.Mark().line + 1) : source.name;
+  require(level <= kMostLevels, "{}: keys lie more than {} levels deep", where, kMostLevels);
+  require(++source.nodes <= kMostNodes, "{}: there are more than {} entries", where, kMostNodes);
   if (node.IsMap()) {
     for (const auto& entry : node) {
       require(entry.first.IsScalar(), "{}: a key must be a plain word", where);
-      flatten(entry.second, prefix + (prefix.empty() ? "" : ".") + entry.first.Scalar(), source, lines, replace, out);
+      flatten(entry.second, prefix + (prefix.empty() ? "" : ".") + entry.first.Scalar(), level + 1, source, out);
     }
     return;
   }
   require(!prefix.empty(), "{}: a configuration is a list of `key: value` lines", where);
-  require(replace || !out.contains(prefix), "{}: {} is given twice", where, prefix);
+  require(source.replace || !out.contains(prefix), "{}: {} is given twice", where, prefix);
   if (node.IsSequence()) {
+    require(node.size() <= 16, "{}: {}: a list of {} values is too long", where, prefix, node.size());
     std::vector<std::string> parts;
     for (const auto& part : node) {
       require(part.IsScalar(), "{}: {}: a list of plain values is expected", where, prefix);
@@ -166,13 +178,26 @@ class Lister final : public ConfigVisitor {
 
  private:
   static std::string quoted(const std::string& s) {
-    const bool plain = !s.empty() && std::all_of(s.begin(), s.end(), [](char c) {
+    const bool null = s == "null" || s == "Null" || s == "NULL";  // would be read as an empty value
+    const bool plain = !s.empty() && !null && std::all_of(s.begin(), s.end(), [](char c) {
       return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '/' || c == '.' || c == '-';
     });
     if (plain) return s;
-    std::string out = "'";
-    for (char c : s) out += c == '\'' ? std::string("''") : std::string(1, c);
-    return out + "'";
+    const bool one_line = std::all_of(s.begin(), s.end(), [](char c) { return static_cast<unsigned char>(c) >= ' '; });
+    if (one_line) {
+      std::string out = "'";
+      for (char c : s) out += c == '\'' ? std::string("''") : std::string(1, c);
+      return out + "'";
+    }
+    // Line ends would be folded in single quotes; YAML's double quotes keep every character.
+    std::string out = "\"";
+    for (char c : s) {
+      if (c == '"' || c == '\\')
+        out += {'\\', c};
+      else
+        out += static_cast<unsigned char>(c) >= ' ' ? std::string(1, c) : fmt::format("\\x{:02x}", c);
+    }
+    return out + "\"";
   }
 };
 
@@ -224,10 +249,15 @@ void apply_override(const std::string& text, Leaves& leaves) {
   if (equals == std::string::npos || equals == 0)
     throw UsageError(
         fmt::format("'{}' is not an override; write key.path=value, for example train.max_steps=200", text));
-  flatten(load_yaml(text.substr(equals + 1), "override " + text), text.substr(0, equals), "command line", false, true,
-          leaves);
+  Source source{"command line", false, true};
+  flatten(load_yaml(text.substr(equals + 1), "override " + text), text.substr(0, equals), 0, source, leaves);
 }
 
+// A count whose products with a few others stay in range.
+void check_count(std::int64_t value, const char* key) {
+  constexpr std::int64_t kMost = 1 << 24;
+  require(value >= 1 && value <= kMost, "{}: must be from 1 to {}, got {}", key, kMost, value);
+}
 void check_positive(double value, const char* key) {
   require(value > 0, "{}: must be positive, got {}", key, value);
 }
@@ -269,13 +299,13 @@ void validate(Config& c) {
   c.model.resolve();
   DataConfig& d = c.data;
   if (d.seq_len == 0) d.seq_len = c.model.max_position_embeddings;
-  check_positive(static_cast<double>(d.seq_len), "data.seq_len");
+  check_count(d.seq_len, "data.seq_len");
   require(d.seq_len <= c.model.max_position_embeddings,
           "data.seq_len: {} tokens are longer than the model's {} positions (model.max_position_embeddings)", d.seq_len,
           c.model.max_position_embeddings);
-  check_positive(static_cast<double>(d.batch_size), "data.batch_size");
+  check_count(d.batch_size, "data.batch_size");
   if (d.micro_batch_size == 0) d.micro_batch_size = d.batch_size;
-  check_positive(static_cast<double>(d.micro_batch_size), "data.micro_batch_size");
+  check_count(d.micro_batch_size, "data.micro_batch_size");
   require(d.batch_size % d.micro_batch_size == 0, "data.micro_batch_size: {} does not divide data.batch_size = {}",
           d.micro_batch_size, d.batch_size);
   validate_train(c.train);
@@ -299,7 +329,8 @@ Config build(Leaves& leaves) {
 Config parse_config(const std::string& text, const std::string& source, const std::vector<std::string>& overrides) {
   Leaves leaves;
   const YAML::Node root = load_yaml(text, source);
-  if (!root.IsNull()) flatten(root, "", source, true, false, leaves);
+  Source from{source, true, false};
+  if (!root.IsNull()) flatten(root, "", 0, from, leaves);
   for (const std::string& o : overrides) apply_override(o, leaves);
   return build(leaves);
 }

@@ -22,9 +22,11 @@ void visit_attention(ModelConfig& m, ConfigVisitor& v) {
          {"dense", "sfa"},
          {}},
         m.attention.type);
-  v.key(
-      {p + "impl", "implementation; `auto` takes the fastest that serves the case", {"auto", "reference", "flash"}, {}},
-      m.attention.impl);
+  v.key({p + "impl",
+         "implementation; `auto` takes the fastest that serves the case",
+         {"auto", "reference", "flash", "flash_sm80"},
+         {}},
+        m.attention.impl);
   v.key({p + "k", "sfa: active features of a query and of a key, out of qk_head_dim", {}, {}}, m.k);
   int_key(v, {p + "k_q", "sfa: active features of a query; 0 = k", {}, {}}, m.attention.k_q);
   int_key(v, {p + "k_k", "sfa: active features of a key; 0 = k", {}, {}}, m.attention.k_k);

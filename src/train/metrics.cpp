@@ -6,6 +6,17 @@
 
 namespace sfa {
 
+std::optional<std::int64_t> metrics_step(const nlohmann::json& object) {
+  if (!object.is_object()) return std::nullopt;
+  const auto it = object.find("step");
+  constexpr std::int64_t kMost = std::int64_t{1} << 48;  // more steps than a run can have; keeps products in range
+  if (it == object.end() || !it->is_number_integer()) return std::nullopt;
+  if (it->is_number_unsigned() && it->get<std::uint64_t>() > static_cast<std::uint64_t>(kMost)) return std::nullopt;
+  const auto step = it->get<std::int64_t>();
+  if (step < 0 || step > kMost) return std::nullopt;
+  return step;
+}
+
 MetricsFile::MetricsFile(std::filesystem::path file, std::int64_t last_step) : path_(std::move(file)) {
   std::vector<std::string> kept;
   bool dropped = false;
@@ -13,9 +24,8 @@ MetricsFile::MetricsFile(std::filesystem::path file, std::int64_t last_step) : p
     std::ifstream in(path_);
     for (std::string line; std::getline(in, line);) {
       const nlohmann::json object = nlohmann::json::parse(line, nullptr, false);
-      const bool keep = object.is_object() && object.contains("step") && object["step"].is_number() &&
-                        object["step"].get<std::int64_t>() <= last_step;
-      if (keep)
+      const auto step = metrics_step(object);
+      if (step && *step <= last_step)
         kept.push_back(line);
       else
         dropped = true;

@@ -5,9 +5,13 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 
 namespace sfa {
+
+/// The step of one line of metrics.jsonl; nothing when the line is no object with a whole, possible number of steps.
+std::optional<std::int64_t> metrics_step(const nlohmann::json& object);
 
 /// Appends objects to a file of one JSON object a line; each line is written whole and flushed.
 class MetricsFile {

@@ -98,6 +98,30 @@ TEST(Config, MessagesNameFileLineAndNearestKey) {
   EXPECT_NE(unknown.find("'train.lr'"), std::string::npos) << unknown;
 }
 
+// A file can be small and yet without end: an alias inside its own anchor, doubling at every level.
+TEST(Config, AliasesWithoutEndAreRefused) {
+  EXPECT_NE(message_of("model: &a {b: *a}\n").find("levels deep"), std::string::npos);
+  std::string doubling = "x0: &x0 {a: {}, b: {}}\n";
+  for (int i = 1; i < 30; ++i) doubling += fmt::format("x{0}: &x{0} {{a: *x{1}, b: *x{1}}}\n", i, i - 1);
+  EXPECT_NE(message_of(doubling), "");
+}
+
+TEST(Config, SizesBeyondReasonAreRefused) {
+  EXPECT_NE(message_of("output_dir: x\nmodel: {hidden_size: 9000000000000}\n").find("hidden_size"), std::string::npos);
+  EXPECT_NE(message_of("output_dir: x\nmodel: {vocab_size: 9000000000000}\n").find("vocab_size"), std::string::npos);
+  // 2^32 + 8 must not pass as 8.
+  EXPECT_NE(message_of("output_dir: x\nmodel: {attention: {type: sfa, k: 4294967304}}\n").find("attention.k"),
+            std::string::npos);
+}
+
+TEST(Config, TextOfAnyKindIsPrintedAsItIsRead) {
+  Config c = parse_config("output_dir: x\n", "test.yaml", {});
+  for (const std::string name : {"two\nlines", "tab\there", "it's", "a \"word\" \\ ", "\x7f\u00e9 #: [", "null", "~"}) {
+    c.output_dir = name;
+    EXPECT_EQ(parse_config(dump_config(c), "printed", {}).output_dir, name);
+  }
+}
+
 TEST(Config, DerivedValuesAreResolved) {
   const Config c = parse_config("output_dir: x\nmodel: {hidden_size: 64, num_attention_heads: 4}\n", "test.yaml",
                                 {"model.attention.type=sfa", "model.attention.k=8"});

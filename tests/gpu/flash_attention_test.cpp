@@ -1,5 +1,5 @@
-// impl: flash on the GPU behind the attention interface, forward, backward and through a KV cache, against impl:
-// reference on the CPU in f32 on the same bf16 inputs. The kernels alone are held against double by
+// impl: flash and flash_sm80 on the GPU behind the attention interface, forward, backward and through a KV cache,
+// against impl: reference on the CPU in f32 on the same bf16 inputs. The kernels alone are held against double by
 // flash_forward_check.cu and flash_backward_check.cu over many more shapes.
 #include "attention/attention.h"
 #include "gpu/twins.h"
@@ -13,9 +13,10 @@ struct FlashCase {
   std::int64_t B, T, window = 0;
 };
 
-AttentionConfig config_of(const std::string& type, int k, const std::string& selection) {
+AttentionConfig config_of(const std::string& impl, const std::string& type, int k, const std::string& selection) {
   AttentionConfig config;
   config.type = type;
+  config.impl = impl;
   config.k_q = config.k_k = k;
   config.selection = selection;
   return config;
@@ -23,19 +24,26 @@ AttentionConfig config_of(const std::string& type, int k, const std::string& sel
 
 std::vector<FlashCase> cases() {
   std::vector<FlashCase> list;
-  for (const AttentionDims& dims : {AttentionDims{4, 2, 64, 64}, AttentionDims{2, 2, 128, 128}}) {
+  const auto add = [&](const std::string& impl, const AttentionDims& dims, std::int64_t window) {
     const int k = static_cast<int>(dims.Dqk) / 8;
-    for (const std::int64_t window : {0, 50}) {
-      list.push_back({config_of("dense", 0, "topk"), dims, 2, 200, window});
-      list.push_back({config_of("sfa", k, "topk"), dims, 2, 200, window});
-      list.push_back({config_of("sfa", k, "topk_2of4"), dims, 2, 200, window});
-    }
-  }
+    list.push_back({config_of(impl, "dense", 0, "topk"), dims, 2, 200, window});
+    list.push_back({config_of(impl, "sfa", k, "topk"), dims, 2, 200, window});
+    list.push_back({config_of(impl, "sfa", k, "topk_2of4"), dims, 2, 200, window});
+  };
+  for (const AttentionDims& dims : {AttentionDims{4, 2, 64, 64}, AttentionDims{2, 2, 128, 128}})
+    for (const std::int64_t window : {0, 50})
+      for (const char* impl : {"flash", "flash_sm80"}) add(impl, dims, window);
+  // Sizes that only the kernels for every card have: `flash` takes them as well.
+  for (const AttentionDims& dims :
+       {AttentionDims{2, 1, 32, 64}, AttentionDims{2, 2, 64, 128}, AttentionDims{2, 2, 96, 96},
+        AttentionDims{2, 1, 256, 256}, AttentionDims{3, 1, 80, 48}})
+    add("flash", dims, 0);
   return list;
 }
 
 std::string describe(const FlashCase& c) {
-  return fmt::format("{} {} D {} window {}", c.config.type, c.config.selection, c.dims.Dqk, c.window);
+  return fmt::format("{} {} {} D {} {} window {}", c.config.impl, c.config.type, c.config.selection, c.dims.Dqk,
+                     c.dims.Dv, c.window);
 }
 
 // A layer's attention with its memory, planned as a model plans it.
@@ -44,6 +52,7 @@ struct PlannedLayer {
   Arena saved, scratch;
   AttentionState state;
 
+  /// `impl` instead of the case's.
   PlannedLayer(Context& ctx, const FlashCase& c, DType type, const std::string& impl)
       : saved("saved", ctx.device()), scratch("scratch", ctx.device()) {
     AttentionConfig config = c.config;
@@ -70,7 +79,7 @@ TEST_F(FlashAttentionGpu, LayersForwardAndBackward) {
     const Twin qkv = random({c.B, c.T, c.dims.row()}), d_out = random({c.B, c.T, c.dims.H, c.dims.Dv});
     const Twin d_qkv = output({c.B, c.T, c.dims.row()});
     const Ranges ranges{.causal = true, .query_offset = 0, .window = c.window, .first_key = {}};
-    PlannedLayer oracle(cpu_, c, DType::f32, "reference"), flash(*gpu_, c, DType::bf16, "flash");
+    PlannedLayer oracle(cpu_, c, DType::f32, "reference"), flash(*gpu_, c, DType::bf16, c.config.impl);
     cpu_.copy(oracle.state.qkv.data, Device::cpu, qkv.cpu.t.data, Device::cpu,
               static_cast<std::size_t>(qkv.cpu.t.bytes()));
     attention_forward(cpu_, *oracle.attention, oracle.state, ranges, oracle.scratch);
@@ -104,9 +113,7 @@ TEST_F(FlashAttentionGpu, ChunksThroughACacheAreOnePass) {
     cpu_.copy(oracle.state.qkv.data, Device::cpu, qkv.cpu.t.data, Device::cpu,
               static_cast<std::size_t>(qkv.cpu.t.bytes()));
     attention_forward(cpu_, *oracle.attention, oracle.state, ranges, oracle.scratch);
-    AttentionConfig config = c.config;
-    config.impl = "flash";
-    const auto attention = make_attention(config, c.dims, Device::cuda, DType::bf16);
+    const auto attention = make_attention(c.config, c.dims, Device::cuda, DType::bf16);
     Arena cache_arena("cache", Device::cuda);
     attention->plan_cache(cache_arena, c.B, c.T);
     cache_arena.bind();

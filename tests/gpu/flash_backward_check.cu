@@ -1,8 +1,9 @@
 // Checks and times the backward of the flash core on the card it runs on.
-//   flash_backward_check            every case, then timings
-//   flash_backward_check check [D [T]]  cases only (of head size D; 0: both; of at most T tokens, for
-//   compute-sanitizer) flash_backward_check time [D [heads together ...]]   timings only, "backward D N TFLOPs ms" a
-//   line
+//   flash_backward_check                 every case, then timings
+//   flash_backward_check check [D [T]]   cases only: of head size D (0: all), of at most T tokens (for
+//   compute-sanitizer) flash_backward_check sm80 [T]        those of the sm_80 kernels alone flash_backward_check time
+//   [D [heads together ...]]   timings only, "backward D N TFLOPs ms" a line flash_backward_check time_sm80       the
+//   same of the sm_80 kernels, "sm80 DxDV N TFLOPs ms" a line
 // A case passes when no output element is left unwritten, nothing else is written, the error against the f64 oracle is
 // at most twice that of a plain bf16 program (maximum and root mean square), and a second run with other rubbish in the
 // workspace and another order of blocks gives the same bits. Exit code 1 when anything fails.
@@ -21,6 +22,7 @@
 #include <vector>
 
 #include "attention/flash/flash_backward.h"
+#include "attention/flash/flash_sm80.h"
 #include "gpu/flash_backward_reference.cuh"
 
 namespace {
@@ -63,7 +65,18 @@ struct Case {
   int window = 0;
   int query_offset = 0;
   int documents = 0;  // number of documents of random lengths; 0: no first_key
+  bool sm80 = false;  // the kernels for every card instead of those for sm_90a
 };
+
+std::size_t workspace_bytes(const Case& c) {
+  return c.sm80 ? sfa::flash::sm80_backward_workspace_bytes(c.shape) : sfa::flash::backward_workspace_bytes(c.shape);
+}
+void run_backward(const Case& c, const BackwardParams& p) {
+  if (c.sm80)
+    sfa::flash::sm80_backward(p, nullptr);
+  else
+    sfa::flash::backward(p, nullptr);
+}
 
 /// Packed rows [q heads | k heads | v heads] for queries and, when Tk differs, for keys; gradients lie the same way.
 struct Layout {
@@ -110,7 +123,8 @@ struct Arrays {
   DeviceArray<std::int32_t> first_key;
   DeviceArray<unsigned char> workspace;
 
-  Arrays(const Shape& s, const Layout& l)
+  Arrays(const Case& c, const Layout& l) : Arrays(c.shape, l, workspace_bytes(c)) {}
+  Arrays(const Shape& s, const Layout& l, std::size_t scratch)
       : queries(std::size_t(s.B) * s.Tq * l.row),
         keys(std::size_t(s.B) * s.Tk * l.row),
         d_queries(queries.count),
@@ -119,7 +133,7 @@ struct Arrays {
         d_out(out.count),
         lse(std::size_t(s.B) * s.H * s.Tq),
         first_key(std::size_t(s.B) * s.Tq),
-        workspace(sfa::flash::backward_workspace_bytes(s)) {}
+        workspace(scratch) {}
 
   BackwardParams params(const Case& c, const Layout& l) {
     const Shape& s = c.shape;
@@ -243,7 +257,7 @@ bool run_case(const Case& c) {
   const Shape& s = c.shape;
   std::mt19937 engine(1234u + s.Tq * 7 + s.Tk * 3 + s.H);
   const Layout layout(s);
-  Arrays a(s, layout);
+  Arrays a(c, layout);
   a.queries.set(random_values(a.queries.count, engine));
   a.keys.set(random_values(a.keys.count, engine));
   a.d_out.set(random_values(a.d_out.count, engine));
@@ -268,7 +282,7 @@ bool run_case(const Case& c) {
     a.d_queries.fill(0xff), a.d_keys.fill(0xff);
     a.workspace.fill(run == 0 ? 0xff : 0x7f);
     p.heads_together = run == 0 ? 0 : 1;
-    sfa::flash::backward(p, nullptr);
+    run_backward(c, p);
     check_cuda(cudaGetLastError(), "launch");
     check_cuda(cudaDeviceSynchronize(), c.name);
     d_queries[run] = a.d_queries.get(), d_keys[run] = a.d_keys.get();
@@ -286,8 +300,9 @@ bool run_case(const Case& c) {
   good &= compare("dV", unpack(d_keys[0], s.B, s.Tk, s.G, s.Dv, layout.row, v_column), exact.d_v, plain.d_v, s.Tk, s.Dv,
                   report);
   good = good && same && clean;
-  std::printf("%-4s %-22s B%d Tq%-5d Tk%-5d H%d G%d D%d/%d%s%s%s\n", good ? "ok" : "FAIL", c.name, s.B, s.Tq, s.Tk, s.H,
-              s.G, s.Dqk, s.Dv, report.c_str(), same ? "" : "  NOT REPEATABLE", clean ? "" : "  WROTE OUTSIDE");
+  std::printf("%-4s %s%-22s B%d Tq%-5d Tk%-5d H%d G%d D%d/%d%s%s%s\n", good ? "ok" : "FAIL", c.sm80 ? "sm80 " : "",
+              c.name, s.B, s.Tq, s.Tk, s.H, s.G, s.Dqk, s.Dv, report.c_str(), same ? "" : "  NOT REPEATABLE",
+              clean ? "" : "  WROTE OUTSIDE");
   std::fflush(stdout);
   return good;
 }
@@ -296,7 +311,7 @@ bool check_reference_itself() {
   const Case c{"reference against host", {1, 5, 7, 2, 1, 64, 64}, true, 4, 2};
   std::mt19937 engine(7);
   const Layout layout(c.shape);
-  Arrays a(c.shape, layout);
+  Arrays a(c, layout);
   const auto queries = random_values(a.queries.count, engine), keys = random_values(a.keys.count, engine),
              d_out = random_values(a.d_out.count, engine);
   a.queries.set(queries), a.keys.set(keys), a.d_out.set(d_out);
@@ -317,38 +332,63 @@ bool check_reference_itself() {
   return good;
 }
 
-int check_all(int only, int longest) {
-  int failures = check_reference_itself() ? 0 : 1;
+/// All kinds of ranges and lengths for one pair of head sizes.
+std::vector<Case> cases_of(int d, int v) {
   std::vector<Case> cases;
-  for (int d : {64, 128}) {
-    if (only != 0 && d != only) continue;
-    auto add = [&](const char* name, int B, int Tq, int Tk, int H, int G, bool causal, int window, int offset,
-                   int documents) {
-      cases.push_back({name, {B, Tq, Tk, H, G, d, d}, causal, window, offset, documents});
-    };
-    add("one full tile", 1, 128, 128, 1, 1, false, 0, 0, 0);
-    add("two by two tiles", 1, 256, 256, 1, 1, false, 0, 0, 0);
-    for (int t : {1, 17, 127, 128, 129, 1000}) add("causal", 2, t, t, 4, 2, true, 0, 0, 0);
-    add("causal", 1, 4097, 4097, 2, 1, true, 0, 0, 0);
-    add("full", 2, 1000, 1000, 3, 3, false, 0, 0, 0);
-    add("four heads a group", 1, 333, 333, 8, 2, true, 0, 0, 0);
-    add("fewer queries", 2, 129, 1000, 2, 1, true, 0, 871, 0);
-    add("fewer keys", 1, 1000, 129, 2, 2, true, 0, 0, 0);
-    add("keys far behind", 1, 200, 300, 2, 1, true, 64, 500, 0);
-    add("queries before keys", 2, 400, 300, 2, 1, true, 0, -150, 0);
-    add("window 1", 1, 300, 300, 2, 2, true, 1, 0, 0);
-    add("window 100", 2, 1000, 1000, 4, 2, true, 100, 0, 0);
-    add("window 300, not causal", 1, 777, 777, 2, 2, false, 300, 0, 0);
-    add("documents", 2, 1000, 1000, 4, 1, true, 0, 0, 9);
-    add("documents, window", 2, 1000, 1100, 2, 2, true, 200, 100, 5);
-    add("documents, not causal", 1, 500, 500, 2, 1, false, 0, 0, 4);
-    add("many heads", 8, 300, 300, 12, 12, true, 0, 0, 0);
-    if (d != 128) continue;
-    for (int t : {1, 129, 1000}) cases.push_back({"values of 64", {2, t, t, 4, 2, 128, 64}});
-  }
+  auto add = [&](const char* name, int B, int Tq, int Tk, int H, int G, bool causal, int window, int offset,
+                 int documents) {
+    cases.push_back({name, {B, Tq, Tk, H, G, d, v}, causal, window, offset, documents});
+  };
+  add("one full tile", 1, 128, 128, 1, 1, false, 0, 0, 0);
+  add("two by two tiles", 1, 256, 256, 1, 1, false, 0, 0, 0);
+  for (int t : {1, 17, 127, 128, 129, 1000}) add("causal", 2, t, t, 4, 2, true, 0, 0, 0);
+  add("causal", 1, 4097, 4097, 2, 1, true, 0, 0, 0);
+  add("full", 2, 1000, 1000, 3, 3, false, 0, 0, 0);
+  add("four heads a group", 1, 333, 333, 8, 2, true, 0, 0, 0);
+  add("fewer queries", 2, 129, 1000, 2, 1, true, 0, 871, 0);
+  add("fewer keys", 1, 1000, 129, 2, 2, true, 0, 0, 0);
+  add("keys far behind", 1, 200, 300, 2, 1, true, 64, 500, 0);
+  add("queries before keys", 2, 400, 300, 2, 1, true, 0, -150, 0);
+  add("window 1", 1, 300, 300, 2, 2, true, 1, 0, 0);
+  add("window 100", 2, 1000, 1000, 4, 2, true, 100, 0, 0);
+  add("window 300, not causal", 1, 777, 777, 2, 2, false, 300, 0, 0);
+  add("documents", 2, 1000, 1000, 4, 1, true, 0, 0, 9);
+  add("documents, window", 2, 1000, 1100, 2, 2, true, 200, 100, 5);
+  add("documents, not causal", 1, 500, 500, 2, 1, false, 0, 0, 4);
+  add("many heads", 8, 300, 300, 12, 12, true, 0, 0, 0);
+  return cases;
+}
+
+std::vector<Case> sm90_cases() {
+  std::vector<Case> cases;
+  for (int d : {64, 128})
+    for (const Case& c : cases_of(d, d)) cases.push_back(c);
+  for (int t : {1, 129, 1000}) cases.push_back({"values of 64", {2, t, t, 4, 2, 128, 64}});
+  return cases;
+}
+
+/// Every instance of the sm_80 kernels over all cases (the longest for two), and sizes that are filled up to one over a
+/// few.
+std::vector<Case> sm80_cases() {
+  using HeadSizes = std::vector<std::pair<int, int>>;
+  std::vector<Case> cases;
+  for (const auto& [d, v] :
+       HeadSizes{{32, 32}, {32, 64}, {64, 64}, {64, 128}, {96, 96}, {128, 64}, {128, 128}, {192, 192}, {256, 256}})
+    for (const Case& c : cases_of(d, v))
+      if (c.shape.Tq < 2000 || (d == v && (d == 64 || d == 96))) cases.push_back(c);
+  for (const auto& [d, v] :
+       HeadSizes{{16, 16}, {48, 48}, {80, 80}, {16, 64}, {64, 96}, {112, 112}, {160, 128}, {256, 16}, {16, 256}})
+    for (const Case& c : cases_of(d, v))
+      if (c.shape.Tq <= 17 || c.shape.Tq == 129 || c.documents == 9) cases.push_back(c);
+  for (Case& c : cases) c.sm80 = true;
+  return cases;
+}
+
+int check_all(const std::vector<Case>& cases, int only, int longest) {
+  int failures = check_reference_itself() ? 0 : 1;
   int run = 1;
   for (const Case& c : cases) {
-    if (std::max(c.shape.Tq, c.shape.Tk) > longest) continue;
+    if (std::max(c.shape.Tq, c.shape.Tk) > longest || (only != 0 && only != c.shape.Dqk)) continue;
     ++run;
     failures += run_case(c) ? 0 : 1;
   }
@@ -365,14 +405,14 @@ __global__ void fill_random(bf16* x, std::size_t count, unsigned seed) {
   }
 }
 
-double median_ms(const BackwardParams& p, int repetitions) {
+double median_ms(const Case& c, const BackwardParams& p, int repetitions) {
   cudaEvent_t begin, end;
   check_cuda(cudaEventCreate(&begin), "event"), check_cuda(cudaEventCreate(&end), "event");
-  for (int i = 0; i < 3; ++i) sfa::flash::backward(p, nullptr);
+  for (int i = 0; i < 3; ++i) run_backward(c, p);
   std::vector<double> times;
   for (int i = 0; i < repetitions; ++i) {
     cudaEventRecord(begin);
-    sfa::flash::backward(p, nullptr);
+    run_backward(c, p);
     cudaEventRecord(end);
     check_cuda(cudaEventSynchronize(end), "timing");
     float ms = 0;
@@ -385,27 +425,54 @@ double median_ms(const BackwardParams& p, int repetitions) {
 }
 
 /// Causal, packed rows. The statistics are those of uniform attention, so that exponentials are of ordinary size.
+struct TimedShape {
+  const Case& c;
+  Layout layout;
+  Arrays arrays;
+  BackwardParams params;
+
+  explicit TimedShape(const Case& timed) : c(timed), layout(timed.shape), arrays(timed, layout) {
+    Arrays& a = arrays;
+    fill_random<<<1024, 256>>>(a.queries.data, a.queries.count, 1);
+    fill_random<<<1024, 256>>>(a.keys.data, a.keys.count, 2);
+    fill_random<<<1024, 256>>>(a.d_out.data, a.d_out.count, 3);
+    fill_random<<<1024, 256>>>(a.out.data, a.out.count, 4);
+    std::vector<float> lse(a.lse.count);
+    for (std::size_t i = 0; i < lse.size(); ++i) lse[i] = std::log(static_cast<float>(i % c.shape.Tq + 1)) + 0.5f;
+    a.lse.set(lse);
+    params = a.params(c, layout);
+  }
+  /// Of 10 B H n^2 d / 2, d the mean of both head sizes.
+  [[nodiscard]] double tflops(double ms) const {
+    const Shape& s = c.shape;
+    return 2.5 * 2 * s.B * s.H * double(s.Tq) * s.Tk * (s.Dqk + s.Dv) / 2 / ms * 1e-9;
+  }
+};
+
 void time_shape(int d, int heads, int n, const std::vector<int>& together) {
-  const int batch = std::max(1, 32768 / n);
-  const Case c{"time", {batch, n, n, heads, heads, d, d}};
-  const Layout layout(c.shape);
-  Arrays a(c.shape, layout);
-  fill_random<<<1024, 256>>>(a.queries.data, a.queries.count, 1);
-  fill_random<<<1024, 256>>>(a.keys.data, a.keys.count, 2);
-  fill_random<<<1024, 256>>>(a.d_out.data, a.d_out.count, 3);
-  fill_random<<<1024, 256>>>(a.out.data, a.out.count, 4);
-  std::vector<float> lse(a.lse.count);
-  for (std::size_t i = 0; i < lse.size(); ++i) lse[i] = std::log(static_cast<float>(i % n + 1)) + 0.5f;
-  a.lse.set(lse);
-  BackwardParams p = a.params(c, layout);
-  const double flops = 2.5 * 4 * batch * heads * double(n) * n * d / 2;
+  const Case c{"time", {std::max(1, 32768 / n), n, n, heads, heads, d, d}};
+  TimedShape timed(c);
   for (int t : together) {
-    p.heads_together = t;
-    const double ms = median_ms(p, 21);
-    std::printf("%s %d %d %.1f TFLOP/s %.4f ms", t == 0 ? "backward" : "  other", d, n, flops / ms * 1e-9, ms);
+    timed.params.heads_together = t;
+    const double ms = median_ms(c, timed.params, 21);
+    std::printf("%s %d %d %.1f TFLOP/s %.4f ms", t == 0 ? "backward" : "  other", d, n, timed.tflops(ms), ms);
     std::printf(t == 0 ? "\n" : " heads together %d\n", t);
     std::fflush(stdout);
   }
+}
+
+void time_sm80() {
+  for (int n : {1024, 4096, 16384})
+    for (const auto& [d, v] : std::vector<std::pair<int, int>>{
+             {32, 32}, {32, 64}, {64, 64}, {64, 128}, {96, 96}, {128, 64}, {128, 128}, {192, 192}, {256, 256}}) {
+      const int heads = 2048 / std::max(d, v);
+      Case c{"time", {std::max(1, 32768 / n), n, n, heads, heads, d, v}};
+      c.sm80 = true;
+      const TimedShape timed(c);
+      const double ms = median_ms(c, timed.params, 11);
+      std::printf("sm80 %dx%d %d %.1f TFLOP/s %.4f ms\n", d, v, n, timed.tflops(ms), ms);
+      std::fflush(stdout);
+    }
 }
 
 }  // namespace
@@ -419,14 +486,20 @@ int main(int argc, char** argv) {
   const std::string mode = argc > 1 ? argv[1] : "all";
   const int only = argc > 2 ? std::atoi(argv[2]) : 0;
   cudaDeviceProp card{};
-  if (cudaGetDeviceProperties(&card, 0) != cudaSuccess || card.major != 9) {
+  const bool hopper = cudaGetDeviceProperties(&card, 0) == cudaSuccess && card.major == 9;
+  if (!hopper && (mode == "time" || mode == "all")) {
     std::printf("these kernels need a card of compute capability 9.0\n");
     return 77;  // skipped
   }
   try {
     int failures = 0;
-    if (mode == "all" || mode == "check")
-      failures = check_all(only, mode == "check" && argc > 3 ? std::atoi(argv[3]) : 1 << 30);
+    if (mode == "time_sm80") time_sm80();
+    if (mode == "sm80") failures = check_all(sm80_cases(), 0, argc > 2 ? only : 1 << 30);
+    if (mode == "all" || mode == "check") {
+      const int longest = mode == "check" && argc > 3 ? std::atoi(argv[3]) : 1 << 30;
+      if (hopper) failures = check_all(sm90_cases(), only, longest);
+      failures += check_all(sm80_cases(), only, longest);
+    }
     if (mode == "all" || mode == "time")
       for (int d : {64, 128})
         if (only == 0 || only == d)

@@ -1,11 +1,14 @@
 // Checks and times the tiled attention forward on the device.
-//   flash_forward_check [check]    all checks
-//   flash_forward_check small      those of at most 300 rows, for compute-sanitizer
-//   flash_forward_check time       TFLOP/s of the shapes in docs/benchmarks.md, "forward D N TFLOPs" a line;
-//                                  sparse24 includes the selection of queries and keys
+//   flash_forward_check [check]      all checks
+//   flash_forward_check check N      those of at most N rows, for compute-sanitizer
+//   flash_forward_check sm80 [N]     those of the sm_80 kernels alone
+//   flash_forward_check time         TFLOP/s of the shapes in docs/benchmarks.md, "forward D N TFLOPs" a line;
+//                                    sparse24 includes the selection of queries and keys
+//   flash_forward_check time_sm80    the same of the sm_80 kernels, "sm80 DxDV N TFLOPs" a line
 #include <algorithm>
 
 #include "attention/flash/flash_forward.h"
+#include "attention/flash/flash_sm80.h"
 #include "gpu/flash_forward_cases.cuh"
 #include "gpu/select_check.cuh"
 
@@ -14,7 +17,9 @@ using namespace sfa::test;
 
 namespace {
 
-std::vector<Case> dense_cases() {
+using HeadSizes = std::vector<std::pair<int, int>>;
+
+std::vector<Case> cases_of(const HeadSizes& sizes) {
   std::vector<Case> cases;
   const auto add = [&](const char* name, flash::Shape s, auto&&... set) {
     Case c;
@@ -30,7 +35,7 @@ std::vector<Case> dense_cases() {
   const auto offset = [](int o) { return [o](Case& c) { c.query_offset = o; }; };
   const auto document = [](int d) { return [d](Case& c) { c.document = d; }; };
   const auto amplitude = [](float a) { return [a](Case& c) { c.amplitude = a; }; };
-  for (const auto& [d, v] : {std::pair{64, 64}, std::pair{128, 128}, std::pair{128, 64}}) {
+  for (const auto& [d, v] : sizes) {
     for (const int t : {1, 17, 127, 128, 129, 1000, 4097})
       add("causal", {t > 2000 ? 1 : 2, t, t, 4, t % 3 == 1 ? 4 : 2, d, v});
     add("causal", {2, 300, 300, 4, 1, d, v});
@@ -54,9 +59,15 @@ std::vector<Case> dense_cases() {
     add("amplitude 3", {1, 500, 500, 2, 2, d, v}, amplitude(3.0f));
     add("amplitude 1e4", {1, 300, 300, 2, 2, d, v}, amplitude(1e4f));
   }
-  add("causal", {1, 8200, 8200, 1, 1, 128, 128});  // the instances for many keys
-  add("offset16300", {1, 200, 16500, 2, 1, 128, 128}, offset(16300));
+  if (std::find(sizes.begin(), sizes.end(), std::pair{128, 128}) != sizes.end()) {
+    add("causal", {1, 8200, 8200, 1, 1, 128, 128});  // the sm_90a instances for many keys
+    add("offset16300", {1, 200, 16500, 2, 1, 128, 128}, offset(16300));
+  }
   return cases;
+}
+
+bool is_small(const Case& c) {
+  return c.shape.Tq == c.shape.Tk && c.shape.Tq <= 17;
 }
 
 /// Queries selected 2 of 4 and compressed, keys selected exactly and zero-filled; what the oracle multiplies are the
@@ -129,15 +140,15 @@ bool run_selection_checks() {
 /// Cases of at most `longest` rows and keys.
 bool run_checks(int longest) {
   int failed = run_selection_checks() ? 0 : 1;
-  auto cases = dense_cases();
+  auto cases = cases_of({{64, 64}, {128, 128}, {128, 64}});
   std::erase_if(cases, [&](const Case& c) { return std::max(c.shape.Tq, c.shape.Tk) > longest; });
   for (std::size_t i = 0; i < cases.size(); ++i) {
     Problem problem(cases[i]);
     if (i % 2 == 1) problem.params.tile_counter = problem.counter.get();
-    const bool small = cases[i].shape.Tq == cases[i].shape.Tk && cases[i].shape.Tq <= 17;
     if (!check_case(
             cases[i], problem, problem.params,
-            [](const flash::ForwardParams& p) { flash::forward(p, flash::Product::dense, nullptr); }, small))
+            [](const flash::ForwardParams& p) { flash::forward(p, flash::Product::dense, nullptr); },
+            is_small(cases[i])))
       ++failed;
     Case sparse = cases[i];
     sparse.k = i % 3 == 0 ? sparse.shape.Dqk / 8 : i % 3 == 1 ? sparse.shape.Dqk / 2 : 1;
@@ -151,6 +162,29 @@ bool run_checks(int longest) {
       ++failed;
   }
   std::printf("%s: %zu cases, %d failed\n", failed == 0 ? "PASS" : "FAIL", 2 * cases.size(), failed);
+  return failed == 0;
+}
+
+/// Every instance of the sm_80 kernels over all cases, and sizes that are filled up to one over a few.
+bool run_sm80_checks(int longest) {
+  auto cases =
+      cases_of({{32, 32}, {32, 64}, {64, 64}, {64, 128}, {96, 96}, {128, 64}, {128, 128}, {192, 192}, {256, 256}});
+  for (const auto& [d, v] : HeadSizes{
+           {16, 16}, {48, 48}, {80, 80}, {16, 64}, {112, 112}, {64, 96}, {160, 128}, {256, 16}, {16, 256}, {240, 208}})
+    for (const Case& c : cases_of({{d, v}}))
+      if (c.shape.Tq <= 17 || c.shape.Tq == 129 || c.document == 40) cases.push_back(c);
+  std::erase_if(cases, [&](const Case& c) { return std::max(c.shape.Tq, c.shape.Tk) > longest; });
+  int failed = 0;
+  for (const Case& c : cases) {
+    Case named = c;
+    named.name = "sm80 " + c.name;
+    const Problem problem(c);
+    if (!check_case(
+            named, problem, problem.params, [](const flash::ForwardParams& p) { flash::sm80_forward(p, nullptr); },
+            is_small(c)))
+      ++failed;
+  }
+  std::printf("%s: sm80, %zu cases, %d failed\n", failed == 0 ? "PASS" : "FAIL", cases.size(), failed);
   return failed == 0;
 }
 
@@ -211,6 +245,17 @@ void time_shape(int d, int heads, int n) {
   std::fflush(stdout);
 }
 
+void time_sm80(int d, int v, int n) {
+  Case c;
+  const int heads = 2048 / std::max(d, v);
+  c.shape = {std::max(1, 32768 / n), n, n, heads, heads, d, v};
+  const Problem problem(c);
+  const double ms = time_launch([&] { flash::sm80_forward(problem.params, nullptr); });
+  const double flops = 2.0 * c.shape.B * heads * static_cast<double>(n) * n * (d + v) / 2;
+  std::printf("sm80 %dx%d %d %.1f TFLOP/s %.4f ms\n", d, v, n, flops / ms * 1e-9, ms);
+  std::fflush(stdout);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) try {
@@ -219,6 +264,8 @@ int main(int argc, char** argv) try {
     std::printf("skipped: no GPU can be used\n");
     return 77;
   }
+  cudaDeviceProp card{};
+  const bool hopper = cudaGetDeviceProperties(&card, 0) == cudaSuccess && card.major == 9;
   if (argc > 1 && std::string(argv[1]) == "time") {
     for (const int n : {1024, 2048, 4096, 16384, 65536}) {
       time_shape(64, 12, n);
@@ -226,7 +273,18 @@ int main(int argc, char** argv) try {
     }
     return 0;
   }
-  return run_checks(argc > 1 && std::string(argv[1]) == "small" ? 300 : 1 << 30) ? 0 : 1;
+  const std::string mode = argc > 1 ? argv[1] : "check";
+  if (mode == "time_sm80") {
+    for (const int n : {1024, 4096, 16384})
+      for (const auto& [d, v] :
+           HeadSizes{{32, 32}, {32, 64}, {64, 64}, {64, 128}, {96, 96}, {128, 64}, {128, 128}, {192, 192}, {256, 256}})
+        time_sm80(d, v, n);
+    return 0;
+  }
+  const int longest = argc > 2 ? std::atoi(argv[2]) : 1 << 30;
+  bool good = !hopper || mode == "sm80" || run_checks(longest);
+  good = run_sm80_checks(longest) && good;
+  return good ? 0 : 1;
 } catch (const std::exception& e) {
   std::printf("FAIL: %s\n", e.what());
   return 1;

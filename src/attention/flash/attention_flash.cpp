@@ -4,6 +4,7 @@
 #include "attention/dense/dense.h"
 #include "attention/flash/flash_backward.h"
 #include "attention/flash/flash_forward.h"
+#include "attention/flash/flash_sm80.h"
 #include "attention/flash/select24.h"
 #include "attention/sfa/sfa.h"
 #include "core/build_config.h"
@@ -34,25 +35,40 @@ flash::Ranges ranges_of(const Ranges& r) {
           .first_key = r.first_key.empty() ? nullptr : r.first_key.as<std::int32_t>()};
 }
 
+// The kernels that serve a case: those for sm_90a where the card and the head sizes are theirs, otherwise those for
+// every card.
+enum class Kernels : std::uint8_t { none, sm90, sm80 };
+
+flash::Shape shape_of(const AttentionDims& dims) {
+  return {.B = 1,
+          .Tq = 128,
+          .Tk = 128,
+          .H = static_cast<int>(dims.H),
+          .G = static_cast<int>(dims.G),
+          .Dqk = static_cast<int>(dims.Dqk),
+          .Dv = static_cast<int>(dims.Dv)};
+}
+
+Kernels kernels_for(const AttentionDims& dims, flash::Product product) {
+  if constexpr (kHasCuda) {
+    const flash::Shape shape = shape_of(dims);
+    if (cuda_ops::compute_capability() == 90 && flash::forward_supported(shape, product) &&
+        flash::backward_supported(shape))
+      return Kernels::sm90;
+    if (flash::sm80_supported(shape)) return Kernels::sm80;
+  }
+  return Kernels::none;
+}
+
 // Why these head sizes can't be served, or nothing.
-std::string heads_why_not(const AttentionDims& dims, DType dtype, flash::Product product) {
+std::string heads_why_not(const AttentionDims& dims, DType dtype) {
   if constexpr (!kHasCuda) {
     return "this build has no CUDA backend";
   } else {
     if (dtype != DType::bf16) return "it computes in bf16 (train.dtype)";
-    const flash::Shape shape{.B = 1,
-                             .Tq = 128,
-                             .Tk = 128,
-                             .H = static_cast<int>(dims.H),
-                             .G = static_cast<int>(dims.G),
-                             .Dqk = static_cast<int>(dims.Dqk),
-                             .Dv = static_cast<int>(dims.Dv)};
-    if (!flash::forward_supported(shape, product) || !flash::backward_supported(shape))
-      return fmt::format("heads of {} (q, k) and {} (v) features have no kernel yet", dims.Dqk, dims.Dv);
-    const int capability = cuda_ops::compute_capability();
-    if (capability != 90)
-      return fmt::format("its kernels are for compute capability 9.0, this card has {}.{}", capability / 10,
-                         capability % 10);
+    if (!flash::sm80_supported(shape_of(dims)))
+      return fmt::format("heads of {} (q, k) and {} (v) features have no kernel; multiples of 16 up to 256 have one",
+                         dims.Dqk, dims.Dv);
     return "";
   }
 }
@@ -60,8 +76,11 @@ std::string heads_why_not(const AttentionDims& dims, DType dtype, flash::Product
 // What dense and sfa share: calls of the kernels.
 class FlashKernels {
  public:
+  explicit FlashKernels(Kernels kernels) : kernels_(kernels) {}
+
   void forward(Context& ctx, const flash::ForwardParams& params, flash::Product product) const {
     if constexpr (kHasCuda) {
+      if (kernels_ == Kernels::sm80) return flash::sm80_forward(params, cuda_ops::stream(ctx));
       // Two counters for dynamic scheduling, zero now and left zero by every launch.
       if (counters_.data() == nullptr) counters_ = Buffer(Device::cuda, 2 * sizeof(std::int32_t), "tile counters");
       flash::ForwardParams p = params;
@@ -77,8 +96,10 @@ class FlashKernels {
       p.shape = shape_of(q, k, a.k.v);
       p.ranges = ranges_of(a.ranges);
       p.scale = scale;
-      const Tensor workspace =
-          a.scratch.take(DType::u8, {static_cast<std::int64_t>(flash::backward_workspace_bytes(p.shape))});
+      const bool sm80 = kernels_ == Kernels::sm80;
+      const std::size_t bytes =
+          sm80 ? flash::sm80_backward_workspace_bytes(p.shape) : flash::backward_workspace_bytes(p.shape);
+      const Tensor workspace = a.scratch.take(DType::u8, {static_cast<std::int64_t>(bytes)});
       if (ctx.planning) return;
       p.q = q.data;
       p.k = k.data;
@@ -98,11 +119,15 @@ class FlashKernels {
       p.d_k_stride = strides_of(a.d_k);
       p.d_v_stride = strides_of(a.d_v);
       p.workspace = workspace.data;
-      flash::backward(p, cuda_ops::stream(ctx));
+      if (sm80)
+        flash::sm80_backward(p, cuda_ops::stream(ctx));
+      else
+        flash::backward(p, cuda_ops::stream(ctx));
     }
   }
 
  private:
+  Kernels kernels_;
   mutable Buffer counters_;
 };
 
@@ -125,7 +150,8 @@ flash::ForwardParams forward_params(const Tensor& q, const Tensor& k, const Atte
 
 class DenseFlash final : public DenseAttention {
  public:
-  using DenseAttention::DenseAttention;
+  DenseFlash(const AttentionConfig& config, const AttentionDims& dims, DType dtype, Kernels kernels)
+      : DenseAttention(config, dims, dtype), kernels_(kernels) {}
 
   void core(Context& ctx, const Forward& a) const override {
     if (ctx.planning) return;
@@ -141,7 +167,8 @@ class DenseFlash final : public DenseAttention {
 
 class SfaFlash final : public SfaAttention {
  public:
-  using SfaAttention::SfaAttention;
+  SfaFlash(const AttentionConfig& config, const AttentionDims& dims, DType dtype, Kernels kernels)
+      : SfaAttention(config, dims, dtype), compressed_(kernels == Kernels::sm90 && two_of_four()), kernels_(kernels) {}
 
   // The packed projection is scratch: its rows are zero-filled in place for the forward core, and filled again from the
   // sparse rows for backward. q.dense and k.dense are views of it.
@@ -155,7 +182,7 @@ class SfaFlash final : public SfaAttention {
     s.k.v = saved.take(dtype_, {B, T, dims_.G, dims_.Dv});
     s.out = saved.take(dtype_, {B, T, dims_.H, dims_.Dv});
     s.lse = saved.take(DType::f32, {B, dims_.H, T});
-    if (two_of_four()) {
+    if (compressed_) {
       const std::int64_t blocks = (T + 63) / 64;
       s.q.compressed =
           scratch.take(DType::u8, {B, dims_.H, blocks, flash::compressed_block_bytes(static_cast<int>(dims_.Dqk))});
@@ -168,10 +195,10 @@ class SfaFlash final : public SfaAttention {
 
   void prepare(Context& ctx, AttentionState& s) const override {
     const PackedViews views = packed_views(s.qkv, dims_);
-    if (two_of_four())
+    if (compressed_)
       select_two_of_four(ctx, s, views.q);
     else
-      select_topk(ctx, {views.q, config_.k_q, false, s.q.values, s.q.indices, views.q});
+      select_topk(ctx, {views.q, config_.k_q, two_of_four(), s.q.values, s.q.indices, views.q});
     select_topk(ctx, {views.k, config_.k_k, false, s.k.values, s.k.indices, views.k});
     ctx.copy_rows(s.k.v, views.v);
   }
@@ -182,7 +209,7 @@ class SfaFlash final : public SfaAttention {
     if (ctx.planning) return;
     flash::ForwardParams p = forward_params(a.q.dense, keys, a, dims_.scale());
     p.q_compressed = a.q.compressed.data;
-    kernels_.forward(ctx, p, two_of_four() ? flash::Product::sparse24 : flash::Product::dense);
+    kernels_.forward(ctx, p, compressed_ ? flash::Product::sparse24 : flash::Product::dense);
   }
 
   void core_backward(Context& ctx, const Backward& a) const override {
@@ -222,25 +249,37 @@ class SfaFlash final : public SfaAttention {
     }
   }
 
+  bool compressed_;  // queries are multiplied 2 of 4; otherwise, under either selection, as zero-filled rows
   FlashKernels kernels_;
 };
+
+flash::Product product_of(const AttentionConfig& config) {
+  return config.selection == "topk_2of4" ? flash::Product::sparse24 : flash::Product::dense;
+}
 
 }  // namespace
 
 std::string dense_flash_cuda_why_not(const AttentionConfig&, const AttentionDims& dims, DType dtype) {
-  return heads_why_not(dims, dtype, flash::Product::dense);
+  return heads_why_not(dims, dtype);
 }
 std::unique_ptr<Attention> make_dense_flash_cuda(const AttentionConfig& config, const AttentionDims& dims,
                                                  DType dtype) {
-  return std::make_unique<DenseFlash>(config, dims, dtype);
+  return std::make_unique<DenseFlash>(config, dims, dtype, kernels_for(dims, flash::Product::dense));
+}
+std::unique_ptr<Attention> make_dense_flash_sm80(const AttentionConfig& config, const AttentionDims& dims,
+                                                 DType dtype) {
+  return std::make_unique<DenseFlash>(config, dims, dtype, Kernels::sm80);
 }
 
 std::string sfa_flash_cuda_why_not(const AttentionConfig& config, const AttentionDims& dims, DType dtype) {
   if (config.zero_overlap == "mask") return "zero_overlap: mask is the reference's alone";
-  return heads_why_not(dims, dtype, config.selection == "topk_2of4" ? flash::Product::sparse24 : flash::Product::dense);
+  return heads_why_not(dims, dtype);
 }
 std::unique_ptr<Attention> make_sfa_flash_cuda(const AttentionConfig& config, const AttentionDims& dims, DType dtype) {
-  return std::make_unique<SfaFlash>(config, dims, dtype);
+  return std::make_unique<SfaFlash>(config, dims, dtype, kernels_for(dims, product_of(config)));
+}
+std::unique_ptr<Attention> make_sfa_flash_sm80(const AttentionConfig& config, const AttentionDims& dims, DType dtype) {
+  return std::make_unique<SfaFlash>(config, dims, dtype, Kernels::sm80);
 }
 
 }  // namespace sfa

@@ -1,0 +1,15 @@
+// One instance of the sm_80 backward; sm80_backward_tuning.h says why it looks as it does.
+#include "attention/flash/sm80_backward_tuning.h"
+#include "attention/flash/sm80_instances.h"
+
+namespace sfa::flash {
+
+int sm80_backward_d256(const Sm80BackwardArgs& args, void* stream) {
+  auto* queue = static_cast<cudaStream_t>(stream);
+  const cudaError_t keys = launch_sm80_backward_keys<Sm80KeysD256>(args, queue);
+  const cudaError_t values = launch_sm80_backward_keys<Sm80ValuesD256>(args, queue);
+  const cudaError_t queries = launch_sm80_backward_queries<Sm80QueriesD256>(args, queue);
+  return static_cast<int>(keys != cudaSuccess ? keys : values != cudaSuccess ? values : queries);
+}
+
+}  // namespace sfa::flash

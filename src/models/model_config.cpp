@@ -1,0 +1,73 @@
+// What a model's configuration leaves open is derived here, and what can't be is refused.
+#include "models/model.h"
+
+namespace sfa {
+
+void ModelConfig::resolve() {
+  // Sizes stay far enough below 2^63 that no product of a few of them can leave it; memory ends long before.
+  static constexpr std::int64_t kMost = 1 << 24;
+  const auto positive = [](std::int64_t value, const char* key) {
+    require(value >= 1, "model.{}: must be at least 1, got {}", key, value);
+    require(value <= kMost, "model.{}: can be {} at the most, got {}", key, kMost, value);
+  };
+  positive(num_hidden_layers, "num_hidden_layers");
+  positive(num_attention_heads, "num_attention_heads");
+  positive(hidden_size, "hidden_size");
+  positive(max_position_embeddings, "max_position_embeddings");
+  require(vocab_size >= 0, "model.vocab_size: must not be negative, got {}", vocab_size);
+  require(vocab_size <= kMost, "model.vocab_size: can be {} at the most, got {}", kMost, vocab_size);
+  if (num_key_value_heads == 0) num_key_value_heads = num_attention_heads;
+  if (intermediate_size == 0) intermediate_size = 4 * hidden_size;
+  positive(num_key_value_heads, "num_key_value_heads");
+  positive(intermediate_size, "intermediate_size");
+  require(num_attention_heads % num_key_value_heads == 0,
+          "model.num_key_value_heads: {} query heads can't be shared out evenly among {} key/value heads",
+          num_attention_heads, num_key_value_heads);
+  require(hidden_size % num_attention_heads == 0,
+          "model.num_attention_heads: {} heads do not divide a hidden_size of {}", num_attention_heads, hidden_size);
+  if (qk_head_dim == 0) qk_head_dim = hidden_size / num_attention_heads;
+  positive(qk_head_dim, "attention.qk_head_dim");
+  if (qk_initializer_range == 0) qk_initializer_range = initializer_range;
+  AttentionConfig& a = attention;
+  require(k >= 0 && k <= kMost, "model.attention.k: must be from 1 to qk_head_dim = {}, got {}", qk_head_dim, k);
+  require(a.window >= 0, "model.attention.window: must not be negative, got {}", a.window);
+  if (a.type != "sfa") {
+    require(k == 0 && a.k_q == 0 && a.k_k == 0, "model.attention.k: only type 'sfa' selects features, the type is '{}'",
+            a.type);
+    return;
+  }
+  require(a.selection == "topk" || a.selection == "topk_2of4",
+          "model.attention.selection: '{}' is not known; there are topk and topk_2of4", a.selection);
+  require(a.zero_overlap == "score" || a.zero_overlap == "mask",
+          "model.attention.zero_overlap: '{}' is not known; there are score and mask", a.zero_overlap);
+  for (int* side : {&a.k_q, &a.k_k}) {
+    const char* key = side == &a.k_q ? "k_q" : "k_k";
+    if (*side == 0) *side = static_cast<int>(k);
+    require(*side >= 1,
+            "model.attention.{}: sfa needs the number of active features, from 1 to qk_head_dim = {}, got {} (set "
+            "model.attention.k)",
+            k == 0 ? key : "k", qk_head_dim, *side);
+    require(*side <= qk_head_dim,
+            "model.attention.{}: {} active features were asked for, but a head has qk_head_dim = {}",
+            k == *side ? "k" : key, *side, qk_head_dim);
+  }
+  require(qk_head_dim <= 256,
+          "model.attention: sfa keeps feature indices in one byte, so qk_head_dim can be 256 at the most, got {}",
+          qk_head_dim);
+  require(a.selection != "topk_2of4" || (qk_head_dim % 4 == 0 && a.k_q <= qk_head_dim / 2),
+          "model.attention.selection: topk_2of4 keeps two of four features, so k_q can be {} at the most (and "
+          "qk_head_dim a multiple of 4), "
+          "got {} of {}",
+          qk_head_dim / 2, a.k_q, qk_head_dim);
+}
+
+AttentionDims ModelConfig::attention_dims() const {
+  return {
+      .H = num_attention_heads, .G = num_key_value_heads, .Dqk = qk_head_dim, .Dv = hidden_size / num_attention_heads};
+}
+
+std::int64_t ModelConfig::padded_vocab_size() const {
+  return (vocab_size + kVocabularyPadding - 1) / kVocabularyPadding * kVocabularyPadding;
+}
+
+}  // namespace sfa
