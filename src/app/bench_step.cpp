@@ -106,7 +106,7 @@ Measured measure(const Options& o) {
   m.device = ctx.device_name();
   m.dtype = name_of(ctx.round_bf16 ? DType::bf16 : state.model().dtype());
   m.attention = attention_label(config.model);
-  m.planned_bytes = state.memory_bytes();
+  m.planned_bytes = state.memory().bytes();
   std::size_t free = std::size_t{1} << 30;
   if constexpr (kHasCuda) {
     if (ctx.on_cuda()) {

@@ -1,14 +1,13 @@
 // sfa flops CONFIG [key=value...] [--context N,N...]
 #include <fmt/core.h>
 
-#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "analysis/compare.h"
+#include "analysis/run_plan.h"
 #include "app/commands.h"
 #include "core/error.h"
 #include "core/progress.h"
-#include "data/loader.h"
 
 namespace sfa::app {
 namespace {
@@ -22,13 +21,7 @@ struct Options {
 
 void flops(const Options& o) {
   Config config = load_config(o.config, o.overrides);
-  if (config.model.vocab_size == 0) {
-    require(!config.data.train.empty() && std::filesystem::exists(config.data.train),
-            "model.vocab_size: is not set and there is no data ({}) to take it from; name it, for example "
-            "model.vocab_size=50257",
-            config.data.train.empty() ? "data.train" : config.data.train);
-    config.model.vocab_size = ShardSet({config.data.train}).vocab_size();
-  }
+  take_vocabulary(config);
   std::vector<std::int64_t> lengths = o.context;
   if (lengths.empty()) lengths.push_back(config.data.seq_len);
   nlohmann::ordered_json out = nlohmann::ordered_json::array();

@@ -133,6 +133,12 @@ void visit_train(TrainConfig& t, ConfigVisitor& v) {
          {"eval_interval"}},
         t.eval_every);
   v.key({"train.log_every", "steps between lines of metrics", {}, {"log_interval"}}, t.log_every);
+  v.key({"train.cuda_graphs",
+         "a micro-step as one CUDA graph, the same bits; `auto` for models so small that launches take longer than "
+         "kernels",
+         {"auto", "on", "off"},
+         {}},
+        t.cuda_graphs);
   v.key({"train.profile_steps",
          "`[a, b]`: a profiler started with its capture off (`nsys profile -c cudaProfilerApi`) records steps a to b, "
          "counted from 1, with a name for every op and block",

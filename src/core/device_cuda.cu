@@ -59,6 +59,8 @@ std::shared_ptr<CudaState> make_state() {
 
 int compute_capability() {
   int device = 0, major = 0, minor = 0;
+  static const bool there = available(nullptr);
+  if (!there) return 90;
   SFA_CUDA_CHECK(cudaGetDevice(&device));
   SFA_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
   SFA_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
@@ -109,6 +111,12 @@ void release_host(void* memory) noexcept {
   cudaFreeHost(memory);
 }
 
+OwnMemory own_memory() {
+  // Measured on an H200 with CUDA 13.0.
+  constexpr std::size_t kMiB = std::size_t{1} << 20;
+  return {kBlasWorkspace, 520 * kMiB, 96 * kMiB};
+}
+
 std::pair<std::size_t, std::size_t> memory_free_total() {
   std::size_t free = 0, total = 0;
   SFA_CUDA_CHECK(cudaMemGetInfo(&free, &total));
@@ -129,6 +137,31 @@ double milliseconds_between(void* earlier, void* later) {
   float ms = 0;
   SFA_CUDA_CHECK(cudaEventElapsedTime(&ms, static_cast<cudaEvent_t>(earlier), static_cast<cudaEvent_t>(later)));
   return ms;
+}
+
+// Other threads (a checkpoint on its way to disk) may call CUDA meanwhile.
+void recording_begin(const CudaState& state) {
+  SFA_CUDA_CHECK(cudaStreamBeginCapture(state.stream, cudaStreamCaptureModeThreadLocal));
+}
+
+std::shared_ptr<void> recording_end(const CudaState& state) {
+  cudaGraph_t graph{};
+  cudaGraphExec_t ready{};
+  SFA_CUDA_CHECK(cudaStreamEndCapture(state.stream, &graph));
+  const cudaError_t status = cudaGraphInstantiate(&ready, graph, 0);
+  cudaGraphDestroy(graph);
+  SFA_CUDA_CHECK(status);
+  return {ready, [](void* r) { cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(r)); }};
+}
+
+void recording_abort(const CudaState& state) noexcept {
+  cudaGraph_t graph{};
+  if (cudaStreamEndCapture(state.stream, &graph) == cudaSuccess && graph != nullptr) cudaGraphDestroy(graph);
+  cudaGetLastError();
+}
+
+void replay(const CudaState& state, void* recording) {
+  SFA_CUDA_CHECK(cudaGraphLaunch(static_cast<cudaGraphExec_t>(recording), state.stream));
 }
 
 void profiler_start() {

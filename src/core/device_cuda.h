@@ -19,7 +19,7 @@ bool available(std::string* why);
 /// Stream, cuBLASLt handle and workspace on the current device.
 std::shared_ptr<CudaState> make_state();
 std::string device_name();
-/// 90 for 9.0.
+/// 90 for 9.0. Where no card is there, 9.0 is assumed: then memory can be planned and nothing else be done.
 int compute_capability();
 /// The context's cudaStream_t, for callers that pass it on without knowing CUDA's types.
 void* stream(const Context& ctx);
@@ -30,6 +30,13 @@ void release(void* memory) noexcept;
 /// Page-locked CPU memory, to which copies run at full speed and asynchronously; null when there is not enough.
 void* allocate_host(std::size_t bytes);
 void release_host(void* memory) noexcept;
+/// Bytes that this process takes on a card beside what it allocates by itself.
+struct OwnMemory {
+  std::size_t workspace = 0;  // cuBLASLt's, allocated with the stream
+  std::size_t context = 0;    // CUDA's context, there from the first call on
+  std::size_t later = 0;      // kernels and local memory, loaded when first used
+};
+OwnMemory own_memory();
 /// Free and total bytes of the card.
 std::pair<std::size_t, std::size_t> memory_free_total();
 
@@ -37,6 +44,14 @@ std::pair<std::size_t, std::size_t> memory_free_total();
 std::shared_ptr<void> make_moment();
 void mark(const CudaState& state, void* moment);
 double milliseconds_between(void* earlier, void* later);
+
+/// Work that is recorded once and queued again and again by one call (a CUDA graph). Between recording_begin and
+/// recording_end what is queued on the state's stream is not run but written down, with its addresses and arguments; it
+/// must neither allocate nor wait. When it fails, recording_abort leaves the stream usable.
+void recording_begin(const CudaState& state);
+std::shared_ptr<void> recording_end(const CudaState& state);
+void recording_abort(const CudaState& state) noexcept;
+void replay(const CudaState& state, void* recording);
 
 /// An observer that names ops and parts of the model for profilers (NVTX ranges).
 std::unique_ptr<OpObserver> make_range_observer();

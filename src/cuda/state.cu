@@ -4,9 +4,6 @@
 
 namespace sfa {
 
-// cuBLASLt's own advice for Hopper; smaller and some split products are out of reach.
-constexpr std::size_t kBlasWorkspace = std::size_t{32} << 20;
-
 CudaState::CudaState() {
   int device = 0, major = 0, minor = 0, shared = 0;
   SFA_CUDA_CHECK(cudaGetDevice(&device));

@@ -14,6 +14,9 @@ namespace sfa {
 
 struct GemmPlans;  // algorithms of cuBLASLt, chosen once a shape; cuda/gemm.cu
 
+// cuBLASLt's own advice for Hopper; smaller and some split products are out of reach.
+inline constexpr std::size_t kBlasWorkspace = std::size_t{32} << 20;
+
 struct CudaState {
   cudaStream_t stream = nullptr;
   cublasLtHandle_t blas = nullptr;

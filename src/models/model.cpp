@@ -30,7 +30,7 @@ std::unique_ptr<Model> make_model(const ModelConfig& config, Device device, DTyp
   fail("model.arch: '{}' is not known; there is: {}", config.arch, known);
 }
 
-void plan_model(Model& model, ModelArenas& arenas, std::int64_t B, std::int64_t T, bool training) {
+void count_model(Model& model, ModelArenas& arenas, std::int64_t B, std::int64_t T, bool training) {
   Context counting = Context::for_planning(model.device());
   const Tensor tokens(nullptr, DType::i32, model.device(), {B, T});
   const Tensor losses(nullptr, DType::f32, model.device(), {B * T});
@@ -40,9 +40,17 @@ void plan_model(Model& model, ModelArenas& arenas, std::int64_t B, std::int64_t 
     model.forward_backward(counting, arenas, batch, 1.0f, losses);
   else
     model.evaluate(counting, arenas, batch, losses);
+}
+
+void bind_model(Model& model, ModelArenas& arenas, std::int64_t B, std::int64_t T) {
   arenas.activations.bind();
   arenas.scratch.bind();
   model.plan(arenas, B, T);
+}
+
+void plan_model(Model& model, ModelArenas& arenas, std::int64_t B, std::int64_t T, bool training) {
+  count_model(model, arenas, B, T, training);
+  bind_model(model, arenas, B, T);
 }
 
 }  // namespace sfa

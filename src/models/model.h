@@ -62,7 +62,9 @@ struct ModelCost {
   double forward_flops_per_token = 0;  // at the length asked for, attention included
   double backward_flops_per_token = 0;
   double attention_flops_per_token = 0;  // forward, the attention cores alone
-  double kv_bytes_per_token = 0;         // all layers
+  double attention_backward_flops_per_token = 0;
+  double attention_saved_bytes_per_token = 0;  // what attention keeps from forward to backward, all layers
+  double kv_bytes_per_token = 0;               // all layers
 };
 
 /// Key/value caches of all layers with the memory to feed them; made by Model::start_generation.
@@ -112,7 +114,12 @@ class Model {
   ParameterList parameters_;
 };
 
-/// Plans and binds the arenas for micro-steps of B x T (training = forward_backward is used, otherwise evaluate alone).
+/// Counts in the arenas what micro-steps of B x T take (training = forward_backward is used, otherwise evaluate alone).
+/// Allocates nothing and needs no device.
+void count_model(Model& model, ModelArenas& arenas, std::int64_t B, std::int64_t T, bool training);
+/// Allocates what was counted, and plans the same steps on it.
+void bind_model(Model& model, ModelArenas& arenas, std::int64_t B, std::int64_t T);
+/// Both, one after the other.
 void plan_model(Model& model, ModelArenas& arenas, std::int64_t B, std::int64_t T, bool training);
 
 /// Throws Error naming the known architectures when config.arch is none of them. config must be resolved, its

@@ -6,15 +6,15 @@
 
 namespace sfa {
 
-ParameterBuffers plan_parameters(Arena& arena, Arena& optimizer_arena, const ParameterList& list, DType dtype,
+ParameterBuffers plan_parameters(const ParameterArenas& arenas, const ParameterList& list, DType dtype,
                                  DType grad_dtype, bool separate_master) {
   const std::int64_t n = list.flat_size();
   ParameterBuffers b;
-  b.params = arena.take(dtype, {n});
-  b.gradients = arena.take(grad_dtype, {n});
-  b.master = separate_master ? optimizer_arena.take(DType::f32, {n}) : b.params;
-  b.m = optimizer_arena.take(DType::f32, {n});
-  b.v = optimizer_arena.take(DType::f32, {n});
+  b.params = arenas.weights.take(dtype, {n});
+  b.gradients = arenas.gradients.take(grad_dtype, {n});
+  b.master = separate_master ? arenas.optimizer.take(DType::f32, {n}) : b.params;
+  b.m = arenas.optimizer.take(DType::f32, {n});
+  b.v = arenas.optimizer.take(DType::f32, {n});
   return b;
 }
 

@@ -22,8 +22,14 @@ struct ParameterBuffers {
   Tensor m, v;       // f32 moments
 };
 
+/// Where they lie, so that each is seen in a plan.
+struct ParameterArenas {
+  Arena &weights, &gradients;
+  Arena& optimizer;  // masters and moments
+};
+
 /// `separate_master`: weights are stored rounded, so the f32 originals need memory of their own.
-ParameterBuffers plan_parameters(Arena& arena, Arena& optimizer_arena, const ParameterList& list, DType dtype,
+ParameterBuffers plan_parameters(const ParameterArenas& arenas, const ParameterList& list, DType dtype,
                                  DType grad_dtype, bool separate_master);
 
 class Optimizer {

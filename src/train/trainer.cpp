@@ -35,7 +35,7 @@ extern "C" void on_stop(int signal) {
 
 class Run {
  public:
-  explicit Run(Config config);
+  Run(Config config, const MemoryLimits& limits);
   int go();
 
  private:
@@ -77,10 +77,10 @@ std::vector<std::string> data_paths(const std::string& pattern) {
   return {pattern};
 }
 
-Run::Run(Config config)
+Run::Run(Config config, const MemoryLimits& limits)
     : config_(std::move(config)),
       shards_(data_paths(config_.data.train)),
-      state_((config_ = with_vocabulary(config_, shards_)), choose_device(config_.device)) {
+      state_((config_ = with_vocabulary(config_, shards_)), choose_device(config_.device), limits) {
   // Everything that can be refused is refused before the run's folder is touched.
   const DataConfig& d = config_.data;
   ValidationOptions v{.paths = {d.val.empty() ? d.train : d.val},
@@ -253,7 +253,8 @@ int Run::go() {
   spdlog::info("{} {}: {:.2f}M parameters, attention {} ({}), {} on {} ({}), {:.2f} GiB planned", config_.model.arch,
                config_.output_dir, cost.parameters / 1e6, config_.model.attention.type, config_.model.attention.impl,
                name_of(state_.model().dtype()), name_of(state_.model().device()), state_.context().device_name(),
-               static_cast<double>(state_.memory_bytes()) / (1 << 30));
+               static_cast<double>(state_.memory().bytes()) / (1 << 30));
+  spdlog::info("memory: {}", describe(state_.memory().parts()));
   if (step_ >= last) {
     spdlog::info("the run is complete: {} of {} steps are done", step_, last);
     return 0;
@@ -306,8 +307,8 @@ int Run::go() {
 
 }  // namespace
 
-int train(Config config) {
-  return Run(std::move(config)).go();
+int train(Config config, const MemoryLimits& limits) {
+  return Run(std::move(config), limits).go();
 }
 
 }  // namespace sfa

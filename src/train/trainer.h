@@ -12,15 +12,17 @@
 
 #include "config/config.h"
 #include "eval/perplexity.h"
-#include "optim/optimizer.h"
 #include "optim/schedule.h"
+#include "train/memory_plan.h"
+#include "train/training_memory.h"
 
 namespace sfa {
 
 /// The memory and compute side of a run: model, buffers, optimizer. Knows nothing of files.
 class TrainingState {
  public:
-  TrainingState(const Config& config, Device device);
+  /// Plans the memory and allocates it. Throws Error, with nothing allocated, when it is more than there is.
+  TrainingState(const Config& config, Device device, const MemoryLimits& limits = {});
 
   /// Seeded initial weights, zero moments.
   void initialize(std::uint64_t seed);
@@ -36,31 +38,30 @@ class TrainingState {
   double step_loss(Context& ctx, std::int64_t targets) const;
 
   [[nodiscard]] Context& context() { return *context_; }
-  [[nodiscard]] Model& model() { return *model_; }
-  [[nodiscard]] ModelArenas& arenas() { return arenas_; }
-  [[nodiscard]] const ParameterBuffers& buffers() const { return buffers_; }
-  [[nodiscard]] const Optimizer& optimizer() const { return *optimizer_; }
+  [[nodiscard]] Model& model() { return *memory_.model; }
+  [[nodiscard]] ModelArenas& arenas() { return memory_.arenas; }
+  [[nodiscard]] const ParameterBuffers& buffers() const { return memory_.buffers; }
+  [[nodiscard]] const Optimizer& optimizer() const { return *memory_.optimizer; }
   [[nodiscard]] const Schedule& schedule() const { return schedule_; }
   /// Rounds the weights that the model uses from the f32 masters (after those were read from a checkpoint).
   void publish_weights();
   /// Uploads a host batch; valid until the next call.
   ModelInput upload(Context& ctx, const Batch& batch);
-  [[nodiscard]] const Tensor& losses() const { return losses_; }
-  [[nodiscard]] std::size_t memory_bytes() const;
+  [[nodiscard]] const Tensor& losses() const { return memory_.io.losses; }
+  [[nodiscard]] const TrainingMemory& memory() const { return memory_; }
 
  private:
   std::unique_ptr<Context> context_;
-  std::unique_ptr<Model> model_;
-  Arena parameters_, optimizer_memory_, io_;
-  ModelArenas arenas_;
-  ParameterBuffers buffers_;
-  std::unique_ptr<Optimizer> optimizer_;
+  TrainingMemory memory_;
   Schedule schedule_;
-  Tensor tokens_, targets_, first_key_, losses_, loss_total_;
+  // The micro-step as a CUDA graph, for the one loss_scale of the run; null until it is recorded.
+  bool graphs_ = false, warm_ = false;
+  std::shared_ptr<void> graph_;
+  float graph_scale_ = 0;
 };
 
 /// Runs or resumes what `config` describes. Returns the process's exit code: 0 also when a signal stopped it after a
-/// checkpoint.
-int train(Config config);
+/// checkpoint. A run that needs more memory than `limits` is refused before anything is allocated or written.
+int train(Config config, const MemoryLimits& limits = {});
 
 }  // namespace sfa

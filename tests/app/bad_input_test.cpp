@@ -66,6 +66,10 @@ TEST_F(AppBadInput, Configuration) {
   train_refused({"model.hidden_size=0"}, {"model.hidden_size"});
   train_refused({"data.seq_len=17"}, {"data.seq_len", "17", "16"});
   train_refused({"data.micro_batch_size=3"}, {"data.micro_batch_size", "3", "4"});
+  train_refused({"model.hidden_size=65536", "model.attention.qk_head_dim=64", "model.num_hidden_layers=64"},
+                {"not enough memory", "weights", "not even one sequence"});
+  train_refused({"data.batch_size=16000000", "data.micro_batch_size=0"},
+                {"not enough memory", "data.micro_batch_size=", "would fit (16000000 was asked for)"});
   train_refused({"train.max_steps=99999999999999999999"}, {"train.max_steps"});
   refused({"train", at("nothing.yaml")}, 1, {"nothing.yaml"});
   refused({"train", at("")}, 1, {at(""), "folder"});

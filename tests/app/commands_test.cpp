@@ -99,6 +99,38 @@ TEST_F(AppCommands, FlopsGrowWithLength) {
   EXPECT_EQ(rows[0]["parameters"], rows[1]["parameters"]);
 }
 
+TEST_F(AppCommands, PlanCountsWithoutRunning) {
+  const auto before = snapshot();
+  const nlohmann::json plan = json_of({"plan", at("run.yaml"), "--json", "--memory", "1GB"});
+  const std::int64_t C = 16, F = 64, L = 2;
+  EXPECT_EQ(plan["parameters"]["embeddings"], (257 + 16) * C);
+  EXPECT_EQ(plan["parameters"]["attention"], L * (4 * C * C + 4 * C));
+  EXPECT_EQ(plan["parameters"]["mlp"], L * (2 * C * F + F + C));
+  EXPECT_EQ(plan["parameters"]["norms"], (2 * L + 1) * 2 * C);
+  EXPECT_EQ(plan["memory_bytes"]["gradients"], plan["memory_bytes"]["weights"]);
+  std::int64_t sum = 0;
+  for (const auto& [name, bytes] : plan["memory_bytes"].items())
+    if (name != "total") sum += bytes.get<std::int64_t>();
+  EXPECT_EQ(plan["memory_bytes"]["total"], sum);
+  // Two layers of two heads of 8: k = 4 values and indices of a query and of a key, v, the output and a log-sum-exp.
+  EXPECT_EQ(plan["attention_saved_bytes_per_token"], L * 2 * (2 * 4 * 5 + 2 * 8 * 4 + 4));
+  EXPECT_EQ(plan["tokens_per_step"], 64);
+  EXPECT_GT(plan["largest_micro_batch_size"], 100);
+  EXPECT_EQ(plan["largest_micro_batch_size_of_batch"], 4);
+  // The vocabulary comes from the data, or from the configuration when there is none.
+  EXPECT_EQ(
+      json_of({"plan", at("run.yaml"), "data.train=none.h5", "model.vocab_size=257", "--memory", "1GB", "--json"}),
+      plan);
+  const Ended missing = sfa({"plan", at("run.yaml"), "data.train=none.h5"});
+  EXPECT_EQ(missing.code, 1);
+  EXPECT_NE(missing.err.find("model.vocab_size=50257"), std::string::npos) << missing.err;
+  EXPECT_EQ(sfa({"plan", at("run.yaml"), "--memory", "much"}).code, 2);
+  const Ended table = sfa({"plan", at("run.yaml"), "--memory", "1KB"});
+  EXPECT_EQ(table.code, 0) << table.err;
+  EXPECT_NE(table.out.find("not even one"), std::string::npos) << table.out;
+  EXPECT_EQ(snapshot(), before);
+}
+
 TEST_F(AppCommands, StandardInputIsText) {
   const Ended ended = Program({"data", "tokenize", "--output", at("in.h5"), "-"}, scratch(), at("text.txt")).wait();
   ASSERT_EQ(ended.code, 0) << ended.err;

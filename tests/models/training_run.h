@@ -31,7 +31,7 @@ struct TrainingRun {
     config.resolve();
     model = make_model(config, ctx.device(), dtype);
     const auto plan = [&] {
-      buffers = plan_parameters(weights, optimizer_memory, model->parameters(), dtype, DType::f32,
+      buffers = plan_parameters({weights, weights, optimizer_memory}, model->parameters(), dtype, DType::f32,
                                 dtype != DType::f32 || ctx.round_bf16);
       optimizer = std::make_unique<Optimizer>(model->parameters(), buffers, OptimizerOptions{}, optimizer_memory);
       tokens = losses_memory.take(DType::i32, {B, T});

@@ -193,7 +193,9 @@ ModelCost Gpt2::cost(std::int64_t T) const {
                  static_cast<double>(config_.padded_vocab_size() - config_.vocab_size) * C;
   c.attention_flops_per_token = L * a.forward_flops / static_cast<double>(T);
   c.forward_flops_per_token = 2 * matrices + c.attention_flops_per_token;
-  c.backward_flops_per_token = 4 * matrices + L * a.backward_flops / static_cast<double>(T);
+  c.attention_backward_flops_per_token = L * a.backward_flops / static_cast<double>(T);
+  c.attention_saved_bytes_per_token = L * a.saved_bytes_per_token;
+  c.backward_flops_per_token = 4 * matrices + c.attention_backward_flops_per_token;
   c.kv_bytes_per_token = L * a.kv_bytes_per_token;
   return c;
 }

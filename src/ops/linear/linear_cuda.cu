@@ -173,7 +173,7 @@ void linear_forward(Context& ctx, const LinearForward& args) {
   }
   g.d = matrix(args.pre);
   product_with_bias(state, g, args.bias, args.pre);
-  gelu_forward(ctx, args.pre, args.y);
+  cuda_ops::gelu_forward(ctx, args.pre, args.y);
 }
 
 void gelu_forward(Context& ctx, const Tensor& pre, const Tensor& y) {

@@ -1,0 +1,59 @@
+// The memory of training: what the configuration asks for is counted first, without any device, and bound when a run
+// begins. `sfa plan`, the check before a run and the run itself go through this one class, so that they can't differ.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "config/config.h"
+#include "core/arena.h"
+#include "models/model.h"
+#include "optim/optimizer.h"
+
+namespace sfa {
+
+/// One row of a memory plan.
+struct MemoryPart {
+  std::string name;
+  std::size_t bytes = 0;
+};
+
+class TrainingMemory {
+ public:
+  /// Counts; allocates nothing. model.vocab_size must be set. Throws Error when the configuration can't be trained on
+  /// the device.
+  TrainingMemory(const Config& config, Device device);
+  /// Allocates what was counted and points everything at it.
+  void bind();
+
+  /// Every arena with its bytes: weights, gradients, optimizer (fp32 masters and moments), batches, activations,
+  /// scratch.
+  [[nodiscard]] std::vector<MemoryPart> parts() const;
+  /// Their sum.
+  [[nodiscard]] std::size_t bytes() const;
+
+  /// A micro-batch and its losses on the device.
+  struct Io {
+    Tensor tokens, targets, first_key;  // [B,T] i32; first_key empty without data.document_mask
+    Tensor losses;                      // [B*T] f32
+    Tensor loss_total;                  // [1]: the bits of a double
+  };
+
+  std::unique_ptr<Model> model;
+  ModelArenas arenas;
+  ParameterBuffers buffers;
+  std::unique_ptr<Optimizer> optimizer;
+  Io io;
+  /// CPU: the weights that the model uses are the masters rounded to bf16, and so is every element that an op stores.
+  bool round_bf16 = false;
+
+ private:
+  void plan();
+  [[nodiscard]] std::vector<const Arena*> all_arenas() const;
+
+  Config config_;
+  Arena weights_, gradients_, optimizer_memory_, batches_;
+};
+
+}  // namespace sfa
