@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "cuda/gemm.h"
 #include "cuda/state.h"
 
 namespace sfa::cuda_ops {
@@ -137,6 +138,14 @@ double milliseconds_between(void* earlier, void* later) {
   float ms = 0;
   SFA_CUDA_CHECK(cudaEventElapsedTime(&ms, static_cast<cudaEvent_t>(earlier), static_cast<cudaEvent_t>(later)));
   return ms;
+}
+
+std::string saved_products(const CudaState& state) {
+  return saved_choices(state);
+}
+
+bool restore_products(CudaState& state, const std::string& text) {
+  return restore_choices(state, text);
 }
 
 // Other threads (a checkpoint on its way to disk) may call CUDA meanwhile.

@@ -45,6 +45,10 @@ std::shared_ptr<void> make_moment();
 void mark(const CudaState& state, void* moment);
 double milliseconds_between(void* earlier, void* later);
 
+/// Which algorithms matrix products run with, as text, and the way back (cuda/gemm.h).
+std::string saved_products(const CudaState& state);
+bool restore_products(CudaState& state, const std::string& text);
+
 /// Work that is recorded once and queued again and again by one call (a CUDA graph). Between recording_begin and
 /// recording_end what is queued on the state's stream is not run but written down, with its addresses and arguments; it
 /// must neither allocate nor wait. When it fails, recording_abort leaves the stream usable.

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <span>
+#include <sstream>
 
 #include "cuda/launch.h"
 
@@ -44,7 +45,7 @@ struct Plan {
   cublasLtMatmulDesc_t product = nullptr;
   cublasLtMatrixLayout_t a = nullptr, b = nullptr, d = nullptr;
   cublasLtMatmulAlgo_t algo{};
-  bool supported = false;
+  bool supported = false, restored = false;
   int proposed = 0, equal = 0, taken = 0;  // algorithms; those with the bits of the first; the place of the one in use
   float first_us = 0, taken_us = 0;        // 0 when the product was too small to be timed
 
@@ -252,6 +253,19 @@ bool being_captured(const CudaState& state) {
   return status != cudaStreamCaptureStatusNone;
 }
 
+// A saved algorithm, when the library still takes it for this product.
+bool take_saved(CudaState& state, Plan& plan, const cublasLtMatmulAlgo_t& algo) {
+  cublasLtMatmulHeuristicResult_t result{};
+  const cublasStatus_t status =
+      cublasLtMatmulAlgoCheck(state.blas, plan.product, plan.a, plan.b, plan.d, plan.d, &algo, &result);
+  if (status != CUBLAS_STATUS_SUCCESS || result.state != CUBLAS_STATUS_SUCCESS ||
+      result.workspaceSize > state.workspace_bytes)
+    return false;
+  plan.algo = algo;
+  plan.supported = plan.restored = true;
+  return true;
+}
+
 void choose_algorithm(CudaState& state, Plan& plan, const Gemm& g) {
   Proposals memory;
   const auto found = ask(state, plan, g, memory);
@@ -280,6 +294,7 @@ void choose_algorithm(CudaState& state, Plan& plan, const Gemm& g) {
 
 struct GemmPlans {
   std::map<Key, Plan> plans;
+  std::map<Key, cublasLtMatmulAlgo_t> saved;  // from an earlier run
 };
 
 std::shared_ptr<GemmPlans> make_gemm_plans() {
@@ -292,7 +307,9 @@ bool gemm(CudaState& state, const Gemm& g) {
   Plan& plan = entry->second;
   if (is_new) {
     describe(plan, g);
-    choose_algorithm(state, plan, g);
+    const auto saved = state.gemm_plans->saved.find(entry->first);
+    if (saved == state.gemm_plans->saved.end() || !take_saved(state, plan, saved->second))
+      choose_algorithm(state, plan, g);
   }
   if (!plan.supported) {
     require(g.epilogue != Epilogue::none,
@@ -304,14 +321,60 @@ bool gemm(CudaState& state, const Gemm& g) {
   return true;
 }
 
+namespace {
+
+// What a choice is good for.
+std::string maker() {
+  int device = 0;
+  cudaDeviceProp card{};
+  SFA_CUDA_CHECK(cudaGetDevice(&device));
+  SFA_CUDA_CHECK(cudaGetDeviceProperties(&card, device));
+  return fmt::format("cuBLASLt {} on {}", cublasLtGetVersion(), card.name);
+}
+
+}  // namespace
+
+std::string saved_choices(const CudaState& state) {
+  std::string text = maker() + "\n";
+  // What was restored and not met again in this run is still part of the run.
+  std::map<Key, cublasLtMatmulAlgo_t> all = state.gemm_plans->saved;
+  for (const auto& [key, plan] : state.gemm_plans->plans)
+    if (plan.supported) all[key] = plan.algo;
+  for (const auto& [key, algo] : all) {
+    text += fmt::format("{}", fmt::join(key, " "));
+    for (const std::uint64_t word : algo.data) text += fmt::format(" {:x}", word);
+    text += "\n";
+  }
+  return text;
+}
+
+bool restore_choices(CudaState& state, const std::string& text) {
+  std::istringstream in(text);
+  std::string line;
+  if (!std::getline(in, line) || line != maker()) return false;
+  std::map<Key, cublasLtMatmulAlgo_t> all;
+  while (std::getline(in, line)) {
+    std::istringstream words(line);
+    Key key{};
+    cublasLtMatmulAlgo_t algo{};
+    for (auto& k : key) words >> k;
+    words >> std::hex;
+    for (auto& word : algo.data) words >> word;
+    if (words.fail() || !(words >> std::ws).eof()) return false;
+    all[key] = algo;
+  }
+  state.gemm_plans->saved = std::move(all);
+  return true;
+}
+
 std::vector<std::string> gemm_report(const CudaState& state) {
   constexpr const char* kEpilogues[] = {"", " bias", " gelu"};
   std::vector<std::string> lines;
   for (const auto& [key, plan] : state.gemm_plans->plans)
-    lines.push_back(fmt::format("{} x {} x {}{}{}{}: {} proposed, {} equal, number {} taken, {:.1f} us (first {:.1f})",
-                                key[3], key[4], key[5], key[0] != 0 ? " a'" : "", key[1] != 0 ? " b'" : "",
-                                kEpilogues[key[12]], plan.proposed, plan.equal, plan.taken, plan.taken_us,
-                                plan.first_us));
+    lines.push_back(fmt::format(
+        "{} x {} x {}{}{}{}: {} proposed, {} equal, number {} taken, {:.1f} us (first {:.1f}){}", key[3], key[4],
+        key[5], key[0] != 0 ? " a'" : "", key[1] != 0 ? " b'" : "", kEpilogues[key[12]], plan.proposed, plan.equal,
+        plan.taken, plan.taken_us, plan.first_us, plan.restored ? ", as saved" : ""));
   return lines;
 }
 

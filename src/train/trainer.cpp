@@ -15,6 +15,7 @@
 #include "core/progress.h"
 #include "eval/loaded_model.h"
 #include "train/metrics.h"
+#include "train/products_file.h"
 #include "train/run_folder.h"
 #include "train/step_profiler.h"
 
@@ -155,6 +156,7 @@ void Run::resume() {
   state_.publish_weights();
   step_ = reader.step();
   next_sample_ = saved_state.at("next_sample").get<std::int64_t>();
+  restore_products(state_.context(), folder_.path);
   spdlog::info("resuming {} at step {}", folder_.checkpoint.string(), step_);
 }
 
@@ -272,6 +274,7 @@ int Run::go() {
   while (step_ < last) {
     train_step(step_);
     const std::int64_t done = ++step_;
+    if (done == first + 1) keep_products(state_.context(), folder_.path);
     const bool stop = stop_signal != 0, end = done == last;
     if (done % config_.train.log_every == 0 || end || stop) {
       const StepState state = state_.optimizer().read_state(state_.context());

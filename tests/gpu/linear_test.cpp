@@ -1,5 +1,8 @@
 #include "ops/linear/linear.h"
 
+#include <algorithm>
+
+#include "core/device_cuda.h"
 #include "gpu/twins.h"
 
 namespace sfa::test {
@@ -102,6 +105,38 @@ TEST_F(LinearGpu, TwoContextsGiveTheSameBits) {
       else
         EXPECT_TRUE(first == all);
     }
+  }
+}
+
+// A resumed run takes the algorithms of the run before it.
+TEST_F(LinearGpu, SavedAlgorithmsAreTakenAgain) {
+  constexpr std::int64_t N = 4096, I = 768, O = 1024;
+  std::string saved;
+  std::vector<std::byte> first;
+  for (int run = 0; run < 3; ++run) {
+    gpu_ = std::make_unique<Context>(Device::cuda);
+    use(DType::bf16);
+    const Twin x = random({N, I}), w = random({O, I}, 0.1f), b = random({O}), y = output({N, O});
+    if (run == 1) {
+      EXPECT_TRUE(cuda_ops::restore_products(gpu_->cuda(), saved));
+      EXPECT_EQ(cuda_ops::saved_products(gpu_->cuda()), saved) << "kept before they are used, too";
+    }
+    if (run == 2) {
+      EXPECT_FALSE(cuda_ops::restore_products(gpu_->cuda(), "another library\n" + saved));
+      EXPECT_FALSE(cuda_ops::restore_products(gpu_->cuda(), saved + "1 2 3\n"));
+      EXPECT_FALSE(cuda_ops::restore_products(gpu_->cuda(), ""));
+    }
+    on_gpu([&](Context& ctx, Arena&) { linear_forward(ctx, {x.gpu.t, w.gpu.t, b.gpu.t, y.gpu.t, Tensor{}}); });
+    const std::string now = cuda_ops::saved_products(gpu_->cuda());
+    EXPECT_EQ(std::count(now.begin(), now.end(), '\n'), 2) << now;
+    if (run == 0) {
+      saved = now;
+      first = gpu_bytes(y);
+    }
+    if (run == 1) {
+      EXPECT_EQ(now, saved);
+    }
+    EXPECT_TRUE(first == gpu_bytes(y)) << "run " << run;
   }
 }
 
