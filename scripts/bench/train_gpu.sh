@@ -32,8 +32,8 @@ ours() { # NAME overrides... -> tokens a second
 llmc() {
   "$python" scripts/bench/llmc_shard.py "$data" "$work/train.bin"
   "$python" scripts/bench/llmc_shard.py "$data" "$work/val.bin" 0 $((batch * 1024 * 2 + 1))
-  # -r 0: nothing computed again; -z 0: one process; -v, -s, -h 0: no validation, samples or HellaSwag within the run.
-  timeout 600 stdbuf -oL "$LLMC_BINARY" -i "$work/train.bin" -j "$work/val.bin" -e "$depth" -b "$batch" -t 1024 -d 524288 -r 0 -z 0 -v 0 -s 0 -g 1 -h 0 \
+  # -r 0: nothing computed again; -z 0: no ZeRO; -s, -h 0: no samples, no HellaSwag. -v must not be 0: one batch of validation at the start and the end.
+  timeout 600 stdbuf -oL "$LLMC_BINARY" -i "$work/train.bin" -j "$work/val.bin" -e "$depth" -b "$batch" -t 1024 -d 524288 -r 0 -z 0 -v 1000000 -s 0 -g 1 -h 0 \
     -x "$steps" -l "$rate" -q 0 -u 5 -n 0 -m 1 >"$work/llmc.log" 2>&1 || tail -3 "$work/llmc.log" >&2
   { grep -Eo '[0-9.]+ tok/s' "$work/llmc.log" || true; } | cut -d' ' -f1 | tail -n +$((skipped + 1)) | median
 }
