@@ -88,6 +88,11 @@ def main():
     p.add_argument("--warmup", type=int, default=0)
     p.add_argument("--sfa-k", type=int, default=0, help="SFA with k active features; 0 = dense")
     p.add_argument("--val-fraction", type=float, default=0.0, help="tail of the text to validate on at the end, in non-overlapping windows")
+    p.add_argument("--order", choices=("random", "epochs"), default="random",
+                   help="random windows, or windows side by side, shuffled anew an epoch, as `sfa train` reads them")
+    p.add_argument("--beta2", type=float, default=0.99)
+    p.add_argument("--precision", choices=("bf16", "tf32", "fp32"), default="bf16", help="of products on a GPU; weights are fp32")
+    p.add_argument("--last", type=int, default=0, help="also print the mean training loss of this many last steps")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--device", default="cpu")
     p.add_argument("--compile", action="store_true")
@@ -98,6 +103,7 @@ def main():
         torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     on_gpu = args.device == "cuda"
+    torch.backends.cuda.matmul.allow_tf32 = args.precision == "tf32"
     micro = args.micro_batch or args.batch
     tokens = torch.from_numpy(load_tokens(args))
     split = int(len(tokens) * (1 - args.val_fraction))
@@ -106,12 +112,22 @@ def main():
     decay = [q for q in model.parameters() if q.dim() >= 2]
     other = [q for q in model.parameters() if q.dim() < 2]
     groups = [{"params": decay, "weight_decay": 0.1}, {"params": other, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.99), fused=on_gpu)
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, args.beta2), fused=on_gpu)
     step_model = torch.compile(model) if args.compile else model
     generator = torch.Generator().manual_seed(args.seed)
 
+    def window_starts():
+        while True:
+            if args.order == "random":
+                yield torch.randint(len(tokens) - args.seq_len - 1, (micro,), generator=generator)
+                continue
+            order = torch.randperm((len(tokens) - 1) // args.seq_len, generator=generator) * args.seq_len
+            yield from order[: len(order) // micro * micro].split(micro)
+
+    starts = window_starts()
+
     def batch():
-        begin = torch.randint(len(tokens) - args.seq_len - 1, (micro,), generator=generator)
+        begin = next(starts)
         x = torch.stack([tokens[i : i + args.seq_len] for i in begin])
         y = torch.stack([tokens[i + 1 : i + 1 + args.seq_len] for i in begin])
         return (x.pin_memory().to("cuda", non_blocking=True), y.pin_memory().to("cuda", non_blocking=True)) if on_gpu else (x, y)
@@ -124,26 +140,29 @@ def main():
         progress = (step - args.warmup) / max(1, args.steps - args.warmup)
         return args.min_lr + (args.lr - args.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
+    def cast():
+        return torch.autocast("cuda", dtype=torch.bfloat16, enabled=on_gpu and args.precision == "bf16")
+
     @torch.no_grad()
     def validation_loss():
         windows = (len(held_out) - 1) // args.seq_len
         x = held_out[: windows * args.seq_len].view(windows, -1).to(args.device)
         y = held_out[1 : windows * args.seq_len + 1].view(windows, -1).to(args.device)
-        total = sum(float(model(x[i : i + 128], y[i : i + 128])) * len(x[i : i + 128]) for i in range(0, windows, 128))
+        at_once = max(1, 2**15 // args.seq_len)
+        with cast():
+            total = sum(float(model(x[i : i + at_once], y[i : i + at_once])) * len(x[i : i + at_once]) for i in range(0, windows, at_once))
         return total / windows
 
-    times, loss = [], None
+    times, losses, loss = [], [], None
     for step in range(args.steps):
         start = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = rate(step)
         for _ in range(args.batch // micro):
             x, y = batch()
-            if on_gpu:
-                with torch.autocast("cuda", dtype=torch.bfloat16):
-                    loss = step_model(x, y)
-            else:
+            with cast():
                 loss = step_model(x, y)
+            losses.append(loss.detach())
             (loss * micro / args.batch).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -161,6 +180,8 @@ def main():
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
+    if args.last:
+        result["last_loss"] = float(torch.stack(losses[-args.last * (args.batch // micro) :]).mean())
     if args.val_fraction:
         result["val_loss"] = validation_loss()
     if on_gpu:

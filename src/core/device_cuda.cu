@@ -112,6 +112,26 @@ void release_host(void* memory) noexcept {
   cudaFreeHost(memory);
 }
 
+std::vector<Card> cards() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
+  std::vector<Card> all;
+  for (int i = 0; i < count; ++i) {
+    cudaDeviceProp p{};
+    if (cudaGetDeviceProperties(&p, i) == cudaSuccess)
+      all.push_back({p.name, 10 * p.major + p.minor, p.totalGlobalMem});
+  }
+  cudaGetLastError();  // a failed question leaves no error behind for the next caller
+  return all;
+}
+
+std::string driver_cuda_version() {
+  int driver = 0;
+  const bool known = cudaDriverGetVersion(&driver) == cudaSuccess && driver > 0;
+  cudaGetLastError();
+  return known ? version_text(driver) : "";
+}
+
 OwnMemory own_memory() {
   // Measured on an H200 with CUDA 13.0.
   constexpr std::size_t kMiB = std::size_t{1} << 20;

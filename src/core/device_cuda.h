@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "core/context.h"
 #include "core/device.h"
@@ -37,6 +38,15 @@ struct OwnMemory {
   std::size_t later = 0;      // kernels and local memory, loaded when first used
 };
 OwnMemory own_memory();
+struct Card {
+  std::string name;
+  int compute_capability = 0;
+  std::size_t memory = 0;  // bytes in all
+};
+/// Every card that CUDA shows to this process; none when it can't be asked. Takes no memory on them.
+std::vector<Card> cards();
+/// CUDA version that the driver supports, "13.0"; empty when there is none.
+std::string driver_cuda_version();
 /// Free and total bytes of the card.
 std::pair<std::size_t, std::size_t> memory_free_total();
 

@@ -35,6 +35,13 @@ Handle open_scalar(hid_t object, const std::string& name, H5T_class_t wanted) {
 }
 }  // namespace
 
+std::string library_version() {
+  const Lock lock;
+  unsigned major = 0, minor = 0, release = 0;
+  if (H5get_libversion(&major, &minor, &release) < 0) return "unknown";
+  return fmt::format("{}.{}.{}", major, minor, release);
+}
+
 Lock::Lock() : guard_(mutex()) {
   H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
 }

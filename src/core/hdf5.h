@@ -19,6 +19,9 @@
 
 namespace sfa::hdf5 {
 
+/// "1.10.8": of the library that is loaded.
+std::string library_version();
+
 /// Held around every use of HDF5, handles' destructors included. Recursive.
 class Lock {
  public:

@@ -11,7 +11,7 @@
 #include <sstream>
 
 #include "checkpoint/checkpoint.h"
-#include "core/build_config.h"
+#include "core/environment.h"
 
 namespace sfa {
 namespace fs = std::filesystem;
@@ -105,15 +105,11 @@ void create_run_folder(const RunFolder& folder) {
 void describe_run(const RunFolder& folder, const Config& config, const std::string& device_name,
                   const std::string& dtype) {
   write_file_atomically(folder.path / "config.yaml", dump_config(config));
-  char host[256] = "unknown";
-  ::gethostname(host, sizeof host - 1);
   nlohmann::ordered_json run;
-  run["sfa_version"] = kVersion;
-  run["compiler"] = kCompiler;
-  run["build_type"] = kBuildType;
-  run["host"] = host;
   run["device"] = device_name;
   run["dtype"] = dtype;
+  run["build"] = describe_build();
+  run["machine"] = describe_machine();
   run["started_unix"] =
       std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
   write_file_atomically(folder.path / "run.json", run.dump(2) + "\n");

@@ -27,7 +27,7 @@ RunFolder find_run_folder(const Config& config);
 /// Creates the folder where it is missing. Throws Error when that is impossible.
 void create_run_folder(const RunFolder& folder);
 
-/// Writes config.yaml and run.json (version, device, dtype, time) whole or not at all.
+/// Writes config.yaml and run.json (device, dtype, build with git revision, machine, time) whole or not at all.
 void describe_run(const RunFolder& folder, const Config& config, const std::string& device_name,
                   const std::string& dtype);
 

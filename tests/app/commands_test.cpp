@@ -99,6 +99,19 @@ TEST_F(AppCommands, FlopsGrowWithLength) {
   EXPECT_EQ(rows[0]["parameters"], rows[1]["parameters"]);
 }
 
+TEST_F(AppCommands, ARunSaysWhatItWasMadeWithAndWhere) {
+  ASSERT_EQ(sfa({"train", at("run.yaml"), "train.max_steps=1"}).code, 0);
+  const nlohmann::json run = nlohmann::json::parse(read_text(at("run") + "/run.json"));
+  const nlohmann::json doctor = json_of({"doctor", "--json"});
+  EXPECT_EQ(run["build"], doctor["build"]);
+  for (const char* key : {"host", "system", "cpu", "cores", "memory_bytes", "nvidia_driver", "cuda_driver", "cards"})
+    EXPECT_EQ(run["machine"].at(key), doctor["machine"].at(key)) << key;
+  char host[256] = {};
+  ::gethostname(host, sizeof host - 1);
+  EXPECT_EQ(run["machine"]["host"], host);
+  EXPECT_EQ(run["dtype"], "f32");
+}
+
 TEST_F(AppCommands, PlanCountsWithoutRunning) {
   const auto before = snapshot();
   const nlohmann::json plan = json_of({"plan", at("run.yaml"), "--json", "--memory", "1GB"});

@@ -1,9 +1,11 @@
 // Checks and times the backward of the flash core on the card it runs on.
 //   flash_backward_check                 every case, then timings
 //   flash_backward_check check [D [T]]   cases only: of head size D (0: all), of at most T tokens (for
-//   compute-sanitizer) flash_backward_check sm80 [T]        those of the sm_80 kernels alone flash_backward_check time
-//   [D [heads together ...]]   timings only, "backward D N TFLOPs ms" a line flash_backward_check time_sm80       the
-//   same of the sm_80 kernels, "sm80 DxDV N TFLOPs ms" a line
+//                                        compute-sanitizer)
+//   flash_backward_check sm80 [T]        those of the sm_80 kernels alone
+//   flash_backward_check time [D [heads together ...]]   timings only, "backward D N TFLOPs ms" a line
+//   flash_backward_check time_sizes      all head sizes on the kernels for sm_90a and on those for every card,
+//                                        "sm90 DxDV N TFLOPs ms" or "sm80 ..." a line
 // A case passes when no output element is left unwritten, nothing else is written, the error against the f64 oracle is
 // at most twice that of a plain bf16 program (maximum and root mean square), and a second run with other rubbish in the
 // workspace and another order of blocks gives the same bits. Exit code 1 when anything fails.
@@ -359,27 +361,35 @@ std::vector<Case> cases_of(int d, int v) {
   return cases;
 }
 
+using HeadSizes = std::vector<std::pair<int, int>>;
+
+/// A few cases of sizes that are filled up with zeros to those of an instance.
+void add_filled_sizes(std::vector<Case>& cases, const HeadSizes& sizes) {
+  for (const auto& [d, v] : sizes)
+    for (const Case& c : cases_of(d, v))
+      if (c.shape.Tq <= 17 || c.shape.Tq == 129 || c.documents == 9) cases.push_back(c);
+}
+
 std::vector<Case> sm90_cases() {
   std::vector<Case> cases;
-  for (int d : {64, 128})
+  for (int d : {64, 128, 96})
     for (const Case& c : cases_of(d, d)) cases.push_back(c);
   for (int t : {1, 129, 1000}) cases.push_back({"values of 64", {2, t, t, 4, 2, 128, 64}});
+  add_filled_sizes(cases, {{16, 16}, {32, 32}, {48, 48}, {32, 64}, {64, 128}});
+  add_filled_sizes(cases, {{80, 48}, {112, 112}, {128, 16}, {16, 128}});
   return cases;
 }
 
 /// Every instance of the sm_80 kernels over all cases (the longest for two), and sizes that are filled up to one over a
 /// few.
 std::vector<Case> sm80_cases() {
-  using HeadSizes = std::vector<std::pair<int, int>>;
   std::vector<Case> cases;
   for (const auto& [d, v] :
        HeadSizes{{32, 32}, {32, 64}, {64, 64}, {64, 128}, {96, 96}, {128, 64}, {128, 128}, {192, 192}, {256, 256}})
     for (const Case& c : cases_of(d, v))
       if (c.shape.Tq < 2000 || (d == v && (d == 64 || d == 96))) cases.push_back(c);
-  for (const auto& [d, v] :
-       HeadSizes{{16, 16}, {48, 48}, {80, 80}, {16, 64}, {64, 96}, {112, 112}, {160, 128}, {256, 16}, {16, 256}})
-    for (const Case& c : cases_of(d, v))
-      if (c.shape.Tq <= 17 || c.shape.Tq == 129 || c.documents == 9) cases.push_back(c);
+  add_filled_sizes(cases, {{16, 16}, {48, 48}, {80, 80}, {16, 64}, {64, 96}, {112, 112}});
+  add_filled_sizes(cases, {{160, 128}, {256, 16}, {16, 256}});
   for (Case& c : cases) c.sm80 = true;
   return cases;
 }
@@ -461,17 +471,20 @@ void time_shape(int d, int heads, int n, const std::vector<int>& together) {
   }
 }
 
-void time_sm80() {
+void time_sizes(bool hopper) {
   for (int n : {1024, 4096, 16384})
-    for (const auto& [d, v] : std::vector<std::pair<int, int>>{
-             {32, 32}, {32, 64}, {64, 64}, {64, 128}, {96, 96}, {128, 64}, {128, 128}, {192, 192}, {256, 256}}) {
+    for (const auto& [d, v] :
+         HeadSizes{{32, 32}, {32, 64}, {64, 64}, {64, 128}, {96, 96}, {128, 64}, {128, 128}, {192, 192}, {256, 256}}) {
       const int heads = 2048 / std::max(d, v);
       Case c{"time", {std::max(1, 32768 / n), n, n, heads, heads, d, v}};
-      c.sm80 = true;
-      const TimedShape timed(c);
-      const double ms = median_ms(c, timed.params, 11);
-      std::printf("sm80 %dx%d %d %.1f TFLOP/s %.4f ms\n", d, v, n, timed.tflops(ms), ms);
-      std::fflush(stdout);
+      for (const bool sm80 : {false, true}) {
+        if (!sm80 && !(hopper && sfa::flash::backward_supported(c.shape))) continue;
+        c.sm80 = sm80;
+        const TimedShape timed(c);
+        const double ms = median_ms(c, timed.params, 11);
+        std::printf("%s %dx%d %d %.1f TFLOP/s %.4f ms\n", sm80 ? "sm80" : "sm90", d, v, n, timed.tflops(ms), ms);
+        std::fflush(stdout);
+      }
     }
 }
 
@@ -493,7 +506,7 @@ int main(int argc, char** argv) {
   }
   try {
     int failures = 0;
-    if (mode == "time_sm80") time_sm80();
+    if (mode == "time_sizes") time_sizes(hopper);
     if (mode == "sm80") failures = check_all(sm80_cases(), 0, argc > 2 ? only : 1 << 30);
     if (mode == "all" || mode == "check") {
       const int longest = mode == "check" && argc > 3 ? std::atoi(argv[3]) : 1 << 30;

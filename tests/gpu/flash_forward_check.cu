@@ -4,7 +4,8 @@
 //   flash_forward_check sm80 [N]     those of the sm_80 kernels alone
 //   flash_forward_check time         TFLOP/s of the shapes in docs/benchmarks.md, "forward D N TFLOPs" a line;
 //                                    sparse24 includes the selection of queries and keys
-//   flash_forward_check time_sm80    the same of the sm_80 kernels, "sm80 DxDV N TFLOPs" a line
+//   flash_forward_check time_sizes   all head sizes on the kernels for sm_90a and on those for every card,
+//                                    "sm90 DxDV N TFLOPs" or "sm80 ..." a line
 #include <algorithm>
 
 #include "attention/flash/flash_forward.h"
@@ -64,6 +65,12 @@ std::vector<Case> cases_of(const HeadSizes& sizes) {
     add("offset16300", {1, 200, 16500, 2, 1, 128, 128}, offset(16300));
   }
   return cases;
+}
+
+/// A few cases of sizes that are filled up with zeros to those of an instance.
+void add_filled_sizes(std::vector<Case>& cases, const HeadSizes& sizes) {
+  for (const Case& c : cases_of(sizes))
+    if (c.shape.Tq <= 17 || c.shape.Tq == 129 || c.document == 40) cases.push_back(c);
 }
 
 bool is_small(const Case& c) {
@@ -140,8 +147,10 @@ bool run_selection_checks() {
 /// Cases of at most `longest` rows and keys.
 bool run_checks(int longest) {
   int failed = run_selection_checks() ? 0 : 1;
-  auto cases = cases_of({{64, 64}, {128, 128}, {128, 64}});
+  auto cases = cases_of({{64, 64}, {128, 128}, {128, 64}, {32, 32}, {32, 64}, {64, 128}, {96, 96}});
+  add_filled_sizes(cases, {{16, 16}, {48, 48}, {80, 80}, {16, 64}, {112, 112}, {64, 96}, {128, 16}, {16, 128}});
   std::erase_if(cases, [&](const Case& c) { return std::max(c.shape.Tq, c.shape.Tk) > longest; });
+  std::size_t checked = cases.size();
   for (std::size_t i = 0; i < cases.size(); ++i) {
     Problem problem(cases[i]);
     if (i % 2 == 1) problem.params.tile_counter = problem.counter.get();
@@ -150,6 +159,8 @@ bool run_checks(int longest) {
             [](const flash::ForwardParams& p) { flash::forward(p, flash::Product::dense, nullptr); },
             is_small(cases[i])))
       ++failed;
+    if (!flash::forward_supported(cases[i].shape, flash::Product::sparse24)) continue;
+    ++checked;
     Case sparse = cases[i];
     sparse.k = i % 3 == 0 ? sparse.shape.Dqk / 8 : i % 3 == 1 ? sparse.shape.Dqk / 2 : 1;
     sparse.name = "sparse24 k" + std::to_string(sparse.k) + " " + sparse.name;
@@ -161,7 +172,7 @@ bool run_checks(int longest) {
                     [](const flash::ForwardParams& p) { flash::forward(p, flash::Product::sparse24, nullptr); }))
       ++failed;
   }
-  std::printf("%s: %zu cases, %d failed\n", failed == 0 ? "PASS" : "FAIL", 2 * cases.size(), failed);
+  std::printf("%s: %zu cases, %d failed\n", failed == 0 ? "PASS" : "FAIL", checked, failed);
   return failed == 0;
 }
 
@@ -169,10 +180,8 @@ bool run_checks(int longest) {
 bool run_sm80_checks(int longest) {
   auto cases =
       cases_of({{32, 32}, {32, 64}, {64, 64}, {64, 128}, {96, 96}, {128, 64}, {128, 128}, {192, 192}, {256, 256}});
-  for (const auto& [d, v] : HeadSizes{
-           {16, 16}, {48, 48}, {80, 80}, {16, 64}, {112, 112}, {64, 96}, {160, 128}, {256, 16}, {16, 256}, {240, 208}})
-    for (const Case& c : cases_of({{d, v}}))
-      if (c.shape.Tq <= 17 || c.shape.Tq == 129 || c.document == 40) cases.push_back(c);
+  add_filled_sizes(cases, {{16, 16}, {48, 48}, {80, 80}, {16, 64}, {112, 112}, {64, 96}});
+  add_filled_sizes(cases, {{160, 128}, {256, 16}, {16, 256}, {240, 208}});
   std::erase_if(cases, [&](const Case& c) { return std::max(c.shape.Tq, c.shape.Tk) > longest; });
   int failed = 0;
   for (const Case& c : cases) {
@@ -245,15 +254,20 @@ void time_shape(int d, int heads, int n) {
   std::fflush(stdout);
 }
 
-void time_sm80(int d, int v, int n) {
+void time_sizes(int d, int v, int n) {
   Case c;
   const int heads = 2048 / std::max(d, v);
   c.shape = {std::max(1, 32768 / n), n, n, heads, heads, d, v};
-  const Problem problem(c);
-  const double ms = time_launch([&] { flash::sm80_forward(problem.params, nullptr); });
+  Problem problem(c);
+  problem.params.tile_counter = problem.counter.get();
   const double flops = 2.0 * c.shape.B * heads * static_cast<double>(n) * n * (d + v) / 2;
-  std::printf("sm80 %dx%d %d %.1f TFLOP/s %.4f ms\n", d, v, n, flops / ms * 1e-9, ms);
-  std::fflush(stdout);
+  const auto line = [&](const char* kind, double ms) {
+    std::printf("%s %dx%d %d %.1f TFLOP/s %.4f ms\n", kind, d, v, n, flops / ms * 1e-9, ms);
+    std::fflush(stdout);
+  };
+  if (flash::forward_supported(c.shape, flash::Product::dense))
+    line("sm90", time_launch([&] { flash::forward(problem.params, flash::Product::dense, nullptr); }));
+  line("sm80", time_launch([&] { flash::sm80_forward(problem.params, nullptr); }));
 }
 
 }  // namespace
@@ -274,11 +288,11 @@ int main(int argc, char** argv) try {
     return 0;
   }
   const std::string mode = argc > 1 ? argv[1] : "check";
-  if (mode == "time_sm80") {
+  if (mode == "time_sizes") {
     for (const int n : {1024, 4096, 16384})
       for (const auto& [d, v] :
            HeadSizes{{32, 32}, {32, 64}, {64, 64}, {64, 128}, {96, 96}, {128, 64}, {128, 128}, {192, 192}, {256, 256}})
-        time_sm80(d, v, n);
+        time_sizes(d, v, n);
     return 0;
   }
   const int longest = argc > 2 ? std::atoi(argv[2]) : 1 << 30;

@@ -49,15 +49,22 @@ flash::Shape shape_of(const AttentionDims& dims) {
           .Dv = static_cast<int>(dims.Dv)};
 }
 
-Kernels kernels_for(const AttentionDims& dims, flash::Product product) {
+Kernels kernels_for(const AttentionDims& dims) {
   if constexpr (kHasCuda) {
     const flash::Shape shape = shape_of(dims);
-    if (cuda_ops::compute_capability() == 90 && flash::forward_supported(shape, product) &&
+    if (cuda_ops::compute_capability() == 90 && flash::forward_supported(shape, flash::Product::dense) &&
         flash::backward_supported(shape))
       return Kernels::sm90;
     if (flash::sm80_supported(shape)) return Kernels::sm80;
   }
   return Kernels::none;
+}
+
+// Whether there is a product of queries compressed 2 of 4 for these head sizes.
+bool multiplies_compressed(Kernels kernels, const AttentionDims& dims) {
+  if constexpr (kHasCuda)
+    return kernels == Kernels::sm90 && flash::forward_supported(shape_of(dims), flash::Product::sparse24);
+  return false;
 }
 
 // Why these head sizes can't be served, or nothing.
@@ -168,7 +175,9 @@ class DenseFlash final : public DenseAttention {
 class SfaFlash final : public SfaAttention {
  public:
   SfaFlash(const AttentionConfig& config, const AttentionDims& dims, DType dtype, Kernels kernels)
-      : SfaAttention(config, dims, dtype), compressed_(kernels == Kernels::sm90 && two_of_four()), kernels_(kernels) {}
+      : SfaAttention(config, dims, dtype),
+        compressed_(two_of_four() && multiplies_compressed(kernels, dims)),
+        kernels_(kernels) {}
 
   // The packed projection is scratch: its rows are zero-filled in place for the forward core, and filled again from the
   // sparse rows for backward. q.dense and k.dense are views of it.
@@ -253,10 +262,6 @@ class SfaFlash final : public SfaAttention {
   FlashKernels kernels_;
 };
 
-flash::Product product_of(const AttentionConfig& config) {
-  return config.selection == "topk_2of4" ? flash::Product::sparse24 : flash::Product::dense;
-}
-
 }  // namespace
 
 std::string dense_flash_cuda_why_not(const AttentionConfig&, const AttentionDims& dims, DType dtype) {
@@ -264,7 +269,7 @@ std::string dense_flash_cuda_why_not(const AttentionConfig&, const AttentionDims
 }
 std::unique_ptr<Attention> make_dense_flash_cuda(const AttentionConfig& config, const AttentionDims& dims,
                                                  DType dtype) {
-  return std::make_unique<DenseFlash>(config, dims, dtype, kernels_for(dims, flash::Product::dense));
+  return std::make_unique<DenseFlash>(config, dims, dtype, kernels_for(dims));
 }
 std::unique_ptr<Attention> make_dense_flash_sm80(const AttentionConfig& config, const AttentionDims& dims,
                                                  DType dtype) {
@@ -276,7 +281,7 @@ std::string sfa_flash_cuda_why_not(const AttentionConfig& config, const Attentio
   return heads_why_not(dims, dtype);
 }
 std::unique_ptr<Attention> make_sfa_flash_cuda(const AttentionConfig& config, const AttentionDims& dims, DType dtype) {
-  return std::make_unique<SfaFlash>(config, dims, dtype, kernels_for(dims, product_of(config)));
+  return std::make_unique<SfaFlash>(config, dims, dtype, kernels_for(dims));
 }
 std::unique_ptr<Attention> make_sfa_flash_sm80(const AttentionConfig& config, const AttentionDims& dims, DType dtype) {
   return std::make_unique<SfaFlash>(config, dims, dtype, Kernels::sm80);

@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kThreads) backward_prepare(const __grid_consta
       const int r = base + u * kPass + slot, head = r % shape.H;
       const std::int64_t token = first_token + r / shape.H;
       o[u] = g[u] = make_uint4(0, 0, 0, 0);
-      if (r < count && token < shape.Tq) {
+      if (r < count && token < shape.Tq && lane * 8 < shape.Dv) {
         o[u] = __ldg(reinterpret_cast<const uint4*>(out + token * args.out_stride.token + head * args.out_stride.head));
         g[u] = __ldg(
             reinterpret_cast<const uint4*>(d_out + token * args.d_out_stride.token + head * args.d_out_stride.head));
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kThreads) backward_prepare(const __grid_consta
 cudaError_t launch_backward_prepare(const BackwardArgs& args, int rows, cudaStream_t stream) {
   const dim3 grid(args.query_tiles * rows / kTokens, args.shape.B);
   const std::size_t bytes = std::size_t{kTokens} * args.shape.H * sizeof(float);
-  if (args.shape.Dv == 64)
+  if (args.shape.Dv <= 64)
     backward_prepare<64><<<grid, kThreads, bytes, stream>>>(args, rows);
   else
     backward_prepare<128><<<grid, kThreads, bytes, stream>>>(args, rows);

@@ -18,10 +18,13 @@ struct Instance {
   BackwardLauncher launch = nullptr;
 };
 
+/// Sizes between two instances run on the next one, filled up with zeros by TMA.
 Instance instance_for(const Shape& shape) {
-  if (shape.Dqk == 64 && shape.Dv == 64) return {backward_rows(64, 64), launch_backward_d64};
-  if (shape.Dqk == 128 && shape.Dv == 128) return {backward_rows(128, 128), launch_backward_d128};
-  if (shape.Dqk == 128 && shape.Dv == 64) return {backward_rows(128, 64), launch_backward_d128_v64};
+  const auto fits = [&](int Dqk, int Dv) { return shape.Dqk <= Dqk && shape.Dv <= Dv; };
+  if (shape.Dqk < 16 || shape.Dv < 16 || shape.Dqk % 16 != 0 || shape.Dv % 16 != 0) return {};
+  if (fits(64, 64)) return {backward_rows(64, 64), launch_backward_d64};
+  if (fits(128, 64)) return {backward_rows(128, 64), launch_backward_d128_v64};
+  if (fits(128, 128)) return {backward_rows(128, 128), launch_backward_d128};
   return {};
 }
 

@@ -18,9 +18,15 @@ constexpr int kLongDense = 8192;
 constexpr int kLongSparse = 16384;
 
 Launcher dense_launcher(const Shape& shape) {
-  if (shape.Dqk == 64 && shape.Dv == 64) return shape.Tq <= kShortRows ? forward_dense_d64_short : forward_dense_d64;
-  if (shape.Dqk == 128 && shape.Dv == 128) return shape.Tk < kLongDense ? forward_dense_d128 : forward_dense_d128_long;
-  if (shape.Dqk == 128 && shape.Dv == 64) return forward_dense_d128_v64;
+  const auto fits = [&](int Dqk, int Dv) { return shape.Dqk <= Dqk && shape.Dv <= Dv; };
+  if (shape.Dqk < 16 || shape.Dv < 16 || shape.Dqk % 16 != 0 || shape.Dv % 16 != 0) return nullptr;
+  if (fits(32, 32)) return forward_dense_d32;
+  if (fits(32, 64)) return forward_dense_d32_v64;
+  if (fits(64, 64)) return shape.Tq <= kShortRows ? forward_dense_d64_short : forward_dense_d64;
+  if (fits(64, 128)) return forward_dense_d64_v128;
+  if (fits(128, 64)) return forward_dense_d128_v64;
+  if (fits(96, 96)) return forward_dense_d96;
+  if (fits(128, 128)) return shape.Tk < kLongDense ? forward_dense_d128 : forward_dense_d128_long;
   return nullptr;
 }
 

@@ -44,8 +44,9 @@ struct ForwardConfig {
       (kLaunchRegisters * (kWarpgroups + 1) - kProducerRegisters) / kWarpgroups / 8 * 8 > 240
           ? 240
           : (kLaunchRegisters*(kWarpgroups + 1) - kProducerRegisters) / kWarpgroups / 8 * 8;
-  static constexpr int kKeyBytes = kKeys * kDqk * 2;
-  static constexpr int kValueBytes = kKeys * kDv * 2;
+  static constexpr int kQkPanels = (kDqk + 63) / 64, kValuePanels = (kDv + 63) / 64;  // rows of 64 features
+  static constexpr int kKeyBytes = kKeys * kQkPanels * 128;
+  static constexpr int kValueBytes = kKeys * kValuePanels * 128;
   // Rows whose diagonal lies in the first half of their last block need only that half of its scores.
   static constexpr int kHalfKeys = kKeys % 64 == 0 && kKeys > 64 ? kKeys / 2 : 0;
 };
@@ -54,7 +55,7 @@ template <class Config>
 struct alignas(1024) ForwardStorage {
   unsigned char keys[Config::kStages][Config::kKeyBytes];
   unsigned char values[Config::kStages][Config::kValueBytes];
-  unsigned char out[Config::kWarpgroups][64 * Config::kDv * 2];
+  unsigned char out[Config::kWarpgroups][64 * Config::kValuePanels * 128];
   alignas(1024) unsigned char query[Config::Policy::kTileBytes];
   sm90::Barrier key_full[Config::kStages], key_empty[Config::kStages];
   sm90::Barrier value_full[Config::kStages], value_empty[Config::kStages];
@@ -111,7 +112,7 @@ __device__ __forceinline__ void produce(const ForwardArgs& args, ForwardStorage<
       barrier_wait(&shared.value_empty[values.index()], values.parity() ^ 1);
       barrier_expect(&shared.value_full[values.index()], Config::kValueBytes);
 #pragma unroll
-      for (int panel = 0; panel < Config::kDv / 64; ++panel)
+      for (int panel = 0; panel < Config::kValuePanels; ++panel)
         tma_load_4d(shared.values[values.index()] + panel * Config::kKeys * 128, v_map,
                     &shared.value_full[values.index()], panel * 64, n * Config::kKeys, kv_head, at.batch, kEvictLast);
       values.advance();
@@ -120,7 +121,7 @@ __device__ __forceinline__ void produce(const ForwardArgs& args, ForwardStorage<
       barrier_wait(&shared.key_empty[keys.index()], keys.parity() ^ 1);
       barrier_expect(&shared.key_full[keys.index()], Config::kKeyBytes);
 #pragma unroll
-      for (int panel = 0; panel < Config::kDqk / 64; ++panel)
+      for (int panel = 0; panel < Config::kQkPanels; ++panel)
         tma_load_4d(shared.keys[keys.index()] + panel * Config::kKeys * 128, k_map, &shared.key_full[keys.index()],
                     panel * 64, n * Config::kKeys, kv_head, at.batch, kEvictLast);
       keys.advance();
@@ -363,7 +364,7 @@ struct Consumer {
     sm90::named_barrier_sync(1 + Config::kWarpgroups + warpgroup, 128);
     if (leader && first_row < args.shape.Tq) {
 #pragma unroll
-      for (int panel = 0; panel < Config::kDv / 64; ++panel)
+      for (int panel = 0; panel < Config::kValuePanels; ++panel)
         sm90::tma_store_4d(out_map, staging + panel * 64 * 128, panel * 64, first_row, at.head, at.batch);
       sm90::tma_store_commit();
     }
@@ -381,6 +382,7 @@ __device__ __forceinline__ void consume(const ForwardArgs& args, ForwardStorage<
     query_parity ^= 1;
     const int index = shared.tile;
     if (index < 0) break;
+    __syncwarp();  // every lane has read it before lane 0 releases the tile, also where nothing else brings them together
     const Tile at = tile_at<Config::kRows>(args, index);
     Config::Policy::load(consumer.query, shared.query, warpgroup);
     if constexpr (!Config::Policy::kHoldsTile) {

@@ -5,6 +5,10 @@
 
 namespace sfa::flash {
 
+int forward_dense_d32(const ForwardParams& params, void* stream);
+int forward_dense_d32_v64(const ForwardParams& params, void* stream);
+int forward_dense_d64_v128(const ForwardParams& params, void* stream);
+int forward_dense_d96(const ForwardParams& params, void* stream);
 int forward_dense_d64(const ForwardParams& params, void* stream);
 int forward_dense_d64_short(const ForwardParams& params, void* stream);
 int forward_dense_d128(const ForwardParams& params, void* stream);

@@ -20,16 +20,18 @@ __device__ __forceinline__ void load_matrix_x4(std::uint32_t (&r)[4], std::uint3
                : "memory");
 }
 
-/// Query rows by tensor TMA, panels of 64 features x kRows rows, 128-byte swizzle.
+/// Query rows by tensor TMA, panels of 64 features x kRows rows, 128-byte swizzle. TMA writes zeros for features that
+/// do not exist.
 template <int kDqk, int kRows>
 struct DenseTile {
-  static constexpr int kTileBytes = kRows * kDqk * 2;
+  static constexpr int kPanels = (kDqk + 63) / 64;
+  static constexpr int kTileBytes = kRows * kPanels * 128;
 
   static __device__ __forceinline__ void fetch(const ForwardArgs&, const CUtensorMap* map, unsigned char* tile,
                                                sm90::Barrier* full, const Tile& at) {
     sm90::barrier_expect(full, kTileBytes);
 #pragma unroll
-    for (int panel = 0; panel < kDqk / 64; ++panel)
+    for (int panel = 0; panel < kPanels; ++panel)
       sm90::tma_load_4d(tile + panel * kRows * 128, map, full, panel * 64, at.row, at.head, at.batch,
                         sm90::kEvictFirst);
   }
