@@ -45,7 +45,8 @@ struct TrainConfig {
   std::int64_t eval_every = 250;
   std::int64_t log_every = 10;
   StepRange profile_steps;
-  std::string cuda_graphs = "auto";
+  bool cuda_graphs = true;
+  bool tensorboard = false;
 };
 
 struct CheckpointConfig {

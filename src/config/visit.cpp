@@ -133,11 +133,7 @@ void visit_train(TrainConfig& t, ConfigVisitor& v) {
          {"eval_interval"}},
         t.eval_every);
   v.key({"train.log_every", "steps between lines of metrics", {}, {"log_interval"}}, t.log_every);
-  v.key({"train.cuda_graphs",
-         "a micro-step as one CUDA graph, the same bits; `auto` for models so small that launches take longer than "
-         "kernels",
-         {"auto", "on", "off"},
-         {}},
+  v.key({"train.cuda_graphs", "GPU: a micro-step is recorded once and queued as one CUDA graph; the same bits", {}, {}},
         t.cuda_graphs);
   v.key({"train.profile_steps",
          "`[a, b]`: a profiler started with its capture off (`nsys profile -c cudaProfilerApi`) records steps a to b, "
@@ -145,6 +141,11 @@ void visit_train(TrainConfig& t, ConfigVisitor& v) {
          {},
          {}},
         t.profile_steps);
+  v.key({"train.tensorboard",
+         "also write metrics to events.out.tfevents.* in output_dir, for `tensorboard --logdir`",
+         {},
+         {}},
+        t.tensorboard);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <span>
 #include <sstream>
 
@@ -150,58 +151,57 @@ cublasStatus_t launch(CudaState& state, Plan& plan, const Gemm& g, const cublasL
                         g.d.data, plan.d, &algo, state.workspace, state.workspace_bytes, state.stream);
 }
 
-// Device memory for the time of a trial; null when the card has none to spare.
-struct TrialMemory {
-  void* data = nullptr;
-  explicit TrialMemory(std::size_t bytes) {
-    if (cudaMalloc(&data, bytes) != cudaSuccess) {
-      cudaGetLastError();
-      data = nullptr;
+// A number that stands for the bits of the rows x columns elements at `data` (integers, so that the order of the sum
+// does not matter).
+template <class Bits>
+__global__ void fingerprint_kernel(const Bits* data, std::int64_t rows, std::int64_t columns, std::int64_t ld,
+                                   unsigned long long* sum) {
+  unsigned long long mine = 0;
+  for (std::int64_t r = blockIdx.x; r < rows; r += gridDim.x)
+    for (std::int64_t c = threadIdx.x; c < columns; c += blockDim.x) {
+      unsigned long long x = (static_cast<unsigned long long>(r * columns + c) << 32 | data[r * ld + c]) + 1;
+      x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;  // the finalizer of SplitMix64
+      x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
+      mine += x ^ (x >> 31);
     }
-  }
-  ~TrialMemory() { cudaFree(data); }
-  TrialMemory(const TrialMemory&) = delete;
-  TrialMemory& operator=(const TrialMemory&) = delete;
-};
-
-__global__ void find_difference_kernel(const std::uint32_t* a, const std::uint32_t* b, std::size_t words,
-                                       int* different) {
-  bool found = false;
-  for (std::size_t i = blockIdx.x * std::size_t{blockDim.x} + threadIdx.x; i < words;
-       i += std::size_t{gridDim.x} * blockDim.x)
-    found = found || a[i] != b[i];
-  if (found) *different = 1;
+  for (int lane = 16; lane > 0; lane /= 2) mine += __shfl_xor_sync(0xffffffffu, mine, lane);
+  if (threadIdx.x % 32 == 0) atomicAdd(sum, mine);
 }
 
-// Runs one shape's algorithms into memory of its own, so that the operands' d and pre stay as they are.
+// Runs one shape's algorithms. They write where the product itself will write, so that a trial takes no memory of the
+// card: what a plain product overwrites may hold anything before, and what an accumulating one adds to is put aside in
+// host memory, replaced by zeros, and put back.
 class Trial {
  public:
-  Trial(CudaState& state, Plan& plan, const Gemm& g)
-      : state_(state),
-        plan_(plan),
-        bytes_(round_up(static_cast<std::size_t>(g.M * g.d.ld) * size_of(g.d.dtype))),
-        pre_bytes_(
-            g.epilogue == Epilogue::gelu ? round_up(static_cast<std::size_t>(g.M * g.pre.ld) * size_of(g.d.dtype)) : 0),
-        first_(bytes_ + pre_bytes_),
-        other_(bytes_ + pre_bytes_),
-        different_(sizeof(int)),
-        g_(g) {}
+  Trial(CudaState& state, Plan& plan, const Gemm& g) : state_(state), plan_(plan), g_(g) {
+    if (!g.accumulate) return;
+    const std::size_t pitch = pitch_of(g.d), rows = static_cast<std::size_t>(g.M);
+    aside_ = std::make_unique<std::byte[]>(pitch * rows);
+    SFA_CUDA_CHECK(
+        cudaMemcpy2DAsync(aside_.get(), pitch, g.d.data, pitch, width(), rows, cudaMemcpyDeviceToHost, state.stream));
+    SFA_CUDA_CHECK(cudaStreamSynchronize(state.stream));
+  }
+  // A fault here is one of the whole context and surfaces with the next call.
+  ~Trial() {
+    if (!aside_) return;
+    const std::size_t pitch = pitch_of(g_.d);
+    cudaMemcpy2DAsync(g_.d.data, pitch, aside_.get(), pitch, width(), static_cast<std::size_t>(g_.M),
+                      cudaMemcpyHostToDevice, state_.stream);
+    cudaStreamSynchronize(state_.stream);
+  }
+  Trial(const Trial&) = delete;
+  Trial& operator=(const Trial&) = delete;
 
-  [[nodiscard]] bool possible() const { return first_.data && other_.data && different_.data; }
-
-  bool run_first(const cublasLtMatmulAlgo_t& algo) { return run(algo, first_.data); }
-  /// False when the algorithm fails or gives other bits than the first.
-  bool run_equal(const cublasLtMatmulAlgo_t& algo) {
-    if (!run(algo, other_.data)) return false;
-    int different = 0;
-    SFA_CUDA_CHECK(cudaMemsetAsync(different_.data, 0, sizeof(int), state_.stream));
-    find_difference_kernel<<<1024, 256, 0, state_.stream>>>(
-        static_cast<const std::uint32_t*>(first_.data), static_cast<const std::uint32_t*>(other_.data),
-        (bytes_ + pre_bytes_) / 4, static_cast<int*>(different_.data));
-    SFA_LAUNCH_CHECK();
-    SFA_CUDA_CHECK(cudaMemcpyAsync(&different, different_.data, sizeof(int), cudaMemcpyDeviceToHost, state_.stream));
+  /// False when the algorithm fails; otherwise `bits` stands for what it gives.
+  bool run(const cublasLtMatmulAlgo_t& algo, unsigned long long& bits) {
+    clear();
+    if (launch(state_, plan_, g_, algo) != CUBLAS_STATUS_SUCCESS) return false;
+    SFA_CUDA_CHECK(cudaMemsetAsync(state_.trial_bits, 0, sizeof bits, state_.stream));
+    add_fingerprint(g_.d);
+    if (g_.epilogue == Epilogue::gelu) add_fingerprint({g_.pre.data, g_.d.dtype, g_.pre.ld});
+    SFA_CUDA_CHECK(cudaMemcpyAsync(&bits, state_.trial_bits, sizeof bits, cudaMemcpyDeviceToHost, state_.stream));
     SFA_CUDA_CHECK(cudaStreamSynchronize(state_.stream));
-    return different == 0;
+    return true;
   }
   /// Microseconds a run, the least of a few.
   float time(const cublasLtMatmulAlgo_t& algo) {
@@ -211,7 +211,7 @@ class Trial {
     float least = 0;
     for (int turn = 0; turn < 4; ++turn) {
       SFA_CUDA_CHECK(cudaEventRecord(begin, state_.stream));
-      launch(state_, plan_, target(other_.data), algo);
+      launch(state_, plan_, g_, algo);
       SFA_CUDA_CHECK(cudaEventRecord(end, state_.stream));
       SFA_CUDA_CHECK(cudaEventSynchronize(end));
       float ms = 0;
@@ -224,24 +224,29 @@ class Trial {
   }
 
  private:
-  static std::size_t round_up(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
-  Gemm target(void* memory) const {
-    Gemm g = g_;
-    g.d.data = memory;
-    if (pre_bytes_ > 0) g.pre.data = static_cast<std::byte*>(memory) + bytes_;
-    return g;
-  }
-  bool run(const cublasLtMatmulAlgo_t& algo, void* memory) {
+  // Only the columns of d: others may belong to somebody else.
+  [[nodiscard]] std::size_t width() const { return static_cast<std::size_t>(g_.N) * size_of(g_.d.dtype); }
+  static std::size_t pitch_of(const Matrix& m) { return static_cast<std::size_t>(m.ld) * size_of(m.dtype); }
+  void clear() {
+    if (!aside_) return;
     SFA_CUDA_CHECK(
-        cudaMemsetAsync(memory, 0, bytes_ + pre_bytes_, state_.stream));  // what an accumulating product adds to
-    return launch(state_, plan_, target(memory), algo) == CUBLAS_STATUS_SUCCESS;
+        cudaMemset2DAsync(g_.d.data, pitch_of(g_.d), 0, width(), static_cast<std::size_t>(g_.M), state_.stream));
+  }
+  void add_fingerprint(const Matrix& m) {
+    const auto go = [&]<class Bits>(const Bits* data) {
+      fingerprint_kernel<<<1024, 256, 0, state_.stream>>>(data, g_.M, g_.N, m.ld, state_.trial_bits);
+    };
+    if (size_of(m.dtype) == 2)
+      go(static_cast<const std::uint16_t*>(m.data));
+    else
+      go(static_cast<const std::uint32_t*>(m.data));
+    SFA_LAUNCH_CHECK();
   }
 
   CudaState& state_;
   Plan& plan_;
-  std::size_t bytes_, pre_bytes_;
-  TrialMemory first_, other_, different_;
   const Gemm& g_;
+  std::unique_ptr<std::byte[]> aside_;
 };
 
 // Below this a product takes a few microseconds whatever the algorithm.
@@ -275,12 +280,16 @@ void choose_algorithm(CudaState& state, Plan& plan, const Gemm& g) {
   plan.algo = found[0].algo;
   const double operations = 2.0 * static_cast<double>(g.M) * static_cast<double>(g.N) * static_cast<double>(g.K);
   if (found.size() == 1 || operations < kWorthATrial || being_captured(state)) return;
+  // A product that writes over what it reads can't be repeated.
+  for (const void* read : {static_cast<const void*>(g.a.data), static_cast<const void*>(g.b.data), g.bias})
+    if (read == g.d.data) return;
   Trial trial(state, plan, g);
-  if (!trial.possible() || !trial.run_first(found[0].algo)) return;
+  unsigned long long first = 0, bits = 0;
+  if (!trial.run(found[0].algo, first)) return;
   plan.first_us = plan.taken_us = trial.time(found[0].algo);
   plan.equal = 1;
   for (std::size_t i = 1; i < found.size(); ++i) {
-    if (!trial.run_equal(found[i].algo)) continue;
+    if (!trial.run(found[i].algo, bits) || bits != first) continue;
     ++plan.equal;
     const float us = trial.time(found[i].algo);
     if (us >= plan.taken_us) continue;

@@ -17,11 +17,13 @@ CudaState::CudaState() {
   SFA_CUBLAS_CHECK(cublasLtCreate(&blas));
   workspace_bytes = kBlasWorkspace;
   SFA_CUDA_CHECK(cudaMalloc(&workspace, workspace_bytes));
+  SFA_CUDA_CHECK(cudaMalloc(&trial_bits, sizeof *trial_bits));
   gemm_plans = make_gemm_plans();
 }
 
 CudaState::~CudaState() {
   gemm_plans.reset();
+  cudaFree(trial_bits);
   cudaFree(workspace);
   if (blas != nullptr) cublasLtDestroy(blas);
   if (stream != nullptr) cudaStreamDestroy(stream);

@@ -22,6 +22,7 @@ struct CudaState {
   cublasLtHandle_t blas = nullptr;
   void* workspace = nullptr;  // for cuBLASLt
   std::size_t workspace_bytes = 0;
+  unsigned long long* trial_bits = nullptr;  // one number, for the choice of products' algorithms (gemm.cu)
   int sm_count = 0;
   int compute_capability = 0;     // 90 for 9.0
   std::size_t shared_memory = 0;  // bytes that a block can ask for

@@ -49,4 +49,14 @@ void MetricsFile::write(const nlohmann::ordered_json& object) {
   require(out_.good(), "{}: can't be written; is the disk full?", path_.string());
 }
 
+RunMetrics::RunMetrics(const std::filesystem::path& folder, std::int64_t last_step, bool tensorboard)
+    : lines_(folder / "metrics.jsonl", last_step) {
+  if (tensorboard) events_.emplace(folder, last_step);
+}
+
+void RunMetrics::write(const nlohmann::ordered_json& object) {
+  lines_.write(object);
+  if (events_) events_->write(object);
+}
+
 }  // namespace sfa

@@ -1,4 +1,4 @@
-// Where the figures of a run go: metrics.jsonl, one object a line.
+// Where the figures of a run go: metrics.jsonl, one object a line, and TensorBoard.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +7,8 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+
+#include "train/event_file.h"
 
 namespace sfa {
 
@@ -23,6 +25,19 @@ class MetricsFile {
  private:
   std::filesystem::path path_;
   std::ofstream out_;
+};
+
+/// What a run reports, in every format that was asked for: metrics.jsonl, and TensorBoard's event file.
+class RunMetrics {
+ public:
+  /// What the folder's files hold after `last_step` is dropped.
+  RunMetrics(const std::filesystem::path& folder, std::int64_t last_step, bool tensorboard);
+  /// {"step": n, name: number, ...}
+  void write(const nlohmann::ordered_json& object);
+
+ private:
+  MetricsFile lines_;
+  std::optional<EventFile> events_;
 };
 
 }  // namespace sfa

@@ -58,6 +58,7 @@ Config deciding_results(Config config) {
   config.checkpoint = standard.checkpoint;
   config.train.eval_every = standard.train.eval_every;
   config.train.log_every = standard.train.log_every;
+  config.train.tensorboard = standard.train.tensorboard;
   return config;
 }
 

@@ -56,7 +56,7 @@ class Run {
   std::int64_t next_sample_ = 0;  // place in the data
   std::unique_ptr<Loader> loader_;
   std::unique_ptr<ValidationSet> validation_;
-  std::unique_ptr<MetricsFile> metrics_;
+  std::unique_ptr<RunMetrics> metrics_;
   std::unique_ptr<BackgroundCheckpoint> background_;
   bool saving_ = false;  // a checkpoint in the background has not been reported yet
   Clock::time_point interval_start_ = Clock::now();
@@ -121,7 +121,7 @@ Run::Run(Config config, const MemoryLimits& limits)
     background_ = std::make_unique<BackgroundCheckpoint>(
         folder_.path, keep, [device](std::size_t bytes) { return transfer_memory(device, bytes); });
   }
-  metrics_ = std::make_unique<MetricsFile>(folder_.path / "metrics.jsonl", step_);
+  metrics_ = std::make_unique<RunMetrics>(folder_.path, step_, config_.train.tensorboard);
 }
 
 // The part of a configuration that decides the meaning of the weights and of the place in the data.

@@ -10,12 +10,6 @@
 namespace sfa {
 namespace {
 
-// Launches of a small model take longer than its kernels.
-bool graphs_pay(const Config& c) {
-  constexpr std::int64_t kLargest = std::int64_t{1} << 22;  // elements of the residual stream
-  return c.data.micro_batch_size * c.data.seq_len * c.model.hidden_size <= kLargest;
-}
-
 template <class Work>
 std::shared_ptr<void> record(Context& ctx, Work&& work) {
   cuda_ops::recording_begin(ctx.cuda());
@@ -37,7 +31,7 @@ TrainingState::TrainingState(const Config& config, Device device, const MemoryLi
   schedule_ = {t.schedule, t.lr, t.min_lr, t.warmup_steps, t.max_steps, t.decay_steps, t.decay_shape};
   require_memory(config, memory_, limits);
   memory_.bind();
-  graphs_ = device == Device::cuda && (t.cuda_graphs == "on" || (t.cuda_graphs == "auto" && graphs_pay(config)));
+  graphs_ = device == Device::cuda && t.cuda_graphs;
 }
 
 void TrainingState::initialize(std::uint64_t seed) {

@@ -60,10 +60,9 @@ TEST(CudaGraphs, GiveTheSameBits) {
            {"train.recompute=block"},
            {"train.recompute=ops", "model.attention.impl=reference"}}) {
     SCOPED_TRACE(fmt::format("{}", fmt::join(more, " ")));
-    const Outcome plain = train_with("off", more), graph = train_with("on", more), chosen = train_with("auto", more);
+    const Outcome plain = train_with("false", more), graph = train_with("true", more);
     EXPECT_EQ(plain.losses, graph.losses);
     EXPECT_EQ(plain.weights, graph.weights);
-    EXPECT_EQ(plain.weights, chosen.weights);
     EXPECT_LT(plain.losses.back(), plain.losses.front());
   }
 }

@@ -140,5 +140,25 @@ TEST_F(LinearGpu, SavedAlgorithmsAreTakenAgain) {
   }
 }
 
+// Large products try several algorithms when their shape is first seen, on the real operands: what the gradient held
+// before must still be in it.
+TEST_F(LinearGpu, FirstUseOfALargeShapeAccumulatesToo) {
+  for (DType grad_type : kFloatTypes) {
+    use(DType::bf16);
+    SCOPED_TRACE(name_of(grad_type));
+    const std::int64_t N = 2048, I = 1032, O = 1544;
+    const Twin d_y = random({N, O}), x = random({N, I}), w = random({O, I}, 0.1f), d_x = output({N, I});
+    const Twin d_w = random({O, I}, 100.0f, grad_type);
+    const auto run = [&](Context& ctx, Arena& scratch, Owned Twin::*side) {
+      linear_backward(
+          ctx, {(d_y.*side).t, (x.*side).t, (w.*side).t, Tensor{}, (d_x.*side).t, (d_w.*side).t, Tensor{}, scratch});
+    };
+    on_cpu([&](Context& ctx, Arena& scratch) { run(ctx, scratch, &Twin::cpu); });
+    on_gpu([&](Context& ctx, Arena& scratch) { run(ctx, scratch, &Twin::gpu); });
+    EXPECT_LE(error(d_x), bf16_tolerance(2));
+    EXPECT_LE(error(d_w), grad_type == DType::bf16 ? bf16_tolerance() : f32_tolerance(N));
+  }
+}
+
 }  // namespace
 }  // namespace sfa::test

@@ -1,8 +1,7 @@
 // Eight rows at a time in shared memory, two sets of them, so that the next rows are on their way while these are
-// worked on; rows of up to 768 features leave room for three blocks a multiprocessor. A warp takes the two sums of its
-// row and writes d_residual; then threads own columns and add the eight rows to d_weight and d_bias. That keeps both
-// kinds of sums in few registers, where one thread's share of a row and of the columns together (residual_norm_cuda.cu)
-// does not fit two blocks.
+// worked on. A warp takes the two sums of its row and writes d_residual; then threads own columns and add the eight
+// rows to d_weight and d_bias. That keeps both kinds of sums in few registers, where one thread's share of a row and of
+// the columns together (residual_norm_cuda.cu) does not fit two blocks.
 #include <cuda_pipeline.h>
 
 #include "cuda/launch.h"
@@ -97,7 +96,7 @@ __device__ __forceinline__ void add_columns(ColumnSums& sums, const Job& p, cons
   for (int i = 0; i < kPairs; ++i) {
     const int c = 2 * (static_cast<int>(threadIdx.x) + i * kThreads);
     if (c >= p.C) continue;
-#pragma unroll 4
+#pragma unroll
     for (int n = 0; n < kRows; ++n) {
       if (n >= count) break;
       float g[2], r[2], d_residual[2] = {};
@@ -116,7 +115,7 @@ __device__ __forceinline__ void add_columns(ColumnSums& sums, const Job& p, cons
 }
 
 template <int VECTORS>
-__global__ void __launch_bounds__(kThreads, VECTORS < 4 ? 3 : 2) backward_kernel(const Job p) {
+__global__ void __launch_bounds__(kThreads, 2) backward_kernel(const Job p) {
   extern __shared__ __align__(16) unsigned char memory[];
   __shared__ float2 stats[kRows];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;

@@ -14,7 +14,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr std::int64_t kBackwardBlocks = 264;  // two for each of 132 multiprocessors
-constexpr std::int64_t kMostBlocks = 396;      // three: residual_norm_backward_bf16 on short rows
 
 template <class T>
 struct ForwardPointers {
@@ -245,10 +244,10 @@ std::int64_t backward_any(CudaState& state, const ResidualNormBackward& args, fl
 bool backward_but_x_bias(Context& ctx, const ResidualNormBackward& args) {
   const std::int64_t N = args.d_y.dim(0), C = args.d_y.dim(1);
   ArenaScope scope(args.scratch);
-  float* partials = data_of<float>(args.scratch.take(DType::f32, {kMostBlocks, 3, C}));
+  float* partials = data_of<float>(args.scratch.take(DType::f32, {kBackwardBlocks, 3, C}));
   if (ctx.planning) return false;
   CudaState& state = ctx.cuda();
-  std::int64_t blocks = std::min(C <= 768 ? kMostBlocks : kBackwardBlocks, ceil_div(N, 8));
+  std::int64_t blocks = backward_blocks(N, 8);
   const bool all_sums = residual_norm_backward_bf16(state, args, partials, blocks);
   if (!all_sums) blocks = backward_any(state, args, partials);
   const auto fold = [&](std::int64_t which, const Tensor& to) {
