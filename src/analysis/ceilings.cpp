@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "core/stopwatch.h"
+#include "core/timeline.h"
 #include "ops/linear/linear.h"
 
 namespace sfa {
@@ -17,7 +17,7 @@ double least_ms(Context& ctx, int count, F&& f) {
   f();
   double least = 0;
   for (int turn = 0; turn < 3; ++turn) {
-    Stopwatch watch(ctx);
+    Timeline watch(ctx);
     watch.mark();
     for (int i = 0; i < count; ++i) f();
     watch.mark();

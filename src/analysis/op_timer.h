@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "core/observer.h"
-#include "core/stopwatch.h"
+#include "core/timeline.h"
 
 namespace sfa {
 
@@ -43,7 +43,7 @@ class OpTimer final : public OpObserver {
   };
   Context& ctx_;
   OpObserver* before_;
-  Stopwatch watch_;
+  Timeline watch_;
   std::vector<OpTime> entries_;
   std::vector<Call> calls_;
   std::ptrdiff_t open_ = -1;

@@ -4,5 +4,6 @@
 #include <CLI/CLI.hpp>
 
 namespace sfa::app {
-void add_bench_step(CLI::App& bench);  // sfa bench step CONFIG [key=value...]
+void add_bench_attention(CLI::App& bench);  // sfa bench attention
+void add_bench_step(CLI::App& bench);       // sfa bench step CONFIG [key=value...]
 }  // namespace sfa::app

@@ -13,6 +13,7 @@ void add_compare_command(CLI::App& app);     // sfa compare RUN_DIR...
 void add_flops_command(CLI::App& app);       // sfa flops CONFIG [key=value...]
 void add_plan_command(CLI::App& app);        // sfa plan CONFIG [key=value...]
 void add_doctor_command(CLI::App& app);      // sfa doctor [CONFIG]
+void add_analyze_command(CLI::App& app);     // sfa analyze support
 void add_checkpoint_command(CLI::App& app);  // sfa checkpoint list | verify | prune
 void add_bench_command(CLI::App& app);       // sfa bench step
 }  // namespace sfa::app

@@ -103,6 +103,7 @@ void add_eval_command(CLI::App& app) {
   command->add_option("--dtype", o->load.dtype, "auto, fp32 or bf16")
       ->check(CLI::IsMember({"auto", "fp32", "bf16"}))
       ->capture_default_str();
+  command->add_flag("--ema", o->load.average, "the running average of the weights (train.ema_decay)");
   command->add_option("--set", o->load.overrides, "key.path=value over the saved configuration");
   command->add_flag("--json", o->json, "print one JSON object");
   command->callback([o] { perplexity(*o); });

@@ -17,18 +17,18 @@ struct Options {
   std::string prompt, tokenizer;
 };
 
-// The tokenizer of the training data: by the name that the checkpoint carries, or where it is now.
+// The tokenizer of the training data: where the user says, or the run's own copy, or where it was.
 std::unique_ptr<Tokenizer> tokenizer_of(const LoadedModel& loaded, const std::string& given) {
-  const std::string name = given.empty() ? loaded.state().value("tokenizer", "bytes") : given;
-  require(name == "bytes" || std::filesystem::exists(name),
-          "the model's tokenizer '{}' is not there; say where it is with --tokenizer", name);
-  auto tokenizer = load_tokenizer(name);
-  const std::string hash = loaded.state().value("tokenizer_hash", "");
-  const bool known = hash.size() == tokenizer->hash().size();  // llm.c's token files do not say
-  require(!known || hash == tokenizer->hash(), "the tokenizer {} is not the one of the model's training data ({})",
-          name, loaded.state().value("tokenizer", "unknown"));
+  namespace fs = std::filesystem;
+  const std::string name = loaded.state().value("tokenizer", "bytes");
+  const fs::path kept = fs::absolute(loaded.folder()).lexically_normal().parent_path() / "tokenizer";
+  std::vector<std::string> places{(kept / fs::path(name).filename()).string(), kept.string(), name};
+  if (!given.empty() || name == "bytes") places = {given.empty() ? name : given};
+  auto tokenizer =
+      find_tokenizer(loaded.state().value("tokenizer_hash", ""), places,
+                     given.empty() ? "say where it is with --tokenizer" : "the model's was '" + name + "'");
   require(tokenizer->vocab_size() <= loaded.config().model.vocab_size, "the tokenizer {} has {} ids, the model {}",
-          name, tokenizer->vocab_size(), loaded.config().model.vocab_size);
+          tokenizer->name(), tokenizer->vocab_size(), loaded.config().model.vocab_size);
   return tokenizer;
 }
 
@@ -64,7 +64,8 @@ void add_generate_command(CLI::App& app) {
   command->add_option("--checkpoint", o->load.path, "a checkpoint, or a run folder (its newest checkpoint)")
       ->required();
   command->add_option("--prompt", o->prompt, "text to continue; empty starts a document");
-  command->add_option("--tokenizer", o->tokenizer, "where the tokenizer's file is now, when it has moved");
+  command->add_option("--tokenizer", o->tokenizer,
+                      "a tokenizer file; default: the copy in the run's folder, or where it was");
   command->add_option("--max-tokens", o->generate.max_tokens, "new tokens at the most")->capture_default_str();
   command->add_option("--temperature", o->generate.temperature, "0 = always the likeliest token")
       ->capture_default_str();

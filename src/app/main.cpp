@@ -40,6 +40,7 @@ int main(int argc, char** argv) {
   sfa::app::add_flops_command(app);
   sfa::app::add_plan_command(app);
   sfa::app::add_doctor_command(app);
+  sfa::app::add_analyze_command(app);
   sfa::app::add_checkpoint_command(app);
   sfa::app::add_bench_command(app);
   try {

@@ -99,6 +99,8 @@ struct KvCache {
 struct AttentionCost {
   double forward_flops = 0;  // of the core, over B = 1 and T tokens, causal pairs only
   double backward_flops = 0;
+  /// The same, zeros included that the implementation multiplies; 0 = as above.
+  double executed_forward_flops = 0, executed_backward_flops = 0;
   double saved_bytes_per_token = 0;  // activations kept for backward, one layer
   double kv_bytes_per_token = 0;     // KV cache, one layer
 };

@@ -7,6 +7,7 @@
 #include "attention/dense/dense.h"
 #include "attention/flash/attention_flash.h"
 #include "attention/flash/cpu/flash_cpu.h"
+#include "attention/posting/posting_list.h"
 #include "attention/sfa/sfa.h"
 #include "core/observer.h"
 
@@ -24,6 +25,7 @@ const std::vector<AttentionRow>& attention_table() {
       {"sfa", "flash", Device::cpu, 10, sfa_flash_cpu_why_not, make_sfa_flash_cpu},
       {"sfa", "reference", Device::cuda, 0, sfa_reference_why_not, make_sfa_reference},
       {"sfa", "flash", Device::cuda, 10, sfa_flash_cuda_why_not, make_sfa_flash_cuda},
+      {"sfa", "posting_list", Device::cuda, -1, sfa_posting_list_why_not, make_sfa_posting_list},
       {"sfa", "flash_sm80", Device::cuda, 5, sfa_flash_cuda_why_not, make_sfa_flash_sm80},
   };
   return table;

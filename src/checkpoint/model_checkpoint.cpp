@@ -4,20 +4,33 @@
 
 namespace sfa {
 
+std::vector<float> host_values(Context& ctx, const Tensor& t) {
+  std::vector<float> values(static_cast<std::size_t>(t.numel()));
+  const auto fetch = [&](void* to) {
+    ctx.copy(to, Device::cpu, t.data, t.device, static_cast<std::size_t>(t.bytes()));
+    ctx.synchronize();
+  };
+  if (t.dtype == DType::bf16) {
+    std::vector<std::uint16_t> bits(values.size());
+    fetch(bits.data());
+    std::transform(bits.begin(), bits.end(), values.begin(), bf16_value);
+  } else {
+    require(t.dtype == DType::f32, "internal error: host_values of {}", t);
+    fetch(values.data());
+  }
+  return values;
+}
+
 void add_parameters(Context& ctx, CheckpointWriter& writer, const ParameterList& list, const std::string& prefix,
                     const Tensor& flat) {
-  std::vector<float> host;
   for (std::size_t i = 0; i < list.all().size(); ++i) {
     const Parameter& p = list.all()[i];
     const Tensor view = list.view(flat, i);
-    const float* data = view.as<float>();
-    if (flat.device != Device::cpu) {
-      host.resize(static_cast<std::size_t>(p.numel()));
-      ctx.copy(host.data(), Device::cpu, view.data, flat.device, static_cast<std::size_t>(view.bytes()));
-      ctx.synchronize();
-      data = host.data();
-    }
-    writer.add({prefix + "/" + p.name, DType::f32, p.shape}, 0, p.numel(), data);
+    const CheckpointTensor tensor{prefix + "/" + p.name, DType::f32, p.shape};
+    if (flat.device == Device::cpu)
+      writer.add(tensor, 0, p.numel(), view.as<float>());
+    else
+      writer.add(tensor, 0, p.numel(), host_values(ctx, view).data());
   }
 }
 
@@ -27,7 +40,12 @@ void copy_parameters(Context& ctx, BackgroundCheckpoint& background, const Param
     const Parameter& p = list.all()[i];
     const Tensor view = list.view(flat, i);
     void* memory = background.reserve({prefix + "/" + p.name, DType::f32, p.shape}, 0, p.numel());
-    ctx.copy(memory, Device::cpu, view.as<float>(), flat.device, static_cast<std::size_t>(view.bytes()));
+    if (flat.dtype == DType::bf16) {
+      const std::vector<float> values = host_values(ctx, view);
+      std::copy(values.begin(), values.end(), static_cast<float*>(memory));
+    } else {
+      ctx.copy(memory, Device::cpu, view.as<float>(), flat.device, static_cast<std::size_t>(view.bytes()));
+    }
   }
 }
 

@@ -1,6 +1,6 @@
 // Parameters and moments in and out of a checkpoint, walking the one list of parameters. Stored are the f32 master
-// weights, from which every device and dtype makes its own: "param/<name>", and with a training state "adam_m/<name>"
-// and "adam_v/<name>".
+// weights, from which every device and dtype makes its own: "param/<name>", and with a training state "adam_m/<name>",
+// "adam_v/<name>" and, where there is a running average of the weights, "ema/<name>".
 #pragma once
 
 #include "checkpoint/background.h"
@@ -10,8 +10,11 @@
 
 namespace sfa {
 
-/// Adds "<prefix>/<name>" of every parameter from a flat f32 buffer on any device; tensor by tensor through host
-/// memory.
+/// The values of a contiguous f32 or bf16 tensor on any device (waits for it).
+std::vector<float> host_values(Context& ctx, const Tensor& t);
+
+/// Adds "<prefix>/<name>" of every parameter from a flat buffer of f32 or bf16 on any device, as f32; tensor by tensor
+/// through host memory.
 void add_parameters(Context& ctx, CheckpointWriter& writer, const ParameterList& list, const std::string& prefix,
                     const Tensor& flat);
 

@@ -12,6 +12,8 @@
 #include <numeric>
 #include <sstream>
 
+#include "optim/guard.h"
+
 namespace sfa {
 namespace {
 
@@ -279,8 +281,36 @@ void validate_schedule(TrainConfig& t) {
           t.decay_steps, t.warmup_steps, t.max_steps);
 }
 
+void validate_guard(const GuardConfig& g) {
+  check_not_negative(g.loss_threshold, "train.guard.loss_threshold");
+  check_not_negative(g.grad_norm_threshold, "train.guard.grad_norm_threshold");
+  require(g.spike == "off" || g.loss_threshold > 0 || g.grad_norm_threshold > 0,
+          "train.guard.spike: {} has nothing to look at; loss_threshold and grad_norm_threshold are both 0", g.spike);
+  require(g.window >= 2 && g.window <= kGuardWindow, "train.guard.window: must be 2 to {} steps, got {}", kGuardWindow,
+          g.window);
+  require(g.max_skips >= 0 && g.max_skips <= 1000000, "train.guard.max_skips: must be 0 to 1000000, got {}",
+          g.max_skips);
+  check_not_negative(static_cast<double>(g.max_rollbacks), "train.guard.max_rollbacks");
+}
+
+void validate_precision(const TrainConfig& t) {
+  require(t.dtype != "fp32" || t.grad_dtype == "fp32",
+          "train.grad_dtype: {} gradients need train.dtype: bf16; products of fp32 weights have fp32 results",
+          t.grad_dtype);
+  require(t.dtype != "fp32" || !t.stochastic_rounding,
+          "train.stochastic_rounding: fp32 weights are not rounded; it needs train.dtype: bf16");
+  require(
+      t.master_weights == "fp32" || t.stochastic_rounding,
+      "train.master_weights: none needs train.stochastic_rounding: true; rounding to nearest would lose every update "
+      "below half a bf16 step");
+  require(t.ema_decay >= 0 && t.ema_decay < 1, "train.ema_decay: must be at least 0 and below 1, got {}", t.ema_decay);
+  require(t.ema_decay > 0 || !t.ema_validation, "train.ema_validation: there is no average; set train.ema_decay");
+}
+
 void validate_train(TrainConfig& t) {
   validate_schedule(t);
+  validate_guard(t.guard);
+  validate_precision(t);
   check_not_negative(t.weight_decay, "train.weight_decay");
   for (const auto& [beta, key] : {std::pair{t.beta1, "train.beta1"}, std::pair{t.beta2, "train.beta2"}})
     require(beta >= 0 && beta < 1, "{}: must be at least 0 and below 1, got {}", key, beta);
@@ -288,9 +318,6 @@ void validate_train(TrainConfig& t) {
   check_not_negative(t.grad_clip, "train.grad_clip");
   check_not_negative(static_cast<double>(t.eval_every), "train.eval_every");
   check_positive(static_cast<double>(t.log_every), "train.log_every");
-  require(t.dtype != "fp32" || t.grad_dtype == "fp32",
-          "train.grad_dtype: {} gradients need train.dtype: bf16; products of fp32 weights have fp32 results",
-          t.grad_dtype);
 }
 
 void validate(Config& c) {
@@ -309,6 +336,10 @@ void validate(Config& c) {
   require(d.batch_size % d.micro_batch_size == 0, "data.micro_batch_size: {} does not divide data.batch_size = {}",
           d.micro_batch_size, d.batch_size);
   validate_train(c.train);
+  require(!c.train.noise_scale || d.batch_size >= 2 * d.micro_batch_size,
+          "train.noise_scale: compares the gradient of one micro-step with that of all, so data.micro_batch_size = {} "
+          "must be at most half of data.batch_size = {}",
+          d.micro_batch_size, d.batch_size);
   check_not_negative(static_cast<double>(c.checkpoint.every), "checkpoint.every");
   check_not_negative(static_cast<double>(c.checkpoint.keep_last), "checkpoint.keep_last");
   check_not_negative(static_cast<double>(c.checkpoint.keep_every), "checkpoint.keep_every");

@@ -29,6 +29,16 @@ struct StepRange {
   bool operator==(const StepRange&) const = default;
 };
 
+/// What is done about updates that would harm (optim/guard.h).
+struct GuardConfig {
+  std::string nonfinite = "skip";
+  std::string spike = "off";
+  double loss_threshold = 6, grad_norm_threshold = 10;
+  std::int64_t window = 128;
+  std::int64_t max_skips = 10;
+  std::int64_t max_rollbacks = 3;
+};
+
 struct TrainConfig {
   std::int64_t max_steps = 1000;
   double lr = 6e-4;
@@ -42,6 +52,12 @@ struct TrainConfig {
   double grad_clip = 1.0;
   std::string dtype = "auto";
   std::string grad_dtype = "fp32";
+  std::string master_weights = "fp32";
+  bool stochastic_rounding = false;
+  double ema_decay = 0;
+  bool ema_validation = false;
+  bool noise_scale = false;
+  GuardConfig guard;
   std::int64_t eval_every = 250;
   std::int64_t log_every = 10;
   StepRange profile_steps;

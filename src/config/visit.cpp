@@ -24,7 +24,7 @@ void visit_attention(ModelConfig& m, ConfigVisitor& v) {
         m.attention.type);
   v.key({p + "impl",
          "implementation; `auto` takes the fastest that serves the case",
-         {"auto", "reference", "flash", "flash_sm80"},
+         {"auto", "reference", "flash", "flash_sm80", "posting_list"},
          {}},
         m.attention.impl);
   v.key({p + "k", "sfa: active features of a query and of a key, out of qk_head_dim", {}, {}}, m.k);
@@ -95,6 +95,40 @@ void visit_data(DataConfig& d, ConfigVisitor& v) {
   v.key({"data.document_mask", "tokens attend within their own document only", {}, {}}, d.document_mask);
 }
 
+void visit_guard(GuardConfig& g, ConfigVisitor& v) {
+  const std::string p = "train.guard.";
+  v.key(
+      {p + "nonfinite",
+       "a loss or gradient that is not finite: leave the update out, stop, or go back to the last checkpoint and past "
+       "the data",
+       {"skip", "stop", "rollback"},
+       {}},
+      g.nonfinite);
+  v.key({p + "spike",
+         "a loss or gradient norm far above those of the last steps: the same, or nothing",
+         {"off", "skip", "stop", "rollback"},
+         {}},
+        g.spike);
+  v.key({p + "loss_threshold",
+         "spike: robust deviations (1.4826 median deviations, at least 1 % of the median) of the loss above its "
+         "median; 0 = not watched",
+         {},
+         {}},
+        g.loss_threshold);
+  v.key({p + "grad_norm_threshold",
+         "spike: the same for the gradient's norm (at least 10 % of the median); 0 = not watched",
+         {},
+         {}},
+        g.grad_norm_threshold);
+  v.key({p + "window",
+         "spike: steps that median and deviation are taken over, at most 1024; none is a spike before",
+         {},
+         {}},
+        g.window);
+  v.key({p + "max_skips", "updates left out in a row; one more stops the run", {}, {}}, g.max_skips);
+  v.key({p + "max_rollbacks", "times that a run goes back; one more stops it", {}, {}}, g.max_rollbacks);
+}
+
 void visit_train(TrainConfig& t, ConfigVisitor& v) {
   v.key({"train.max_steps", "optimizer steps of the whole run", {}, {"max_iters"}}, t.max_steps);
   v.key({"train.lr", "peak learning rate", {}, {"learning_rate"}}, t.lr);
@@ -127,6 +161,29 @@ void visit_train(TrainConfig& t, ConfigVisitor& v) {
        {}},
       t.dtype);
   v.key({"train.grad_dtype", "gradients of parameters", {"fp32", "bf16"}, {}}, t.grad_dtype);
+  v.key({"train.master_weights",
+         "bf16 weights: keep fp32 originals, or none (needs stochastic_rounding)",
+         {"fp32", "none"},
+         {}},
+        t.master_weights);
+  v.key({"train.stochastic_rounding",
+         "round weights to bf16 at random, so that the expectation is exact; the same numbers on CPU and GPU",
+         {},
+         {}},
+        t.stochastic_rounding);
+  v.key({"train.ema_decay",
+         "keep an fp32 running average of the weights, d * old + (1 - d) * new with d = min(this, (1 + t) / (10 + t)) "
+         "at update "
+         "t; 0 = none",
+         {},
+         {}},
+        t.ema_decay);
+  v.key({"train.ema_validation", "validate with the average of the weights too (val/ema_loss)", {}, {}},
+        t.ema_validation);
+  v.key(
+      {"train.noise_scale", "measure the gradient noise scale (tokens); needs two or more micro-steps a step", {}, {}},
+      t.noise_scale);
+  visit_guard(t.guard, v);
   v.key({"train.eval_every",
          "steps between validations (one more at the end); 0 = at the end only",
          {},

@@ -145,22 +145,6 @@ std::pair<std::size_t, std::size_t> memory_free_total() {
   return {free, total};
 }
 
-std::shared_ptr<void> make_moment() {
-  cudaEvent_t event{};
-  SFA_CUDA_CHECK(cudaEventCreate(&event));
-  return {event, [](void* e) { cudaEventDestroy(static_cast<cudaEvent_t>(e)); }};
-}
-
-void mark(const CudaState& state, void* moment) {
-  SFA_CUDA_CHECK(cudaEventRecord(static_cast<cudaEvent_t>(moment), state.stream));
-}
-
-double milliseconds_between(void* earlier, void* later) {
-  float ms = 0;
-  SFA_CUDA_CHECK(cudaEventElapsedTime(&ms, static_cast<cudaEvent_t>(earlier), static_cast<cudaEvent_t>(later)));
-  return ms;
-}
-
 std::string saved_products(const CudaState& state) {
   return saved_choices(state);
 }
@@ -223,6 +207,30 @@ void copy_2d(const CudaState& state, void* to, std::size_t to_pitch, const void*
 
 void zero(const CudaState& state, void* memory, std::size_t bytes) {
   SFA_CUDA_CHECK(cudaMemsetAsync(memory, 0, bytes, state.stream));
+}
+
+std::shared_ptr<void> make_event() {
+  cudaEvent_t event = nullptr;
+  SFA_CUDA_CHECK(cudaEventCreate(&event));
+  return {event, [](void* e) { cudaEventDestroy(static_cast<cudaEvent_t>(e)); }};
+}
+
+void record_event(const CudaState& state, void* event) {
+  SFA_CUDA_CHECK(cudaEventRecord(static_cast<cudaEvent_t>(event), state.stream));
+}
+
+bool event_done(void* event) {
+  const cudaError_t status = cudaEventQuery(static_cast<cudaEvent_t>(event));
+  if (status == cudaErrorNotReady) return false;
+  SFA_CUDA_CHECK(status);
+  return true;
+}
+
+double milliseconds_between(void* first, void* last) {
+  float ms = 0;
+  SFA_CUDA_CHECK(cudaEventSynchronize(static_cast<cudaEvent_t>(last)));
+  SFA_CUDA_CHECK(cudaEventElapsedTime(&ms, static_cast<cudaEvent_t>(first), static_cast<cudaEvent_t>(last)));
+  return ms;
 }
 
 }  // namespace sfa::cuda_ops

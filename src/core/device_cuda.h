@@ -50,11 +50,6 @@ std::string driver_cuda_version();
 /// Free and total bytes of the card.
 std::pair<std::size_t, std::size_t> memory_free_total();
 
-/// A moment on a stream: mark() queues it behind the work so far. milliseconds_between needs both to have passed.
-std::shared_ptr<void> make_moment();
-void mark(const CudaState& state, void* moment);
-double milliseconds_between(void* earlier, void* later);
-
 /// Which algorithms matrix products run with, as text, and the way back (cuda/gemm.h).
 std::string saved_products(const CudaState& state);
 bool restore_products(CudaState& state, const std::string& text);
@@ -82,5 +77,13 @@ void copy(const CudaState& state, void* to, Device to_device, const void* from, 
 void copy_2d(const CudaState& state, void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
              std::size_t width, std::size_t rows);
 void zero(const CudaState& state, void* memory, std::size_t bytes);
+
+/// A cudaEvent_t that takes times.
+std::shared_ptr<void> make_event();
+void record_event(const CudaState& state, void* event);
+/// True when the work before the event's last record is through; never blocks.
+bool event_done(void* event);
+/// Waits for `last`.
+double milliseconds_between(void* first, void* last);
 
 }  // namespace sfa::cuda_ops

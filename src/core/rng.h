@@ -21,6 +21,7 @@ enum Purpose : std::uint32_t {
   kPurposeShuffle = 2,   // data order
   kPurposeSampling = 3,  // text generation
   kPurposeOffset = 4,    // window offset of an epoch
+  kPurposeRounding = 5,  // stochastic rounding of weights: index = number of the update, sub = element / 4
   kPurposeTest = 100,
 };
 

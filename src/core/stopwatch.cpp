@@ -1,41 +1,34 @@
 #include "core/stopwatch.h"
 
-#include <chrono>
-
 #include "core/build_config.h"
 #include "core/device_cuda.h"
 
 namespace sfa {
 
-Stopwatch::Stopwatch(Context& ctx) : ctx_(ctx) {}
-Stopwatch::~Stopwatch() = default;
-
-std::size_t Stopwatch::mark() {
+Stopwatch::Stopwatch(const Context& ctx) : ctx_(ctx) {
   if constexpr (kHasCuda) {
-    if (ctx_.on_cuda()) {
-      if (used_ == moments_.size()) moments_.push_back(cuda_ops::make_moment());
-      cuda_ops::mark(ctx_.cuda(), moments_[used_].get());
-      return used_++;
+    if (ctx.on_cuda()) {
+      first_ = cuda_ops::make_event();
+      last_ = cuda_ops::make_event();
     }
   }
-  seconds_.resize(used_ + 1);
-  seconds_[used_] = std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-  return used_++;
 }
 
-std::vector<double> Stopwatch::milliseconds() const {
-  std::vector<double> out(used_);
-  ctx_.synchronize();
-  for (std::size_t i = 0; i < used_; ++i) {
-    if constexpr (kHasCuda) {
-      if (ctx_.on_cuda()) {
-        out[i] = cuda_ops::milliseconds_between(moments_[0].get(), moments_[i].get());
-        continue;
-      }
-    }
-    out[i] = 1000 * (seconds_[i] - seconds_[0]);
+void Stopwatch::start() {
+  if constexpr (kHasCuda) {
+    if (ctx_.on_cuda()) return cuda_ops::record_event(ctx_.cuda(), first_.get());
   }
-  return out;
+  begin_ = std::chrono::steady_clock::now();
+}
+
+double Stopwatch::stop() {
+  if constexpr (kHasCuda) {
+    if (ctx_.on_cuda()) {
+      cuda_ops::record_event(ctx_.cuda(), last_.get());
+      return cuda_ops::milliseconds_between(first_.get(), last_.get());
+    }
+  }
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin_).count();
 }
 
 }  // namespace sfa

@@ -1,9 +1,8 @@
-// Moments in a context's work: on a GPU events on its stream, so that nothing waits for them; on the CPU the clock.
+// Time between two points of a context's work: events on a GPU's stream, the clock on the CPU.
 #pragma once
 
-#include <cstddef>
+#include <chrono>
 #include <memory>
-#include <vector>
 
 #include "core/context.h"
 
@@ -11,23 +10,16 @@ namespace sfa {
 
 class Stopwatch {
  public:
-  explicit Stopwatch(Context& ctx);
-  ~Stopwatch();
-  Stopwatch(const Stopwatch&) = delete;
-  Stopwatch& operator=(const Stopwatch&) = delete;
+  explicit Stopwatch(const Context& ctx);
 
-  /// Marks the moment at which the work queued so far is done; returns the mark's number, counted from 0.
-  std::size_t mark();
-  /// Milliseconds from mark 0 to every mark. Waits for the device.
-  [[nodiscard]] std::vector<double> milliseconds() const;
-  /// Forgets all marks; their memory is used again.
-  void restart() { used_ = 0; }
+  void start();
+  /// Milliseconds since start(); waits for the work queued in between.
+  double stop();
 
  private:
-  Context& ctx_;
-  std::size_t used_ = 0;
-  std::vector<double> seconds_;                 // CPU
-  std::vector<std::shared_ptr<void>> moments_;  // GPU
+  const Context& ctx_;
+  std::chrono::steady_clock::time_point begin_;
+  std::shared_ptr<void> first_, last_;  // cudaEvent_t
 };
 
 }  // namespace sfa

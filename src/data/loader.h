@@ -48,6 +48,8 @@ class ShardSet {
   [[nodiscard]] std::int64_t vocab_size() const { return files_.front()->info().vocab_size; }
   [[nodiscard]] const std::string& tokenizer_name() const { return files_.front()->info().tokenizer_name; }
   [[nodiscard]] const std::string& tokenizer_hash() const { return files_.front()->info().tokenizer_hash; }
+  /// Where the tokenizer's file may be: its name as it was given, where that was, and beside the data.
+  [[nodiscard]] std::vector<std::string> tokenizer_places() const;
   [[nodiscard]] std::int64_t tokens(Split split) const;
   /// "2 files from data/a.h5 on" or the file's name, for messages.
   [[nodiscard]] std::string describe() const;

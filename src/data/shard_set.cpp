@@ -50,6 +50,16 @@ std::int64_t ShardSet::tokens(Split split) const {
   return sum;
 }
 
+std::vector<std::string> ShardSet::tokenizer_places() const {
+  const TokenFileInfo& info = files_.front()->info();
+  const std::filesystem::path beside = std::filesystem::path(info.path).parent_path();
+  std::vector<std::string> places{info.tokenizer_name};
+  if (!info.tokenizer_path.empty()) places.push_back(info.tokenizer_path);
+  const std::filesystem::path name = std::filesystem::path(info.tokenizer_name);
+  places.push_back((beside / (name.has_filename() ? name : name.parent_path()).filename()).string());
+  return places;
+}
+
 std::string ShardSet::describe() const {
   const std::string& first = files_.front()->info().path;
   return files_.size() == 1 ? first : fmt::format("{} files from {} on", files_.size(), first);

@@ -132,6 +132,7 @@ void TokenFile::open_hdf5() {
   info_.tool_version = need_string(id, path, "tool_version");
   info_.tokenizer_name = need_string(id, path, "tokenizer_name");
   info_.tokenizer_hash = need_string(id, path, "tokenizer_hash");
+  info_.tokenizer_path = hdf5::read_string(id, "tokenizer_path").value_or("");
   info_.source_hash = need_string(id, path, "source_hash");
   info_.vocab_size = need_int(id, path, "vocab_size");
   info_.end_of_text = need_int(id, path, "end_of_text");

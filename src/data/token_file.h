@@ -24,6 +24,7 @@ const char* name_of(Split split);
 struct TokenFileInfo {
   std::string path;
   std::string tokenizer_name, tokenizer_hash;  // see Tokenizer::hash
+  std::string tokenizer_path;                  // where its file was, absolute; empty: has none, or not recorded
   std::string tool_version;                    // of the program that wrote the file
   std::vector<std::string> source_names;       // inputs in order
   std::string source_hash;                     // XXH3-128 of the inputs' bytes in order, hex

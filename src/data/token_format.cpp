@@ -21,6 +21,7 @@ std::string metadata_checksum(const TokenFileInfo& info, const Digests& digests)
                   info.val_start, info.num_documents, info.block_bytes, info.token_bytes));
   for (const std::string* text : {&info.tokenizer_name, &info.tokenizer_hash, &info.tool_version, &info.source_hash})
     add(*text);
+  if (!info.tokenizer_path.empty()) add(info.tokenizer_path);  // files of earlier versions have none
   for (const std::string& name : info.source_names) add(name);
   for (const std::string* text : {&digests.block_checksums, &digests.document_starts, &digests.token_text}) add(*text);
   return hex_checksum(record.data(), record.size());

@@ -116,6 +116,9 @@ TokenFileInfo TokenWriter::finish(std::vector<std::string> source_names, std::st
   info.path = options_.path;
   info.tokenizer_name = tokenizer_.name();
   info.tokenizer_hash = tokenizer_.hash();
+  std::error_code not_a_file;
+  if (std::filesystem::exists(tokenizer_.name(), not_a_file))
+    info.tokenizer_path = std::filesystem::weakly_canonical(tokenizer_.name()).string();
   info.tool_version = kVersion;
   info.source_names = std::move(source_names);
   info.source_hash = std::move(source_hash);
@@ -157,6 +160,7 @@ void TokenWriter::write_hdf5(const std::string& path, const TokenFileInfo& info)
     hdf5::write_attribute(id, "tool_version", info.tool_version);
     hdf5::write_attribute(id, "tokenizer_name", info.tokenizer_name);
     hdf5::write_attribute(id, "tokenizer_hash", info.tokenizer_hash);
+    if (!info.tokenizer_path.empty()) hdf5::write_attribute(id, "tokenizer_path", info.tokenizer_path);
     hdf5::write_attribute(id, "source_hash", info.source_hash);
     hdf5::write_attribute(id, "vocab_size", info.vocab_size);
     hdf5::write_attribute(id, "end_of_text", info.end_of_text);

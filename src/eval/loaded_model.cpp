@@ -32,7 +32,9 @@ LoadedModel::LoadedModel(const LoadOptions& options) : folder_(find_checkpoint(o
   weights_->take(storage, {model_->parameters().flat_size()});
   weights_->bind();
   const Tensor flat = weights_->take(storage, {model_->parameters().flat_size()});
-  read_parameters(*context_, reader, model_->parameters(), "param", flat);
+  require(!options.average || reader.tensors().contains("ema/" + model_->parameters().all().front().name),
+          "{}: has no average of the weights; a run keeps one with train.ema_decay", folder_.string());
+  read_parameters(*context_, reader, model_->parameters(), options.average ? "ema" : "param", flat);
   round_output(*context_, flat);
   model_->bind(flat, Tensor{});
 }

@@ -16,6 +16,7 @@ struct LoadOptions {
   std::string path;  // a checkpoint folder, or a run folder: then its newest checkpoint
   std::string device = "auto";
   std::string dtype = "auto";          // auto | fp32 | bf16, as train.dtype
+  bool average = false;                // the running average of the weights (train.ema_decay)
   std::vector<std::string> overrides;  // of the saved configuration, for example model.attention.impl=reference
 };
 

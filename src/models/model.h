@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -105,6 +106,10 @@ class Model {
   virtual Tensor feed(Context& ctx, Generation& generation, const Tensor& tokens) = 0;
 
   [[nodiscard]] virtual ModelCost cost(std::int64_t T) const = 0;
+
+  /// Called by forward_backward() and evaluate() behind each layer's attention, with what it selected and multiplied
+  /// there; the work may still be queued on the context. For analysis; empty = not called.
+  std::function<void(std::int64_t layer, const AttentionState& state)> on_attention;
 
  protected:
   Model(ModelConfig config, Device device, DType dtype) : config_(std::move(config)), device_(device), dtype_(dtype) {}

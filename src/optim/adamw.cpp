@@ -5,6 +5,7 @@
 
 #include "core/build_config.h"
 #include "optim/adamw_cuda.h"
+#include "optim/update_rule.h"
 
 namespace sfa {
 namespace {
@@ -27,32 +28,43 @@ void norm_accumulate_cpu(const Tensor& grad, const Tensor& partials) {
   }
 }
 
-void norm_finish_cpu(const Tensor& partials, StepState& s) {
-  const double* sums = static_cast<const double*>(partials.data);
-  double total = 0;
-  for (std::int64_t p = 0; p < kNormPartials; ++p) total += sums[p];
-  s.grad_norm = static_cast<float>(std::sqrt(total));
-  s.skip = std::isfinite(s.grad_norm) ? 0 : 1;
-  s.clip = s.max_norm > 0 ? std::min(1.0f, s.max_norm / (s.grad_norm + 1e-6f)) : 1.0f;
+// param[i] = from[i], rounded stochastically; the same memory is fine.
+void round_stochastically(float* param, const float* from, std::int64_t n, std::int64_t first, std::uint64_t seed,
+                          std::int64_t update) {
+#pragma omp parallel for schedule(static)
+  for (std::int64_t group = 0; group < (n + 3) / 4; ++group) {
+    const Random4 r = philox4(seed, kPurposeRounding, static_cast<std::uint64_t>(update),
+                              static_cast<std::uint32_t>(first / 4 + group));
+    for (std::int64_t i = 4 * group; i < std::min(n, 4 * group + 4); ++i)
+      param[i] = stochastic_bf16(from[i], r.v[i % 4]);
+  }
 }
 
 void update_cpu(Context& ctx, const AdamW& a) {
   const StepState s = state_of(a.state);
   if (s.skip != 0) return;
+  const bool has_master = !a.master.empty();
   const float* grad = a.grad.as<float>();
-  float *master = a.master.as<float>(), *m = a.m.as<float>(), *v = a.v.as<float>(), *param = a.param.as<float>();
-  const std::int64_t n = a.master.numel();
+  float *m = a.m.as<float>(), *v = a.v.as<float>(), *param = a.param.as<float>();
+  float* weight = has_master ? a.master.as<float>() : param;
+  const std::int64_t n = a.grad.numel();
   const float b1 = a.beta1, b2 = a.beta2, eps = a.eps, decay = a.weight_decay;
-  const bool round = ctx.round_bf16;
+  const bool round = ctx.round_bf16 && !a.stochastic;
 #pragma omp parallel for simd schedule(static)
   for (std::int64_t i = 0; i < n; ++i) {
     const float g = grad[i] * s.clip;
     m[i] = b1 * m[i] + (1.0f - b1) * g;
     v[i] = b2 * v[i] + (1.0f - b2) * g * g;
     const float step = (m[i] * s.correction1) / (std::sqrt(v[i] * s.correction2) + eps);
-    master[i] -= s.lr * (step + decay * master[i]);
-    param[i] = round ? round_to_bf16(master[i]) : master[i];
+    weight[i] -= s.lr * (step + decay * weight[i]);
+    param[i] = round ? round_to_bf16(weight[i]) : weight[i];
   }
+  if (a.stochastic) round_stochastically(param, weight, n, a.first, a.seed, s.update);
+  if (a.ema.empty()) return;
+  float* ema = a.ema.as<float>();
+  const float share = ema_weight(s.update, a.ema_decay);
+#pragma omp parallel for simd schedule(static)
+  for (std::int64_t i = 0; i < n; ++i) ema[i] += share * (weight[i] - ema[i]);
 }
 
 }  // namespace
@@ -64,21 +76,30 @@ void gradient_norm_accumulate(Context& ctx, const Tensor& grad, const Tensor& pa
   norm_accumulate_cpu(grad, partials);
 }
 
-void gradient_norm_finish(Context& ctx, const Tensor& partials, const Tensor& state) {
-  if constexpr (kHasCuda) {
-    if (ctx.on_cuda()) return cuda_ops::gradient_norm_finish(ctx, partials, state);
-  }
-  norm_finish_cpu(partials, state_of(state));
-}
-
 void adamw_update(Context& ctx, const AdamW& args) {
-  require(args.grad.numel() == args.master.numel() && args.m.numel() == args.master.numel() &&
-              args.v.numel() == args.master.numel() && args.param.numel() == args.master.numel(),
+  const std::int64_t n = args.grad.numel();
+  require((args.master.empty() || args.master.numel() == n) && args.m.numel() == n && args.v.numel() == n &&
+              args.param.numel() == n && (args.ema.empty() || args.ema.numel() == n),
           "internal error: adamw_update: grad {}, master {}, param {}", args.grad, args.master, args.param);
+  require(args.first % 4 == 0, "internal error: adamw_update: a range that begins at {}", args.first);
   if constexpr (kHasCuda) {
     if (ctx.on_cuda()) return cuda_ops::adamw_update(ctx, args);
   }
   update_cpu(ctx, args);
+}
+
+void round_weights(Context& ctx, const RoundWeights& args) {
+  require(args.from.numel() == args.to.numel() && args.from.data != args.to.data,
+          "internal error: round_weights: {} to {}", args.from, args.to);
+  if constexpr (kHasCuda) {
+    if (ctx.on_cuda()) return cuda_ops::round_weights(ctx, args);
+  }
+  const float* from = args.from.as<float>();
+  float* to = args.to.as<float>();
+  const std::int64_t n = args.from.numel();
+  if (args.stochastic && args.update > 0) return round_stochastically(to, from, n, 0, args.seed, args.update);
+  std::copy_n(from, n, to);
+  round_output(ctx, args.to);
 }
 
 }  // namespace sfa

@@ -5,6 +5,7 @@
 #include "cuda/reduce.cuh"
 #include "cuda/vector.cuh"
 #include "optim/adamw_cuda.h"
+#include "optim/update_rule.h"
 
 namespace sfa::cuda_ops {
 namespace {
@@ -39,33 +40,50 @@ __global__ void norm_accumulate_kernel(const G* __restrict__ grad, std::int64_t 
   if (threadIdx.x == 0) partials[blockIdx.x] += sum;
 }
 
-__global__ void norm_finish_kernel(const double* __restrict__ partials, StepState* state) {
-  static_assert(kNormPartials % kThreads == 0);
-  double sum = 0;
-  for (std::int64_t p = threadIdx.x; p < kNormPartials; p += kThreads) sum += partials[p];
-  sum = block_sum<kThreads>(sum);
-  if (threadIdx.x != 0) return;
-  const float norm = static_cast<float>(sqrt(sum));
-  state->grad_norm = norm;
-  state->skip = isfinite(norm) ? 0 : 1;
-  state->clip = state->max_norm > 0 ? fminf(1.0f, state->max_norm / (norm + 1e-6f)) : 1.0f;
-}
-
+// master and ema may be null: every thread of a launch takes the same branch.
 template <class G, class P>
 struct Pointers {
   const G* grad;
-  float *master, *m, *v;
+  float *master, *m, *v, *ema;
   P* param;
   const StepState* state;
-  std::int64_t n;
-  float beta1, beta2, eps, weight_decay;
+  std::int64_t n, first;
+  std::uint64_t seed;
+  float beta1, beta2, eps, weight_decay, ema_decay;
+  bool stochastic;
 };
+
+template <int WIDTH>
+__device__ __forceinline__ void round_stochastically(float (&w)[WIDTH], std::uint64_t seed, std::int64_t update,
+                                                     std::int64_t element) {
+  const Random4 r =
+      philox4(seed, kPurposeRounding, static_cast<std::uint64_t>(update), static_cast<std::uint32_t>(element / 4));
+  if constexpr (WIDTH == 4) {
+#pragma unroll
+    for (int j = 0; j < WIDTH; ++j) w[j] = stochastic_bf16(w[j], r.v[j]);
+  } else {
+    static_assert(WIDTH == 1);
+    w[0] = stochastic_bf16(w[0], r.v[element % 4]);
+  }
+}
+
+template <int WIDTH>
+__device__ __forceinline__ void average(float* ema, const float (&w)[WIDTH], float share) {
+  float e[WIDTH];
+  load(e, ema);
+#pragma unroll
+  for (int j = 0; j < WIDTH; ++j) e[j] += share * (w[j] - e[j]);
+  store(ema, e);
+}
 
 template <int WIDTH, class G, class P>
 __device__ __forceinline__ void update(const Pointers<G, P>& p, const StepState& s, std::int64_t i) {
-  float g[WIDTH], master[WIDTH], m[WIDTH], v[WIDTH];
+  float g[WIDTH], w[WIDTH], m[WIDTH], v[WIDTH];
   load(g, p.grad + i);
-  load(master, p.master + i);
+  if (p.master != nullptr)
+    load(w, p.master + i);
+  else
+    load(w, p.param + i);
   load(m, p.m + i);
   load(v, p.v + i);
 #pragma unroll
@@ -74,12 +92,19 @@ __device__ __forceinline__ void update(const Pointers<G, P>& p, const StepState&
     m[j] = p.beta1 * m[j] + (1.0f - p.beta1) * g[j];
     v[j] = p.beta2 * v[j] + (1.0f - p.beta2) * g[j] * g[j];
     const float step = (m[j] * s.correction1) / (sqrtf(v[j] * s.correction2) + p.eps);
-    master[j] -= s.lr * (step + p.weight_decay * master[j]);
+    w[j] -= s.lr * (step + p.weight_decay * w[j]);
   }
   store(p.m + i, m);
   store(p.v + i, v);
-  store(p.master + i, master);
-  store(p.param + i, master);
+  const bool has_master = p.master != nullptr;
+  const float share = p.ema != nullptr ? ema_weight(s.update, p.ema_decay) : 0.0f;
+  if (has_master) {
+    store(p.master + i, w);
+    if (p.ema != nullptr) average<WIDTH>(p.ema + i, w, share);
+  }
+  if (p.stochastic) round_stochastically<WIDTH>(w, p.seed, s.update, p.first + i);
+  if (static_cast<void*>(p.param) != static_cast<void*>(p.master)) store(p.param + i, w);
+  if (!has_master && p.ema != nullptr) average<WIDTH>(p.ema + i, w, share);
 }
 
 // A thread owns one vector, the threads beyond the last whole vector one element each.
@@ -92,6 +117,25 @@ __global__ void adamw_kernel(const Pointers<G, P> p) {
     update<WIDTH>(p, s, thread * WIDTH);
   else if (const std::int64_t i = vectors * WIDTH + (thread - vectors); i < p.n)
     update<1>(p, s, i);
+}
+
+template <int WIDTH, class P>
+__global__ void round_kernel(const float* __restrict__ from, P* __restrict__ to, std::int64_t n, bool stochastic,
+                             std::uint64_t seed, std::int64_t update) {
+  const std::int64_t i = (blockIdx.x * std::int64_t{kThreads} + threadIdx.x) * WIDTH;
+  if (i >= n) return;
+  if (i + WIDTH <= n) {
+    float w[WIDTH];
+    load(w, from + i);
+    if (stochastic) round_stochastically<WIDTH>(w, seed, update, i);
+    store(to + i, w);
+    return;
+  }
+  for (std::int64_t j = i; j < n; ++j) {
+    float w[1] = {from[j]};
+    if (stochastic) round_stochastically<1>(w, seed, update, j);
+    to[j] = from_float<P>(w[0]);
+  }
 }
 
 }  // namespace
@@ -109,14 +153,9 @@ void gradient_norm_accumulate(Context& ctx, const Tensor& grad, const Tensor& pa
   SFA_LAUNCH_CHECK();
 }
 
-void gradient_norm_finish(Context& ctx, const Tensor& partials, const Tensor& state) {
-  norm_finish_kernel<<<1, kThreads, 0, ctx.cuda().stream>>>(data_of<const double>(partials), data_of<StepState>(state));
-  SFA_LAUNCH_CHECK();
-}
-
 void adamw_update(Context& ctx, const AdamW& args) {
   CudaState& state = ctx.cuda();
-  const std::int64_t n = args.master.numel();
+  const std::int64_t n = args.grad.numel();
   if (n == 0) return;
   for_float_type(args.grad.dtype, "adamw_update", [&]<class G>() {
     for_float_type(args.param.dtype, "adamw_update", [&]<class P>() {
@@ -124,20 +163,42 @@ void adamw_update(Context& ctx, const AdamW& args) {
                              .master = data_of<float>(args.master),
                              .m = data_of<float>(args.m),
                              .v = data_of<float>(args.v),
+                             .ema = data_of<float>(args.ema),
                              .param = data_of<P>(args.param),
                              .state = data_of<const StepState>(args.state),
                              .n = n,
+                             .first = args.first,
+                             .seed = args.seed,
                              .beta1 = args.beta1,
                              .beta2 = args.beta2,
                              .eps = args.eps,
-                             .weight_decay = args.weight_decay};
+                             .weight_decay = args.weight_decay,
+                             .ema_decay = args.ema_decay,
+                             .stochastic = args.stochastic};
       const bool vectors = aligned(p.grad, kWidth * sizeof(G)) && aligned(p.param, kWidth * sizeof(P)) &&
-                           aligned(p.master, 16) && aligned(p.m, 16) && aligned(p.v, 16);
+                           aligned(p.master, 16) && aligned(p.m, 16) && aligned(p.v, 16) && aligned(p.ema, 16);
       if (vectors)
         adamw_kernel<kWidth><<<blocks_for(n / kWidth + n % kWidth, kThreads), kThreads, 0, state.stream>>>(p);
       else
         adamw_kernel<1><<<blocks_for(n, kThreads), kThreads, 0, state.stream>>>(p);
     });
+  });
+  SFA_LAUNCH_CHECK();
+}
+
+void round_weights(Context& ctx, const RoundWeights& args) {
+  const std::int64_t n = args.from.numel();
+  if (n == 0) return;
+  const bool stochastic = args.stochastic && args.update > 0;
+  for_float_type(args.to.dtype, "round_weights", [&]<class P>() {
+    const float* from = data_of<const float>(args.from);
+    P* to = data_of<P>(args.to);
+    const auto launch = [&](auto kernel, int width) {
+      kernel<<<blocks_for(n, kThreads * width), kThreads, 0, ctx.cuda().stream>>>(from, to, n, stochastic, args.seed,
+                                                                                  args.update);
+    };
+    aligned(from, 16) && aligned(to, kWidth * sizeof(P)) ? launch(round_kernel<kWidth, P>, kWidth)
+                                                         : launch(round_kernel<1, P>, 1);
   });
   SFA_LAUNCH_CHECK();
 }

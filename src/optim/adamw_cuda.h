@@ -5,6 +5,6 @@
 
 namespace sfa::cuda_ops {
 void gradient_norm_accumulate(Context& ctx, const Tensor& grad, const Tensor& partials);
-void gradient_norm_finish(Context& ctx, const Tensor& partials, const Tensor& state);
 void adamw_update(Context& ctx, const AdamW& args);
+void round_weights(Context& ctx, const RoundWeights& args);
 }  // namespace sfa::cuda_ops

@@ -5,6 +5,18 @@
 #include "core/observer.h"
 
 namespace sfa {
+namespace {
+
+bool finite_sum(Context& ctx, const Tensor& partials) {
+  std::vector<double> sums(kNormPartials);
+  ctx.copy(sums.data(), Device::cpu, partials.data, partials.device, sums.size() * sizeof(double));
+  ctx.synchronize();
+  double total = 0;
+  for (double s : sums) total += s;
+  return std::isfinite(total);
+}
+
+}  // namespace
 
 ParameterBuffers plan_parameters(const ParameterArenas& arenas, const ParameterList& list, DType dtype,
                                  DType grad_dtype, bool separate_master) {
@@ -22,31 +34,59 @@ ParameterBuffers plan_parameters(const ParameterArenas& arenas, const ParameterL
 Optimizer::Optimizer(const ParameterList& list, const ParameterBuffers& buffers, OptimizerOptions options, Arena& arena)
     : buffers_(buffers), options_(options) {
   for (const Parameter& p : list.all()) {
+    spans_host_.insert(spans_host_.end(), {p.offset, p.numel()});
     if (ranges_.empty() || ranges_.back().decay != p.decay) {
       if (!ranges_.empty()) ranges_.back().count = p.offset - ranges_.back().begin;
       ranges_.push_back({p.offset, 0, p.decay});
     }
   }
   if (!ranges_.empty()) ranges_.back().count = list.flat_size() - ranges_.back().begin;
+  const auto parameters = static_cast<std::int64_t>(list.all().size());
   state_ = arena.take(DType::u8, {static_cast<std::int64_t>(sizeof(StepState))});
+  guard_ = arena.take(DType::u8, {static_cast<std::int64_t>(sizeof(GuardState))});
+  if (options_.guard_window > 0) window_ = arena.take(DType::f32, {2, options_.guard_window});
   partials_ = arena.take(DType::i64, {kNormPartials});
+  if (options_.noise.batch > 0) small_partials_ = arena.take(DType::i64, {kNormPartials});
+  spans_ = arena.take(DType::i64, {parameters, 2});
+  sums_ = arena.take(DType::i64, {parameters, kLocateParts});
 }
 
-void Optimizer::step(Context& ctx, std::int64_t step, float lr) {
+void Optimizer::measure_small_batch(Context& ctx) {
+  if (small_partials_.empty()) return;
+  ctx.zero(small_partials_);
+  gradient_norm_accumulate(ctx, buffers_.gradients, small_partials_);
+}
+
+void Optimizer::locate(Context& ctx) {
+  if (!spans_uploaded_) {
+    ctx.copy(spans_.data, spans_.device, spans_host_.data(), Device::cpu, spans_host_.size() * sizeof(std::int64_t));
+    spans_uploaded_ = true;
+  }
+  locate_gradient(ctx, {buffers_.gradients, spans_, sums_, state_, guard_});
+}
+
+void Optimizer::step(Context& ctx, std::int64_t step, float lr, const StepLoss& loss) {
   StepState state;
-  const double t = static_cast<double>(step);
   state.lr = lr;
-  state.correction1 = static_cast<float>(1.0 / (1.0 - std::pow(static_cast<double>(options_.beta1), t)));
-  state.correction2 = static_cast<float>(1.0 / (1.0 - std::pow(static_cast<double>(options_.beta2), t)));
   state.max_norm = options_.max_norm;
+  state.loss_scale = loss.scale;
+  state.step = step;
   ctx.copy(state_.data, state_.device, &state, Device::cpu, sizeof(StepState));
   {
     const OpScope scope(
         ctx, [&] { return OpWork{.kind = "gradient norm", .shape = "", .bytes = bytes_of({buffers_.gradients})}; });
     ctx.zero(partials_);
     gradient_norm_accumulate(ctx, buffers_.gradients, partials_);
-    gradient_norm_finish(ctx, partials_, state_);
+    decide_step(ctx, {.partials = partials_,
+                      .loss = loss.total,
+                      .state = state_,
+                      .guard = guard_,
+                      .window = window_,
+                      .small_partials = small_partials_,
+                      .rule = {options_.guard, options_.noise, options_.beta1, options_.beta2}});
+    locate(ctx);
   }
+  const bool no_master = options_.stochastic_rounding && buffers_.master.data == buffers_.params.data;
   const OpScope scope(ctx, [&] {
     const ParameterBuffers& b = buffers_;
     return OpWork{.kind = "adamw",
@@ -55,17 +95,22 @@ void Optimizer::step(Context& ctx, std::int64_t step, float lr) {
                            (b.params.data == b.master.data ? 0 : bytes_of({b.params}))};
   });
   for (const Range& r : ranges_) {
-    const auto part = [&](const Tensor& t2) { return t2.slice(0, r.begin, r.count); };
+    const auto part = [&](const Tensor& t) { return t.empty() ? Tensor{} : t.slice(0, r.begin, r.count); };
     adamw_update(ctx, {.beta1 = options_.beta1,
                        .beta2 = options_.beta2,
                        .eps = options_.epsilon,
                        .weight_decay = r.decay ? options_.weight_decay : 0.0f,
                        .grad = part(buffers_.gradients),
-                       .master = part(buffers_.master),
+                       .master = no_master ? Tensor{} : part(buffers_.master),
                        .m = part(buffers_.m),
                        .v = part(buffers_.v),
                        .param = part(buffers_.params),
-                       .state = state_});
+                       .state = state_,
+                       .ema = part(buffers_.ema),
+                       .ema_decay = options_.ema_decay,
+                       .stochastic = options_.stochastic_rounding,
+                       .seed = options_.seed,
+                       .first = r.begin});
   }
 }
 
@@ -74,6 +119,41 @@ StepState Optimizer::read_state(Context& ctx) const {
   ctx.copy(&state, Device::cpu, state_.data, state_.device, sizeof(StepState));
   ctx.synchronize();
   return state;
+}
+
+GuardState Optimizer::read_guard(Context& ctx) const {
+  GuardState guard;
+  ctx.copy(&guard, Device::cpu, guard_.data, guard_.device, sizeof(GuardState));
+  ctx.synchronize();
+  return guard;
+}
+
+std::vector<float> Optimizer::read_window(Context& ctx) const {
+  std::vector<float> window(window_.empty() ? 0 : static_cast<std::size_t>(window_.numel()));
+  ctx.copy(window.data(), Device::cpu, window_.data, guard_.device, window.size() * sizeof(float));
+  ctx.synchronize();
+  return window;
+}
+
+void Optimizer::write_guard(Context& ctx, const GuardState& guard, const std::vector<float>& window) const {
+  require(window.size() == (window_.empty() ? 0 : static_cast<std::size_t>(window_.numel())),
+          "internal error: a guard's window of {} values", window.size());
+  ctx.copy(guard_.data, guard_.device, &guard, Device::cpu, sizeof(GuardState));
+  ctx.copy(window_.data, guard_.device, window.data(), Device::cpu, window.size() * sizeof(float));
+  ctx.synchronize();
+}
+
+// The square of a finite float is finite in double, and so is the sum of any number of them.
+bool Optimizer::all_finite(Context& ctx) const {
+  ctx.zero(partials_);
+  for (const Tensor* t : {&buffers_.master, &buffers_.m, &buffers_.v, &buffers_.ema})
+    if (!t->empty()) gradient_norm_accumulate(ctx, *t, partials_);
+  return finite_sum(ctx, partials_);
+}
+
+void Optimizer::publish(Context& ctx, const Tensor& from, const Tensor& to) const {
+  const std::int64_t update = options_.stochastic_rounding ? read_guard(ctx).updates : 0;
+  round_weights(ctx, {from, to, options_.stochastic_rounding, options_.seed, update});
 }
 
 }  // namespace sfa

@@ -89,4 +89,34 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::string& spec) {
       spec);
 }
 
+std::unique_ptr<Tokenizer> find_tokenizer(const std::string& hash, const std::vector<std::string>& places,
+                                          const std::string& advice) {
+  std::string seen, before;
+  for (const std::string& place : places) {
+    if (place.empty() || place == before) continue;
+    before = place;
+    std::string what = "is not there";
+    std::error_code error;
+    if (place == "bytes" || fs::exists(place, error)) {
+      try {
+        auto tokenizer = load_tokenizer(place);
+        if (hash.size() != tokenizer->hash().size() || hash == tokenizer->hash()) return tokenizer;
+        what = "is another one";
+      } catch (const Error& damaged) {
+        what = damaged.what();
+      }
+    }
+    seen += fmt::format("{}{} {}", seen.empty() ? "" : ", ", place, what);
+  }
+  fail("the tokenizer of the training data was not found ({}); {}", seen, advice);
+}
+
+std::vector<std::string> tokenizer_files(const std::string& spec) {
+  if (spec == "bytes") return {};
+  if (fs::exists(inside(spec, "tokenizer.json"))) return {inside(spec, "tokenizer.json")};
+  if (fs::exists(inside(spec, "vocab.json"))) return {inside(spec, "vocab.json"), inside(spec, "merges.txt")};
+  if (fs::path(spec).filename() == "vocab.json") return {spec, beside(spec, "merges.txt")};
+  return {spec};
+}
+
 }  // namespace sfa

@@ -59,4 +59,12 @@ class Tokenizer {
 /// its name. Throws Error with one sentence when the file is missing, damaged or of an unknown kind.
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& spec);
 
+/// The tokenizer with `hash` (any when it is no hash of a tokenizer: llm.c's files have none) at the first of `places`
+/// that has it. Throws Error that names all of them when none has; `advice` ends the sentence.
+std::unique_ptr<Tokenizer> find_tokenizer(const std::string& hash, const std::vector<std::string>& places,
+                                          const std::string& advice);
+
+/// The files that load_tokenizer(spec) reads; none for "bytes". Copied into one folder they are found by their names.
+std::vector<std::string> tokenizer_files(const std::string& spec);
+
 }  // namespace sfa

@@ -20,14 +20,13 @@ std::string text(std::size_t bytes) {
   return bytes_text(static_cast<double>(bytes));
 }
 
-// Copies in host memory. Initial weights are made there, rounded there, and given back; from the first checkpoint in
-// the background on a copy of masters and moments stays.
+// Copies in host memory. Initial weights are made there and given back; from the first checkpoint in the background on
+// a copy in f32 of masters, moments and averages stays.
 std::vector<MemoryPart> host_copies(const Config& config, const TrainingMemory& memory) {
   const ParameterBuffers& b = memory.buffers;
-  const auto bytes = [](const Tensor& t) { return static_cast<std::size_t>(t.bytes()); };
-  std::size_t initial = bytes(b.master);
-  if (b.params.dtype != DType::f32 || memory.round_bf16) initial += bytes(b.master) + bytes(b.params);
-  const std::size_t copy = config.checkpoint.background ? bytes(b.master) + bytes(b.m) + bytes(b.v) : 0;
+  const std::size_t initial = static_cast<std::size_t>(b.master.numel()) * sizeof(float);
+  const std::size_t copies = b.ema.empty() ? 3 : 4;
+  const std::size_t copy = config.checkpoint.background ? copies * initial : 0;
   if (copy >= initial) return {{"copy for checkpoints", copy}};
   return {{"initial weights", initial}};
 }

@@ -17,7 +17,17 @@ std::optional<std::int64_t> metrics_step(const nlohmann::json& object) {
   return step;
 }
 
-MetricsFile::MetricsFile(std::filesystem::path file, std::int64_t last_step) : path_(std::move(file)) {
+namespace {
+
+bool of_later_rollback(const nlohmann::json& object, std::int64_t rollbacks) {
+  const auto it = object.find("rollback");
+  return it != object.end() && it->is_number() && it->get<double>() > static_cast<double>(rollbacks);
+}
+
+}  // namespace
+
+MetricsFile::MetricsFile(std::filesystem::path file, std::int64_t last_step, std::int64_t rollbacks)
+    : path_(std::move(file)) {
   std::vector<std::string> kept;
   bool dropped = false;
   {
@@ -25,7 +35,7 @@ MetricsFile::MetricsFile(std::filesystem::path file, std::int64_t last_step) : p
     for (std::string line; std::getline(in, line);) {
       const nlohmann::json object = nlohmann::json::parse(line, nullptr, false);
       const auto step = metrics_step(object);
-      if (step && *step <= last_step)
+      if (step && *step <= last_step && !of_later_rollback(object, rollbacks))
         kept.push_back(line);
       else
         dropped = true;
@@ -49,8 +59,9 @@ void MetricsFile::write(const nlohmann::ordered_json& object) {
   require(out_.good(), "{}: can't be written; is the disk full?", path_.string());
 }
 
-RunMetrics::RunMetrics(const std::filesystem::path& folder, std::int64_t last_step, bool tensorboard)
-    : lines_(folder / "metrics.jsonl", last_step) {
+RunMetrics::RunMetrics(const std::filesystem::path& folder, std::int64_t last_step, bool tensorboard,
+                       std::int64_t rollbacks)
+    : lines_(folder / "metrics.jsonl", last_step, rollbacks) {
   if (tensorboard) events_.emplace(folder, last_step);
 }
 

@@ -12,6 +12,8 @@
 
 #include "checkpoint/checkpoint.h"
 #include "core/environment.h"
+#include "core/log.h"
+#include "tokenizer/tokenizer.h"
 
 namespace sfa {
 namespace fs = std::filesystem;
@@ -114,6 +116,25 @@ void describe_run(const RunFolder& folder, const Config& config, const std::stri
   run["started_unix"] =
       std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
   write_file_atomically(folder.path / "run.json", run.dump(2) + "\n");
+}
+
+void keep_tokenizer(const RunFolder& folder, const ShardSet& shards) {
+  const fs::path kept = folder.path / "tokenizer";
+  if (shards.tokenizer_name() == "bytes" || fs::exists(kept)) return;
+  std::unique_ptr<Tokenizer> tokenizer;
+  try {
+    tokenizer =
+        find_tokenizer(shards.tokenizer_hash(), shards.tokenizer_places(), "`sfa generate` will need --tokenizer");
+  } catch (const Error& error) {
+    spdlog::warn("{}", error.what());
+    return;
+  }
+  // Under another name until all files are there.
+  const fs::path unfinished = folder.path / "tokenizer.tmp";
+  fs::create_directories(unfinished);
+  for (const fs::path file : tokenizer_files(tokenizer->name()))
+    fs::copy_file(file, unfinished / file.filename(), fs::copy_options::overwrite_existing);
+  fs::rename(unfinished, kept);
 }
 
 }  // namespace sfa

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "config/config.h"
+#include "data/loader.h"
 
 namespace sfa {
 
@@ -30,6 +31,10 @@ void create_run_folder(const RunFolder& folder);
 /// Writes config.yaml and run.json (device, dtype, build with git revision, machine, time) whole or not at all.
 void describe_run(const RunFolder& folder, const Config& config, const std::string& device_name,
                   const std::string& dtype);
+
+/// Copies the files of the training data's tokenizer to `tokenizer/` in the run's folder, where they are not there yet,
+/// so that the run can be used wherever it is moved. Where they can't be found a line of the log says so.
+void keep_tokenizer(const RunFolder& folder, const ShardSet& shards);
 
 /// Writes a small file under a temporary name, syncs and renames it.
 void write_file_atomically(const std::filesystem::path& file, const std::string& text);

@@ -4,8 +4,8 @@
 
 #include <csignal>
 
+#include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <optional>
 #include <utility>
 
@@ -14,6 +14,7 @@
 #include "core/log.h"
 #include "core/progress.h"
 #include "eval/loaded_model.h"
+#include "train/guard_watch.h"
 #include "train/metrics.h"
 #include "train/products_file.h"
 #include "train/run_folder.h"
@@ -36,7 +37,7 @@ extern "C" void on_stop(int signal) {
 
 class Run {
  public:
-  Run(Config config, const MemoryLimits& limits);
+  Run(Config config, const MemoryLimits& limits, const TrainHooks& hooks);
   int go();
 
  private:
@@ -45,20 +46,33 @@ class Run {
   void validate(std::int64_t done);
   void save(std::int64_t done);
   void report_saved();
-  void log_step(std::int64_t done, const StepState& state, double loss);
+  void log_step(std::int64_t done);
+  void load(const std::filesystem::path& checkpoint);
+  void open_loader();
+  void clear_bar() {
+    if (bar_) bar_->finish();
+  }
+  bool look_at_guard(bool wait);
+  void note(const GuardEvent& event);
+  void roll_back(const GuardEvent& event);
 
+  const TrainHooks& hooks_;
   Config config_;
   ShardSet shards_;
   TrainingState state_;
   StepProfiler profiler_{state_.context(), config_.train.profile_steps};
   RunFolder folder_;
   std::int64_t step_ = 0;         // optimizer steps done
-  std::int64_t next_sample_ = 0;  // place in the data
+  std::int64_t next_sample_ = 0;  // place in the data at which the loader was opened,
+  std::int64_t opened_step_ = 0;  // and the step
+  std::int64_t rollbacks_ = 0;    // of the whole run
   std::unique_ptr<Loader> loader_;
   std::unique_ptr<ValidationSet> validation_;
   std::unique_ptr<RunMetrics> metrics_;
+  std::unique_ptr<GuardWatch> watch_;
   std::unique_ptr<BackgroundCheckpoint> background_;
-  bool saving_ = false;  // a checkpoint in the background has not been reported yet
+  bool saving_ = false;          // a checkpoint in the background has not been reported yet
+  std::optional<Progress> bar_;  // on a terminal
   Clock::time_point interval_start_ = Clock::now();
   std::int64_t interval_steps_ = 0;
   double tokens_per_second_ = 0;
@@ -78,8 +92,9 @@ std::vector<std::string> data_paths(const std::string& pattern) {
   return {pattern};
 }
 
-Run::Run(Config config, const MemoryLimits& limits)
-    : config_(std::move(config)),
+Run::Run(Config config, const MemoryLimits& limits, const TrainHooks& hooks)
+    : hooks_(hooks),
+      config_(std::move(config)),
       shards_(data_paths(config_.data.train)),
       state_((config_ = with_vocabulary(config_, shards_)), choose_device(config_.device), limits) {
   // Everything that can be refused is refused before the run's folder is touched.
@@ -102,6 +117,25 @@ Run::Run(Config config, const MemoryLimits& limits)
     state_.initialize(static_cast<std::uint64_t>(config_.seed));
   else
     resume();
+  open_loader();
+  watch_ = std::make_unique<GuardWatch>(state_.context(), state_.optimizer());
+  watch_->restart(state_.context());
+  create_run_folder(folder_);
+  describe_run(folder_, config_, state_.context().device_name(),
+               std::string(name_of(state_.context().round_bf16 ? DType::bf16 : state_.model().dtype())));
+  log_to_file(folder_.path / "train.log");
+  keep_tokenizer(folder_, shards_);
+  if (config_.checkpoint.background) {
+    const KeepRules keep{static_cast<int>(config_.checkpoint.keep_last), config_.checkpoint.keep_every};
+    const Device device = state_.context().device();
+    background_ = std::make_unique<BackgroundCheckpoint>(
+        folder_.path, keep, [device](std::size_t bytes) { return transfer_memory(device, bytes); });
+  }
+  metrics_ = std::make_unique<RunMetrics>(folder_.path, step_, config_.train.tensorboard, rollbacks_);
+}
+
+void Run::open_loader() {
+  const DataConfig& d = config_.data;
   loader_ = std::make_unique<Loader>(LoaderOptions{.paths = {d.train},
                                                    .split = Split::train,
                                                    .seq_len = static_cast<int>(d.seq_len),
@@ -111,17 +145,7 @@ Run::Run(Config config, const MemoryLimits& limits)
                                                    .start_sample = next_sample_,
                                                    .shuffle = d.shuffle,
                                                    .document_mask = d.document_mask});
-  create_run_folder(folder_);
-  describe_run(folder_, config_, state_.context().device_name(),
-               std::string(name_of(state_.context().round_bf16 ? DType::bf16 : state_.model().dtype())));
-  log_to_file(folder_.path / "train.log");
-  if (config_.checkpoint.background) {
-    const KeepRules keep{static_cast<int>(config_.checkpoint.keep_last), config_.checkpoint.keep_every};
-    const Device device = state_.context().device();
-    background_ = std::make_unique<BackgroundCheckpoint>(
-        folder_.path, keep, [device](std::size_t bytes) { return transfer_memory(device, bytes); });
-  }
-  metrics_ = std::make_unique<RunMetrics>(folder_.path, step_, config_.train.tensorboard);
+  opened_step_ = step_;
 }
 
 // The part of a configuration that decides the meaning of the weights and of the place in the data.
@@ -148,24 +172,47 @@ void Run::resume() {
   require(saved_state.value("tokenizer_hash", "") == shards_.tokenizer_hash(),
           "{}: was trained on data of another tokenizer ({}) than {} has ({})", folder_.checkpoint.string(),
           saved_state.value("tokenizer", "unknown"), shards_.describe(), shards_.tokenizer_name());
-  Context& ctx = state_.context();
-  const ParameterList& list = state_.model().parameters();
-  read_parameters(ctx, reader, list, "param", state_.buffers().master);
-  read_parameters(ctx, reader, list, "adam_m", state_.buffers().m);
-  read_parameters(ctx, reader, list, "adam_v", state_.buffers().v);
-  state_.publish_weights();
-  step_ = reader.step();
+  load(folder_.checkpoint);
   next_sample_ = saved_state.at("next_sample").get<std::int64_t>();
+  rollbacks_ = saved_state.value("rollbacks", std::int64_t{0});
   restore_products(state_.context(), folder_.path);
   spdlog::info("resuming {} at step {}", folder_.checkpoint.string(), step_);
+}
+
+// Weights, moments, average, guard and step; the place in the data is the caller's.
+void Run::load(const std::filesystem::path& checkpoint) {
+  CheckpointReader reader(checkpoint);
+  Context& ctx = state_.context();
+  const ParameterList& list = state_.model().parameters();
+  const ParameterBuffers& buffers = state_.buffers();
+  read_parameters(ctx, reader, list, "param", buffers.master);
+  read_parameters(ctx, reader, list, "adam_m", buffers.m);
+  read_parameters(ctx, reader, list, "adam_v", buffers.v);
+  const bool averaged = reader.tensors().contains("ema/" + list.all().front().name);
+  if (!buffers.ema.empty() && averaged) read_parameters(ctx, reader, list, "ema", buffers.ema);
+  if (!buffers.ema.empty() && !averaged) {
+    spdlog::info("{}: has no average of the weights; it begins here", checkpoint.string());
+    state_.reset_average();
+  }
+  const SavedGuard guard =
+      parse_guard(reader.state(), reader.step(), state_.optimizer().options().guard_window, checkpoint.string());
+  state_.optimizer().write_guard(ctx, guard.state, guard.window);
+  state_.publish_weights();
+  step_ = reader.step();
 }
 
 void Run::save(std::int64_t done) {
   Context& ctx = state_.context();
   const ParameterList& list = state_.model().parameters();
   const ParameterBuffers& buffers = state_.buffers();
+  const std::string spoilt = state_.first_not_finite();
+  require(spoilt.empty(), "step {}: '{}' is not finite; it is not saved, the last checkpoint stays the last good one",
+          done, spoilt);
+  const GuardState& guard = watch_->state();
   const nlohmann::json state = {{"step", done},
                                 {"next_sample", loader_->next_sample()},
+                                {"rollbacks", rollbacks_},
+                                {"guard", guard_json(guard, state_.optimizer().read_window(ctx))},
                                 {"seed", config_.seed},
                                 {"arch", config_.model.arch},
                                 {"tokenizer", shards_.tokenizer_name()},
@@ -177,6 +224,7 @@ void Run::save(std::int64_t done) {
     copy_parameters(ctx, *background_, list, "param", buffers.master);
     copy_parameters(ctx, *background_, list, "adam_m", buffers.m);
     copy_parameters(ctx, *background_, list, "adam_v", buffers.v);
+    if (!buffers.ema.empty()) copy_parameters(ctx, *background_, list, "ema", buffers.ema);
     ctx.synchronize();
     background_->start(done, state, dump_config(config_));
     saving_ = true;
@@ -186,6 +234,7 @@ void Run::save(std::int64_t done) {
   add_parameters(ctx, writer, list, "param", buffers.master);
   add_parameters(ctx, writer, list, "adam_m", buffers.m);
   add_parameters(ctx, writer, list, "adam_v", buffers.v);
+  if (!buffers.ema.empty()) add_parameters(ctx, writer, list, "ema", buffers.ema);
   const auto folder = writer.publish({writer.finish_file()}, state, dump_config(config_));
   prune_checkpoints(folder_.path, static_cast<int>(config_.checkpoint.keep_last), config_.checkpoint.keep_every);
   spdlog::info("saved {}", folder.string());
@@ -203,29 +252,108 @@ void Run::train_step(std::int64_t step) {
   const float loss_scale = 1.0f / static_cast<float>(targets);
   profiler_.before(step + 1);
   state_.begin_step(ctx);
+  const std::int64_t first_sample = loader_->next_sample();
   for (int m = 0; m < loader_->micro_steps(); ++m) state_.micro_step(ctx, loader_->next(), loss_scale);
+  if (hooks_.before_update) hooks_.before_update(state_, step + 1, first_sample);
   state_.update(ctx, step);
+  watch_->after_step(ctx);
   profiler_.after(step + 1);
   ++interval_steps_;
 }
 
-void Run::log_step(std::int64_t done, const StepState& state, double loss) {
+// One line for each update that was left out; acts on what halted the device. True when the run went back.
+bool Run::look_at_guard(bool wait) {
+  for (const GuardEvent& e : watch_->news(state_.context(), wait)) {
+    if (e.action == GuardAction::rollback && rollbacks_ < config_.train.guard.max_rollbacks) {
+      roll_back(e);
+      return true;
+    }
+    note(e);
+  }
+  return false;
+}
+
+void Run::note(const GuardEvent& e) {
+  clear_bar();
+  const ParameterList& list = state_.model().parameters();
+  const std::string what = fmt::format("step {}: {}", e.step, describe(e, list, config_.train.guard.window));
+  metrics_->write({{"step", e.step},
+                   {"guard/cause", name_of(e.cause)},
+                   {"guard/action", name_of(e.action)},
+                   {"guard/tensor", tensor_of(e, list)},
+                   {"guard/loss", e.loss},
+                   {"guard/grad_norm", e.grad_norm}});
+  if (e.action == GuardAction::skip) {
+    spdlog::warn("{}; the update was left out ({} in a row)", what, e.in_a_row);
+    return;
+  }
+  report_saved();
+  const auto all = list_checkpoints(folder_.path);
+  const std::string kept =
+      all.empty() ? "there is no checkpoint yet" : "the last good checkpoint is " + all.back().string();
+  const GuardConfig& g = config_.train.guard;
+  require(e.action != GuardAction::rollback, "{}; the run went back {} times already (train.guard.max_rollbacks); {}",
+          what, g.max_rollbacks, kept);
+  require(e.in_a_row <= g.max_skips, "{}; {} updates in a row were left out (train.guard.max_skips = {}); {}", what,
+          e.in_a_row, g.max_skips, kept);
+  fail("{}; the run stops (train.guard); {}", what, kept);
+}
+
+// Back to the last good checkpoint (or the beginning), on with the data behind that of the event's step. Everything
+// that is decided here follows from the checkpoint and the step, so that a run that is killed and resumed does it
+// again.
+void Run::roll_back(const GuardEvent& e) {
+  clear_bar();
+  report_saved();
+  const ParameterList& list = state_.model().parameters();
+  const auto all = list_checkpoints(folder_.path);
+  next_sample_ += (e.step - opened_step_) * config_.data.batch_size;
+  ++rollbacks_;
+  if (all.empty()) {
+    state_.initialize(static_cast<std::uint64_t>(config_.seed));
+    step_ = 0;
+  } else {
+    load(all.back());
+  }
+  watch_->restart(state_.context());
+  open_loader();
+  metrics_.reset();
+  metrics_ = std::make_unique<RunMetrics>(folder_.path, step_, config_.train.tensorboard, rollbacks_ - 1);
+  metrics_->write({{"step", step_},
+                   {"rollback", rollbacks_},
+                   {"guard/cause", name_of(e.cause)},
+                   {"guard/action", "rollback"},
+                   {"guard/from_step", e.step},
+                   {"guard/tensor", tensor_of(e, list)},
+                   {"guard/next_sample", next_sample_}});
+  spdlog::warn("step {}: {}; back to {}, and on with the data after that step (rollback {} of {})", e.step,
+               describe(e, list, config_.train.guard.window), all.empty() ? "the beginning" : all.back().string(),
+               rollbacks_, config_.train.guard.max_rollbacks);
+  interval_start_ = Clock::now();
+  interval_steps_ = 0;
+}
+
+// Called when the host has heard of every step so far.
+void Run::log_step(std::int64_t done) {
+  const StepState state = state_.optimizer().read_state(state_.context());
   const double elapsed = milliseconds_since(interval_start_), steps = static_cast<double>(interval_steps_);
   const double tokens = static_cast<double>(config_.data.batch_size * config_.data.seq_len);
   const double step_ms = elapsed / steps, data_ms = loader_->take_wait_ms() / steps;
   tokens_per_second_ = tokens / step_ms * 1000.0;
-  metrics_->write({{"step", done},
-                   {"train/loss", loss},
-                   {"lr", state_.schedule().at(done - 1)},
-                   {"grad_norm", state.grad_norm},
-                   {"tokens_per_sec", tokens_per_second_},
-                   {"step_ms", step_ms},
-                   {"data_ms", data_ms}});
-  spdlog::info("step {}/{}  train/loss {:.4f}  lr {:.3g}  grad_norm {:.3f}  {:.1f} ms/step  {:.0f} tok/s", done,
-               config_.train.max_steps, loss, state_.schedule().at(done - 1), state.grad_norm, step_ms,
-               tokens_per_second_);
-  require(std::isfinite(loss), "step {}: the loss is {}; the last checkpoint is the state before it", done, loss);
-  if (state.skip != 0) spdlog::warn("step {}: the gradient is not finite; its update was left out", done);
+  nlohmann::ordered_json line = {{"step", done},
+                                 {"train/loss", state.loss},
+                                 {"lr", state_.schedule().at(done - 1)},
+                                 {"grad_norm", state.grad_norm},
+                                 {"tokens_per_sec", tokens_per_second_},
+                                 {"step_ms", step_ms},
+                                 {"data_ms", data_ms},
+                                 {"skipped_steps", watch_->state().skipped}};
+  const double noise = noise_scale(watch_->state());
+  if (noise > 0) line["noise_scale"] = noise;
+  metrics_->write(line);
+  spdlog::info("step {}/{}  train/loss {:.4f}  lr {:.3g}  grad_norm {:.3f}  {:.1f} ms/step  {:.0f} tok/s{}", done,
+               config_.train.max_steps, state.loss, state_.schedule().at(done - 1), state.grad_norm, step_ms,
+               tokens_per_second_, noise > 0 ? fmt::format("  noise_scale {:.3g}", noise) : "");
   interval_start_ = Clock::now();
   interval_steps_ = 0;
 }
@@ -242,10 +370,21 @@ void Run::validate(std::int64_t done) {
                           },
                           &state_};
   const PerplexityResult r = evaluate_perplexity(run, *validation_);
+  PerplexityResult average;
+  if (config_.train.ema_validation) {
+    state_.use_average(true);
+    average = evaluate_perplexity(run, *validation_);
+    state_.use_average(false);
+  }
   nlohmann::ordered_json object = {{"step", done}, {"val/loss", r.loss}, {"val/ppl", r.perplexity}};
   if (r.bits_per_byte > 0) object["val/bits_per_byte"] = r.bits_per_byte;
+  if (average.tokens > 0) {
+    object["val/ema_loss"] = average.loss;
+    object["val/ema_ppl"] = average.perplexity;
+  }
   metrics_->write(object);
-  spdlog::info("step {}  val/loss {:.4f}  val/ppl {:.3f}  ({} tokens)", done, r.loss, r.perplexity, r.tokens);
+  spdlog::info("step {}  val/loss {:.4f}  val/ppl {:.3f}{}  ({} tokens)", done, r.loss, r.perplexity,
+               average.tokens > 0 ? fmt::format("  val/ema_loss {:.4f}", average.loss) : "", r.tokens);
   interval_start_ += Clock::now() - started;  // validation is not training time
 }
 
@@ -264,36 +403,28 @@ int Run::go() {
   std::signal(SIGINT, on_stop);
   std::signal(SIGTERM, on_stop);
   // On a terminal a bar stands below the lines; elsewhere the lines are enough.
-  std::optional<Progress> bar;
-  if (isatty(STDERR_FILENO) == 1) bar.emplace("train", static_cast<std::uint64_t>(last - step_));
+  if (isatty(STDERR_FILENO) == 1) bar_.emplace("train", static_cast<std::uint64_t>(last - step_));
   const std::int64_t first = step_;
-  const auto clear = [&] {
-    if (bar) bar->finish();
-  };
   interval_start_ = Clock::now();
   while (step_ < last) {
     train_step(step_);
     const std::int64_t done = ++step_;
     if (done == first + 1) keep_products(state_.context(), folder_.path);
     const bool stop = stop_signal != 0, end = done == last;
-    if (done % config_.train.log_every == 0 || end || stop) {
-      const StepState state = state_.optimizer().read_state(state_.context());
-      clear();
-      log_step(done, state, state_.step_loss(state_.context(), config_.data.batch_size * config_.data.seq_len));
-    }
     const auto due = [&](std::int64_t every) { return end || (every > 0 && done % every == 0); };
-    if (due(config_.train.eval_every) && !stop) {
-      clear();
-      validate(done);
-    }
-    if (due(config_.checkpoint.every) || stop) {
-      clear();
+    const bool log = due(config_.train.log_every) || stop, save_now = due(config_.checkpoint.every) || stop;
+    const bool validate_now = due(config_.train.eval_every) && !stop;
+    if (log || save_now || validate_now) clear_bar();
+    if (look_at_guard(log || save_now || validate_now)) continue;
+    if (log) log_step(done);
+    if (validate_now) validate(done);
+    if (save_now) {
       const auto started = Clock::now();
       save(done);
       interval_start_ += Clock::now() - started;
     }
     if (saving_ && (stop || end || !background_->writing())) {
-      clear();
+      clear_bar();
       report_saved();
     }
     if (stop) {
@@ -301,17 +432,17 @@ int Run::go() {
                    last);
       return 0;
     }
-    if (bar)
-      bar->update(static_cast<std::uint64_t>(done - first),
-                  fmt::format("step {}/{}  {:.0f} tok/s", done, last, tokens_per_second_));
+    if (bar_)
+      bar_->update(static_cast<std::uint64_t>(std::max<std::int64_t>(0, done - first)),
+                   fmt::format("step {}/{}  {:.0f} tok/s", done, last, tokens_per_second_));
   }
   return 0;
 }
 
 }  // namespace
 
-int train(Config config, const MemoryLimits& limits) {
-  return Run(std::move(config), limits).go();
+int train(Config config, const MemoryLimits& limits, const TrainHooks& hooks) {
+  return Run(std::move(config), limits, hooks).go();
 }
 
 }  // namespace sfa

@@ -2,11 +2,12 @@
 // checkpoints.
 //
 // A run can be stopped at any moment and goes on bit for bit: everything that a step depends on is in the newest
-// checkpoint (weights, moments, step, place in the data) or a pure function of the configuration and the step (learning
-// rate, random numbers).
+// checkpoint (weights, moments, guard, step, place in the data) or a pure function of the configuration and the step
+// (learning rate, random numbers).
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -24,7 +25,7 @@ class TrainingState {
   /// Plans the memory and allocates it. Throws Error, with nothing allocated, when it is more than there is.
   TrainingState(const Config& config, Device device, const MemoryLimits& limits = {});
 
-  /// Seeded initial weights, zero moments.
+  /// Seeded initial weights, zero moments, a guard that has seen nothing.
   void initialize(std::uint64_t seed);
 
   /// Zeroes gradients and losses for a new optimizer step.
@@ -34,17 +35,24 @@ class TrainingState {
   void micro_step(Context& ctx, const Batch& batch, float loss_scale);
   /// Clips and updates; `step` counts from 0.
   void update(Context& ctx, std::int64_t step);
-  /// Mean loss of the step (waits for the device). `targets` counts those of the whole step.
-  double step_loss(Context& ctx, std::int64_t targets) const;
-
   [[nodiscard]] Context& context() { return *context_; }
   [[nodiscard]] Model& model() { return *memory_.model; }
   [[nodiscard]] ModelArenas& arenas() { return memory_.arenas; }
   [[nodiscard]] const ParameterBuffers& buffers() const { return memory_.buffers; }
   [[nodiscard]] const Optimizer& optimizer() const { return *memory_.optimizer; }
+  /// [1] i64, the bits of a double: the sum of the step's losses so far.
+  [[nodiscard]] const Tensor& loss_total() const { return memory_.io.loss_total; }
   [[nodiscard]] const Schedule& schedule() const { return schedule_; }
-  /// Rounds the weights that the model uses from the f32 masters (after those were read from a checkpoint).
+  /// Rounds the weights that the model uses from the f32 masters, as the last update did (after masters and guard were
+  /// read from a checkpoint).
   void publish_weights();
+  /// The running average begins again from the weights.
+  void reset_average();
+  /// Lets the model compute with the average of the weights (train.ema_validation), or with the weights again.
+  void use_average(bool average);
+  /// "adam_v/wte.weight": the first tensor of the state that holds NaN or infinity; empty when all is finite (waits for
+  /// the device).
+  std::string first_not_finite();
   /// Uploads a host batch; valid until the next call.
   ModelInput upload(Context& ctx, const Batch& batch);
   [[nodiscard]] const Tensor& losses() const { return memory_.io.losses; }
@@ -53,15 +61,27 @@ class TrainingState {
  private:
   std::unique_ptr<Context> context_;
   TrainingMemory memory_;
+  void set_weights(const Tensor& flat);
+
   Schedule schedule_;
   // The micro-step as a CUDA graph, for the one loss_scale of the run; null until it is recorded.
   bool graphs_ = false, warm_ = false;
   std::shared_ptr<void> graph_;
   float graph_scale_ = 0;
+  template <class Work>
+  bool replayed(Context& ctx, float loss_scale, Work&& work);
+  double targets_ = 1;  // of a step
+  int micro_steps_ = 0;
+};
+
+/// For tests: looks at, or spoils, what a step has computed before the optimizer sees it.
+struct TrainHooks {
+  /// `step` from 1; `first_sample` of the step's batches.
+  std::function<void(TrainingState& state, std::int64_t step, std::int64_t first_sample)> before_update;
 };
 
 /// Runs or resumes what `config` describes. Returns the process's exit code: 0 also when a signal stopped it after a
 /// checkpoint. A run that needs more memory than `limits` is refused before anything is allocated or written.
-int train(Config config, const MemoryLimits& limits = {});
+int train(Config config, const MemoryLimits& limits = {}, const TrainHooks& hooks = {});
 
 }  // namespace sfa

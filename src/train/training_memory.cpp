@@ -10,6 +10,33 @@ DType storage_type(const Config& c, Device device) {
   return device == Device::cuda && wants_bf16(c.train.dtype, device) ? DType::bf16 : DType::f32;
 }
 
+GuardAction action_of(const std::string& name) {
+  if (name == "skip") return GuardAction::skip;
+  if (name == "stop") return GuardAction::stop;
+  return name == "rollback" ? GuardAction::rollback : GuardAction::off;
+}
+
+OptimizerOptions optimizer_options(const Config& config) {
+  const TrainConfig& t = config.train;
+  OptimizerOptions o{.beta1 = static_cast<float>(t.beta1),
+                     .beta2 = static_cast<float>(t.beta2),
+                     .epsilon = static_cast<float>(t.epsilon),
+                     .weight_decay = static_cast<float>(t.weight_decay),
+                     .max_norm = static_cast<float>(t.grad_clip)};
+  o.guard = {.nonfinite = action_of(t.guard.nonfinite),
+             .spike = action_of(t.guard.spike),
+             .loss_threshold = static_cast<float>(t.guard.loss_threshold),
+             .grad_norm_threshold = static_cast<float>(t.guard.grad_norm_threshold),
+             .max_skips = static_cast<std::int32_t>(t.guard.max_skips)};
+  o.guard_window = o.guard.spike == GuardAction::off ? 0 : t.guard.window;
+  const auto tokens = [&](std::int64_t rows) { return static_cast<double>(rows * config.data.seq_len); };
+  if (t.noise_scale) o.noise = {tokens(config.data.micro_batch_size), tokens(config.data.batch_size)};
+  o.ema_decay = static_cast<float>(t.ema_decay);
+  o.stochastic_rounding = t.stochastic_rounding;
+  o.seed = static_cast<std::uint64_t>(config.seed);
+  return o;
+}
+
 }  // namespace
 
 TrainingMemory::TrainingMemory(const Config& config, Device device)
@@ -23,6 +50,8 @@ TrainingMemory::TrainingMemory(const Config& config, Device device)
       batches_("batches", device) {
   require(device == Device::cuda || config.train.grad_dtype == "fp32",
           "train.grad_dtype: the CPU keeps gradients in fp32, '{}' is for GPUs", config.train.grad_dtype);
+  require(!config.train.stochastic_rounding || wants_bf16(config.train.dtype, device),
+          "train.stochastic_rounding: weights are fp32 on the {} unless train.dtype is bf16", name_of(device));
   plan();
   count_model(*model, arenas, config.data.micro_batch_size, config.data.seq_len, true);
 }
@@ -33,12 +62,12 @@ void TrainingMemory::plan() {
   const std::int64_t B = config_.data.micro_batch_size, T = config_.data.seq_len;
   const bool rounded = model->dtype() != DType::f32 || round_bf16;
   buffers = plan_parameters({weights_, gradients_, optimizer_memory_}, model->parameters(), model->dtype(),
-                            t.grad_dtype == "bf16" ? DType::bf16 : DType::f32, rounded);
+                            t.grad_dtype == "bf16" ? DType::bf16 : DType::f32, rounded && t.master_weights == "fp32");
+  const std::int64_t n = model->parameters().flat_size();
+  if (t.ema_decay > 0) buffers.ema = optimizer_memory_.take(DType::f32, {n});
+  if (t.ema_validation) ema_params = rounded ? weights_.take(model->dtype(), {n}) : buffers.ema;
   model->bind(buffers.params, buffers.gradients);
-  const OptimizerOptions options{static_cast<float>(t.beta1), static_cast<float>(t.beta2),
-                                 static_cast<float>(t.epsilon), static_cast<float>(t.weight_decay),
-                                 static_cast<float>(t.grad_clip)};
-  optimizer = std::make_unique<Optimizer>(model->parameters(), buffers, options, optimizer_memory_);
+  optimizer = std::make_unique<Optimizer>(model->parameters(), buffers, optimizer_options(config_), optimizer_memory_);
   io.tokens = batches_.take(DType::i32, {B, T});
   io.targets = batches_.take(DType::i32, {B, T});
   if (config_.data.document_mask) io.first_key = batches_.take(DType::i32, {B, T});

@@ -43,6 +43,7 @@ class TrainingMemory {
   std::unique_ptr<Model> model;
   ModelArenas arenas;
   ParameterBuffers buffers;
+  Tensor ema_params;  // train.ema_validation: the average as the model uses it
   std::unique_ptr<Optimizer> optimizer;
   Io io;
   /// CPU: the weights that the model uses are the masters rounded to bf16, and so is every element that an op stores.

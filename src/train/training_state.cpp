@@ -1,6 +1,8 @@
 // TrainingState of trainer.h: one optimizer step on the memory of a run.
 #include <algorithm>
+#include <cmath>
 
+#include "checkpoint/model_checkpoint.h"
 #include "core/build_config.h"
 #include "core/device_cuda.h"
 #include "core/observer.h"
@@ -29,40 +31,76 @@ TrainingState::TrainingState(const Config& config, Device device, const MemoryLi
   context_->round_bf16 = memory_.round_bf16;
   const TrainConfig& t = config.train;
   schedule_ = {t.schedule, t.lr, t.min_lr, t.warmup_steps, t.max_steps, t.decay_steps, t.decay_shape};
+  targets_ = static_cast<double>(config.data.batch_size * config.data.seq_len);
   require_memory(config, memory_, limits);
   memory_.bind();
   graphs_ = device == Device::cuda && t.cuda_graphs;
 }
 
 void TrainingState::initialize(std::uint64_t seed) {
-  const Buffer host(Device::cpu, static_cast<std::size_t>(memory_.buffers.master.bytes()), "initial weights");
-  const Tensor flat(host.data(), DType::f32, Device::cpu, {memory_.buffers.master.numel()});
+  const ParameterBuffers& b = memory_.buffers;
+  const Buffer host(Device::cpu, static_cast<std::size_t>(b.master.numel()) * sizeof(float), "initial weights");
+  const Tensor flat(host.data(), DType::f32, Device::cpu, {b.master.numel()});
   initialize_parameters(memory_.model->parameters(), seed, flat);
-  context_->copy(memory_.buffers.master.data, memory_.buffers.master.device, flat.data, Device::cpu,
-                 static_cast<std::size_t>(flat.bytes()));
-  context_->zero(memory_.buffers.m);
-  context_->zero(memory_.buffers.v);
+  set_weights(flat);
+  context_->zero(b.m);
+  context_->zero(b.v);
+  reset_average();
+  const std::int64_t window = memory_.optimizer->options().guard_window;
+  memory_.optimizer->write_guard(*context_, {}, std::vector<float>(static_cast<std::size_t>(2 * window)));
   publish_weights();
 }
 
-void TrainingState::publish_weights() {
-  if (memory_.buffers.params.data == memory_.buffers.master.data) return;
-  const std::size_t n = static_cast<std::size_t>(memory_.buffers.master.numel());
-  std::vector<float> host(n);
-  context_->copy(host.data(), Device::cpu, memory_.buffers.master.data, memory_.buffers.master.device,
-                 n * sizeof(float));
-  context_->synchronize();
-  if (memory_.buffers.params.dtype == DType::bf16) {
-    std::vector<std::uint16_t> rounded(n);
-    std::transform(host.begin(), host.end(), rounded.begin(), bf16_bits);
-    context_->copy(memory_.buffers.params.data, memory_.buffers.params.device, rounded.data(), Device::cpu,
-                   n * sizeof(std::uint16_t));
-  } else {
-    if (context_->round_bf16) std::transform(host.begin(), host.end(), host.begin(), round_to_bf16);
-    context_->copy(memory_.buffers.params.data, memory_.buffers.params.device, host.data(), Device::cpu,
-                   n * sizeof(float));
+// Masters take f32 as it is; weights without masters are rounded.
+void TrainingState::set_weights(const Tensor& flat) {
+  const Tensor& to = memory_.buffers.master;
+  const auto send = [&](const void* from) {
+    context_->copy(to.data, to.device, from, Device::cpu, static_cast<std::size_t>(to.bytes()));
+    context_->synchronize();
+  };
+  if (to.dtype == DType::f32) {
+    if (to.data == memory_.buffers.params.data) round_output(*context_, flat);
+    return send(flat.data);
   }
+  std::vector<std::uint16_t> rounded(static_cast<std::size_t>(flat.numel()));
+  std::transform(flat.as<float>(), flat.as<float>() + flat.numel(), rounded.begin(), bf16_bits);
+  send(rounded.data());
+}
+
+void TrainingState::publish_weights() {
+  const ParameterBuffers& b = memory_.buffers;
+  if (b.params.data != b.master.data) memory_.optimizer->publish(*context_, b.master, b.params);
+}
+
+void TrainingState::reset_average() {
+  const ParameterBuffers& b = memory_.buffers;
+  if (b.ema.empty()) return;
+  const std::vector<float> weights = host_values(*context_, b.master);
+  context_->copy(b.ema.data, b.ema.device, weights.data(), Device::cpu, weights.size() * sizeof(float));
   context_->synchronize();
+}
+
+void TrainingState::use_average(bool average) {
+  const ParameterBuffers& b = memory_.buffers;
+  require(!average || !memory_.ema_params.empty(), "internal error: no average of the weights was planned");
+  if (average && memory_.ema_params.data != b.ema.data) round_weights(*context_, {b.ema, memory_.ema_params});
+  memory_.model->bind(average ? memory_.ema_params : b.params, b.gradients);
+}
+
+std::string TrainingState::first_not_finite() {
+  if (memory_.optimizer->all_finite(*context_)) return "";
+  const ParameterBuffers& b = memory_.buffers;
+  const ParameterList& list = memory_.model->parameters();
+  const std::pair<const char*, Tensor> all[] = {{"param", b.master}, {"adam_m", b.m}, {"adam_v", b.v}, {"ema", b.ema}};
+  for (const auto& [prefix, flat] : all) {
+    if (flat.empty()) continue;
+    for (std::size_t p = 0; p < list.all().size(); ++p) {
+      const std::vector<float> values = host_values(*context_, list.view(flat, p));
+      if (!std::all_of(values.begin(), values.end(), [](float x) { return std::isfinite(x); }))
+        return fmt::format("{}/{}", prefix, list.all()[p].name);
+    }
+  }
+  return "padding between parameters";
 }
 
 ModelInput TrainingState::upload(Context& ctx, const Batch& batch) {
@@ -83,6 +121,23 @@ void TrainingState::begin_step(Context& ctx) {
   });
   ctx.zero(memory_.buffers.gradients);
   ctx.zero(memory_.io.loss_total);
+  micro_steps_ = 0;
+}
+
+// The first time algorithms are chosen and small buffers made, which can't be recorded; an observer sees ops alone.
+template <class Work>
+bool TrainingState::replayed(Context& ctx, float loss_scale, Work&& work) {
+  if constexpr (kHasCuda) {
+    if (!graphs_ || !warm_ || ctx.observer != nullptr) return false;
+    if (graph_ == nullptr || graph_scale_ != loss_scale) {
+      graph_ = record(ctx, work);
+      graph_scale_ = loss_scale;
+    }
+    cuda_ops::replay(ctx.cuda(), graph_.get());
+    return true;
+  } else {
+    return false;
+  }
 }
 
 void TrainingState::micro_step(Context& ctx, const Batch& batch, float loss_scale) {
@@ -91,29 +146,13 @@ void TrainingState::micro_step(Context& ctx, const Batch& batch, float loss_scal
     memory_.model->forward_backward(ctx, memory_.arenas, input, loss_scale, memory_.io.losses);
     sum_add(ctx, memory_.io.losses, memory_.io.loss_total);
   };
-  if constexpr (kHasCuda) {
-    // The first time algorithms are chosen and small buffers made, which can't be recorded; an observer sees ops alone.
-    if (graphs_ && warm_ && ctx.observer == nullptr) {
-      if (graph_ == nullptr || graph_scale_ != loss_scale) {
-        graph_ = record(ctx, work);
-        graph_scale_ = loss_scale;
-      }
-      return cuda_ops::replay(ctx.cuda(), graph_.get());
-    }
-  }
-  work();
+  if (!replayed(ctx, loss_scale, work)) work();
   warm_ = true;
+  if (micro_steps_++ == 0) memory_.optimizer->measure_small_batch(ctx);
 }
 
 void TrainingState::update(Context& ctx, std::int64_t step) {
-  memory_.optimizer->step(ctx, step + 1, schedule_.at(step));
-}
-
-double TrainingState::step_loss(Context& ctx, std::int64_t targets) const {
-  double total = 0;
-  ctx.copy(&total, Device::cpu, memory_.io.loss_total.data, memory_.io.loss_total.device, sizeof(double));
-  ctx.synchronize();
-  return total / static_cast<double>(targets);
+  memory_.optimizer->step(ctx, step + 1, schedule_.at(step), {memory_.io.loss_total, 1.0 / targets_});
 }
 
 }  // namespace sfa

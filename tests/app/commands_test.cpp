@@ -76,6 +76,45 @@ TEST_F(AppCommands, BenchStepTimesTheRunWithoutTouchingIt) {
   EXPECT_EQ(sfa({"bench"}).code, 2);
 }
 
+TEST_F(AppCommands, BenchAttentionTimesRandomAndTrainedSupports) {
+  ASSERT_EQ(sfa({"train", at("run.yaml")}).code, 0);
+  const nlohmann::json layers = json_of(
+      {"analyze", "support", "--checkpoint", at("run"), "--data", at("data.h5"), "--dump", at("rows.h5"), "--json"});
+  ASSERT_EQ(layers.size(), 2u);
+  for (const auto& layer : layers) {
+    EXPECT_GT(layer["overlapping_pairs"].get<double>(), 0.5) << "4 of 8 features each";
+    EXPECT_NEAR(layer["mean_overlap_uniform"].get<double>(), 4.0 * 4 / 8, 1e-9);
+    EXPECT_GE(layer["mean_overlap"].get<double>(), layer["overlapping_pairs"].get<double>());
+    EXPECT_LE(layer["key_entropy"].get<double>(), 1.0);
+  }
+  const std::vector<std::string> shape{"--d", "8",       "--k", "2,4",           "--n", "32..64",   "--heads",
+                                       "2",   "--batch", "2",   "--repetitions", "3",   "--device", "cpu"};
+  for (const char* op : {"forward", "backward", "decode"})
+    for (const std::string& supports : {std::string("random"), at("rows.h5")}) {
+      std::vector<std::string> command{"bench",  "attention", "--op",       op,       "--supports",
+                                       supports, "--json",    at("t.json"), "--plot", at("t.svg")};
+      command.insert(command.end(), shape.begin(), shape.end());
+      const Ended ended = sfa(command);
+      ASSERT_EQ(ended.code, 0) << ended.err;
+      const nlohmann::json rows = nlohmann::json::parse(read_text(at("t.json")))["rows"];
+      ASSERT_EQ(rows.size(), 6u) << "two lengths of dense, k = 2 and k = 4";
+      for (const auto& row : rows) {
+        EXPECT_GT(row["ms"].get<double>(), 0);
+        EXPECT_EQ(row["type"] == "sfa", row["selection_ms"].get<double>() > 0);
+        const double n = row["n"].get<double>(), pairs = op == std::string("decode") ? n : n * n / 2;
+        const double flops = 2 * 2 * 2 * pairs * 8 * (op == std::string("backward") ? 5 : 2);
+        EXPECT_NEAR(row["tflops_dense_equivalent"].get<double>() * row["ms"].get<double>() * 1e9, flops, 1e-6 * flops);
+        EXPECT_NEAR(row["ratio_to_dense"].get<double>() * row["ms"].get<double>(),
+                    rows[n == 32 ? 0 : 3]["ms"].get<double>(), 1e-9);
+      }
+      const std::string plot = read_text(at("t.svg"));
+      EXPECT_EQ(plot.rfind("<svg", 0), 0u);
+      EXPECT_NE(plot.find("sfa k=4 d=8"), std::string::npos);
+    }
+  EXPECT_EQ(sfa({"bench", "attention", "--n", "64..32"}).code, 2);
+  EXPECT_EQ(sfa({"bench", "attention", "--supports", at("data.h5"), "--device", "cpu"}).code, 1);
+}
+
 TEST_F(AppCommands, GenerateIsRepeatable) {
   ASSERT_EQ(sfa({"train", at("run.yaml")}).code, 0);
   const std::vector<std::string> command{"generate", "--checkpoint",  at("run"), "--prompt", "the ", "--max-tokens",
@@ -110,6 +149,45 @@ TEST_F(AppCommands, ARunSaysWhatItWasMadeWithAndWhere) {
   ::gethostname(host, sizeof host - 1);
   EXPECT_EQ(run["machine"]["host"], host);
   EXPECT_EQ(run["dtype"], "f32");
+}
+
+// A tokenizer named by a relative path is found from anywhere, also when data and run were moved away from it.
+TEST_F(AppCommands, ARunKeepsItsTokenizer) {
+  const fs::path elsewhere = scratch() / "elsewhere", home = fs::current_path();
+  fs::create_directories(elsewhere);
+  ASSERT_EQ(sfa({"data", "train-tokenizer", "--vocab-size", "300", "--output", at("tok.json"), at("text.txt")}).code,
+            0);
+  fs::current_path(at(""));
+  EXPECT_EQ(
+      sfa({"data", "tokenize", "--tokenizer", "tok.json", "--val-fraction", "0.1", "--output", "bpe.h5", "text.txt"})
+          .code,
+      0);
+  fs::current_path(elsewhere);
+  const Ended trained = sfa({"train", at("run.yaml"), "data.train=" + at("bpe.h5"), "train.max_steps=2"});
+  EXPECT_EQ(trained.code, 0) << trained.err;
+  EXPECT_EQ(read_text(at("run") + "/tokenizer/tok.json"), read_text(at("tok.json")));
+  fs::rename(at("run"), elsewhere / "moved");
+  fs::rename(at("tok.json"), at("hidden.json"));
+  const std::vector<std::string> generate{"generate", "--checkpoint", "moved", "--prompt", "the ", "--max-tokens", "3"};
+  const Ended generated = sfa(generate);
+  EXPECT_EQ(generated.code, 0) << generated.err;
+  EXPECT_EQ(generated.out.rfind("the ", 0), 0u) << generated.out;
+  // Without the copy the sentence says where was looked; another tokenizer is not taken for it.
+  fs::remove_all("moved/tokenizer");
+  const Ended lost = sfa(generate);
+  EXPECT_EQ(lost.code, 1);
+  for (const char* word : {"tok.json", "--tokenizer", "not there"})
+    EXPECT_NE(lost.err.find(word), std::string::npos) << lost.err;
+  std::vector<std::string> wrong = generate, right = generate;
+  wrong.insert(wrong.end(), {"--tokenizer", "bytes"});
+  EXPECT_NE(sfa(wrong).err.find("another one"), std::string::npos);
+  right.insert(right.end(), {"--tokenizer", at("hidden.json")});
+  EXPECT_EQ(sfa(right).code, 0);
+  // Data whose tokenizer is gone can be trained on, and a line says so.
+  const Ended warned = sfa({"train", at("run.yaml"), "data.train=" + at("bpe.h5"), "train.max_steps=1"});
+  EXPECT_EQ(warned.code, 0) << warned.err;
+  EXPECT_NE(warned.err.find("will need --tokenizer"), std::string::npos) << warned.err;
+  fs::current_path(home);
 }
 
 TEST_F(AppCommands, PlanCountsWithoutRunning) {

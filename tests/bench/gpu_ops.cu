@@ -21,7 +21,7 @@
 #include "ops/linear/linear.h"
 #include "ops/residual_norm/residual_norm.h"
 #include "ops/select/select.h"
-#include "optim/adamw.h"
+#include "optim/guard.h"
 
 namespace sfa {
 namespace {
@@ -203,16 +203,47 @@ void bench_optimizer(Bench& b) {
   const Tensor grad = b.random(DType::f32, {n}), master = b.random(DType::f32, {n}), m = b.tensor(DType::f32, {n}),
                v = b.tensor(DType::f32, {n});
   const Tensor param = b.tensor(DType::bf16, {n}), partials = b.tensor(DType::i64, {kNormPartials}),
-               state = b.tensor(DType::u8, {sizeof(StepState)});
+               state = b.tensor(DType::u8, {sizeof(StepState)}), guard = b.tensor(DType::u8, {sizeof(GuardState)});
   b.time("gradient norm", 4.0 * static_cast<double>(n), 0, [&](Context& ctx, Arena&) {
     if (ctx.planning) return;
     gradient_norm_accumulate(ctx, grad, partials);
-    gradient_norm_finish(ctx, partials, state);
+    decide_step(ctx, {.partials = partials, .state = state, .guard = guard});
   });
-  b.time("adamw", 30.0 * static_cast<double>(n), 0, [&](Context& ctx, Arena&) {
-    if (!ctx.planning)
-      adamw_update(ctx, {.grad = grad, .master = master, .m = m, .v = v, .param = param, .state = state});
+  // What the guard adds to a step without an event: a full window, and the search for a tensor that ends at once.
+  const std::int64_t parameters = 148;
+  const Tensor window = b.random(DType::f32, {2, 128}), spans = b.tensor(DType::i64, {parameters, 2}),
+               sums = b.tensor(DType::i64, {parameters, kLocateParts});
+  const GuardState full{.seen = 128, .events = {}};
+  b.ctx.copy(guard.data, Device::cuda, &full, Device::cpu, sizeof full);
+  b.time("guard", 0, 0, [&](Context& ctx, Arena&) {
+    if (ctx.planning) return;
+    decide_step(ctx, {.partials = partials,
+                      .state = state,
+                      .guard = guard,
+                      .window = window,
+                      .rule = {.guard = {.spike = GuardAction::skip, .loss_threshold = 0, .grad_norm_threshold = 0}}});
+    locate_gradient(ctx, {grad, spans, sums, state, guard});
   });
+  const Tensor ema = b.random(DType::f32, {n});
+  const auto adamw = [&](const char* name, double bytes, const Tensor& masters, const Tensor& average,
+                         bool stochastic) {
+    b.time(name, bytes * static_cast<double>(n), 0, [&](Context& ctx, Arena&) {
+      if (ctx.planning) return;
+      adamw_update(ctx, {.grad = grad,
+                         .master = masters,
+                         .m = m,
+                         .v = v,
+                         .param = param,
+                         .state = state,
+                         .ema = average,
+                         .ema_decay = 0.999f,
+                         .stochastic = stochastic});
+    });
+  };
+  adamw("adamw", 30, master, {}, false);
+  adamw("adamw, stochastic rounding", 30, master, {}, true);
+  adamw("adamw, average of weights", 38, master, ema, false);
+  adamw("adamw, no masters", 24, {}, {}, true);
 }
 
 }  // namespace

@@ -61,7 +61,7 @@ std::vector<Case> cases_of(const HeadSizes& sizes) {
     add("amplitude 1e4", {1, 300, 300, 2, 2, d, v}, amplitude(1e4f));
   }
   if (std::find(sizes.begin(), sizes.end(), std::pair{128, 128}) != sizes.end()) {
-    add("causal", {1, 8200, 8200, 1, 1, 128, 128});  // the sm_90a instances for many keys
+    add("causal", {1, 8200, 8200, 1, 1, 128, 128});  // many keys
     add("offset16300", {1, 200, 16500, 2, 1, 128, 128}, offset(16300));
   }
   return cases;
@@ -97,8 +97,12 @@ struct Selected {
   }
 
   void run() const {
-    flash::select_features(queries, nullptr);
-    flash::select_features(keys, nullptr);
+    if (queries.T == keys.T) {
+      flash::select_features(queries, keys, {}, nullptr);
+    } else {
+      flash::select_features(queries, nullptr);
+      flash::select_features(keys, nullptr);
+    }
   }
   /// What a prefill needs: queries for the sparse product alone, keys for the product and for the cache.
   void run_prefill(void* values, std::uint8_t* indices) const {
@@ -106,8 +110,7 @@ struct Selected {
     q_only.dense = nullptr;
     k_cached.values = values;
     k_cached.indices = indices;
-    flash::select_features(q_only, nullptr);
-    flash::select_features(k_cached, nullptr);
+    flash::select_features(q_only, k_cached, {}, nullptr);
   }
   /// The problem on selected rows, for the oracle, the dense and the sparse product alike.
   flash::ForwardParams on(flash::ForwardParams p) const {
@@ -137,18 +140,30 @@ bool run_selection_checks() {
   bool good = true;
   for (const int d : {64, 128})
     for (const bool ties : {false, true})
-      for (const int k : {1, 3, 8, 16, d / 2}) {
-        good &= check_selection({2, 130, 3, d, k, flash::Selection::topk, ties});
-        good &= check_selection({2, 130, 3, d, k, flash::Selection::topk_2of4, ties});
-      }
+      for (const int k : {1, 3, 7, 8, 9, 12, 16, 17, d / 2})
+        for (const bool beside : {false, true}) {
+          good &= check_selection({2, 130, 3, d, k, flash::Selection::topk, ties}, beside);
+          good &= check_selection({2, 130, 3, d, k, flash::Selection::topk_2of4, ties}, beside);
+        }
   return good;
 }
 
 /// Cases of at most `longest` rows and keys.
 bool run_checks(int longest) {
   int failed = run_selection_checks() ? 0 : 1;
-  auto cases = cases_of({{64, 64}, {128, 128}, {128, 64}, {32, 32}, {32, 64}, {64, 128}, {96, 96}});
-  add_filled_sizes(cases, {{16, 16}, {48, 48}, {80, 80}, {16, 64}, {112, 112}, {64, 96}, {128, 16}, {16, 128}});
+  auto cases =
+      cases_of({{64, 64}, {128, 128}, {128, 64}, {32, 32}, {32, 64}, {64, 128}, {96, 96}, {192, 192}, {256, 256}});
+  add_filled_sizes(cases, {{16, 16},
+                           {48, 48},
+                           {80, 80},
+                           {16, 64},
+                           {112, 112},
+                           {64, 96},
+                           {128, 16},
+                           {16, 128},
+                           {160, 192},
+                           {240, 208},
+                           {16, 256}});
   std::erase_if(cases, [&](const Case& c) { return std::max(c.shape.Tq, c.shape.Tk) > longest; });
   std::size_t checked = cases.size();
   for (std::size_t i = 0; i < cases.size(); ++i) {

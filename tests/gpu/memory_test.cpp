@@ -89,6 +89,34 @@ TEST_P(MemoryGpu, PeakIsWhatWasPlanned) {
   EXPECT_NEAR(ratio, 1.0, 0.03);
 }
 
+TEST(MemoryGpuLimit, WhatTheCardCannotHoldIsRefusedBeforeItIsAllocated) {
+  std::string why;
+  if (!cuda_available(&why)) GTEST_SKIP() << why;
+  const auto config_of = [](const char* micro_batch) {
+    return parse_config("", "",
+                        {"output_dir=none", "model.vocab_size=50257", "data.batch_size=8192",
+                         std::string("data.micro_batch_size=") + micro_batch});
+  };
+  const auto refusal = [](const Config& config, const MemoryLimits& limits) -> std::string {
+    try {
+      TrainingState(config, Device::cuda, limits);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "";
+  };
+  const Context holds_the_context(Device::cuda);
+  const std::size_t before = cuda_ops::memory_free_total().first;
+  const std::string all = refusal(config_of("8192"), {});
+  for (const char* word : {"not enough GPU memory", "activations", "data.micro_batch_size=", "8192 was asked for"})
+    EXPECT_NE(all.find(word), std::string::npos) << word << " in: " << all;
+  const std::string some = refusal(config_of("16"), {std::size_t{4'000'000'000}, {}});
+  EXPECT_NE(some.find("would fit (16 was asked for)"), std::string::npos) << some;
+  EXPECT_NE(refusal(config_of("1"), {{}, std::size_t{1'000'000}}).find("checkpoint.background=false"),
+            std::string::npos);
+  EXPECT_LE(before - std::min(before, cuda_ops::memory_free_total().first), std::size_t{48} << 20);
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Cases, MemoryGpu,
     ::testing::Values(Case{"dense_64", {"data.micro_batch_size=64"}}, Case{"dense_8", {"data.micro_batch_size=8"}},

@@ -36,6 +36,11 @@ class AdamWTest : public DeviceTest {
     std::memcpy(bytes.data(), &s, sizeof(s));
     return pool.integers(bytes, {static_cast<std::int64_t>(sizeof(s))});
   }
+  void decide(const Tensor& partials, const Tensor& state) {
+    decide_step(ctx, {.partials = partials,
+                      .state = state,
+                      .guard = pool.zeros(DType::u8, {static_cast<std::int64_t>(sizeof(GuardState))})});
+  }
   StepState read(const Tensor& t) {
     StepState s;
     const auto bytes = elements<std::uint8_t>(ctx, t);
@@ -106,7 +111,7 @@ TEST_P(AdamWTest, NormIsThatOfAllRanges) {
     gradient_norm_accumulate(ctx, pool.floats(a, {n}), partials);
     gradient_norm_accumulate(ctx, pool.floats(b, {37}), partials);
     const Tensor state = state_tensor({.lr = 0.25f, .max_norm = static_cast<float>(want / 3)});
-    gradient_norm_finish(ctx, partials, state);
+    decide(partials, state);
     const StepState s = read(state);
     EXPECT_NEAR(s.grad_norm, want, 1e-6 * want);
     EXPECT_NEAR(s.clip, 1.0 / 3, 1e-6);
@@ -119,7 +124,7 @@ TEST_P(AdamWTest, ClippingOnlyShrinks) {
   const auto finish = [&](float max_norm) {
     const Tensor partials = pool.zeros(DType::i64, {kNormPartials}), state = state_tensor({.max_norm = max_norm});
     gradient_norm_accumulate(ctx, pool.floats({3.0f, 4.0f}, {2}), partials);
-    gradient_norm_finish(ctx, partials, state);
+    decide(partials, state);
     return read(state);
   };
   EXPECT_EQ(finish(0.0f).clip, 1.0f) << "0 = no clipping";
@@ -138,7 +143,7 @@ TEST_P(AdamWTest, ANonFiniteGradientSkipsTheUpdate) {
                  partials = pool.zeros(DType::i64, {kNormPartials});
     const Tensor state = state_tensor({.lr = 1.0f, .max_norm = 1.0f});
     gradient_norm_accumulate(ctx, g, partials);
-    gradient_norm_finish(ctx, partials, state);
+    decide(partials, state);
     EXPECT_EQ(read(state).skip, 1);
     EXPECT_FALSE(std::isfinite(read(state).grad_norm));
     adamw_update(ctx, {.weight_decay = 0.1f, .grad = g, .master = w, .m = m, .v = v, .param = param, .state = state});

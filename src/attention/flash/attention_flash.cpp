@@ -1,6 +1,7 @@
 // From the project's tensors to the arguments of the CUDA kernels, and what dense and sfa keep.
 #include "attention/flash/attention_flash.h"
 
+#include "attention/cost.h"
 #include "attention/dense/dense.h"
 #include "attention/flash/flash_backward.h"
 #include "attention/flash/flash_forward.h"
@@ -35,9 +36,10 @@ flash::Ranges ranges_of(const Ranges& r) {
           .first_key = r.first_key.empty() ? nullptr : r.first_key.as<std::int32_t>()};
 }
 
-// The kernels that serve a case: those for sm_90a where the card and the head sizes are theirs, otherwise those for
-// every card.
-enum class Kernels : std::uint8_t { none, sm90, sm80 };
+// Which kernels run: those for sm_90a where the card and the head sizes are theirs, otherwise those for every card.
+struct Kernels {
+  bool forward_sm90 = false, backward_sm90 = false;
+};
 
 flash::Shape shape_of(const AttentionDims& dims) {
   return {.B = 1,
@@ -52,18 +54,16 @@ flash::Shape shape_of(const AttentionDims& dims) {
 Kernels kernels_for(const AttentionDims& dims) {
   if constexpr (kHasCuda) {
     const flash::Shape shape = shape_of(dims);
-    if (cuda_ops::compute_capability() == 90 && flash::forward_supported(shape, flash::Product::dense) &&
-        flash::backward_supported(shape))
-      return Kernels::sm90;
-    if (flash::sm80_supported(shape)) return Kernels::sm80;
+    if (cuda_ops::compute_capability() == 90)
+      return {flash::forward_supported(shape, flash::Product::dense), flash::backward_supported(shape)};
   }
-  return Kernels::none;
+  return {};
 }
 
 // Whether there is a product of queries compressed 2 of 4 for these head sizes.
 bool multiplies_compressed(Kernels kernels, const AttentionDims& dims) {
   if constexpr (kHasCuda)
-    return kernels == Kernels::sm90 && flash::forward_supported(shape_of(dims), flash::Product::sparse24);
+    return kernels.forward_sm90 && flash::forward_supported(shape_of(dims), flash::Product::sparse24);
   return false;
 }
 
@@ -87,7 +87,7 @@ class FlashKernels {
 
   void forward(Context& ctx, const flash::ForwardParams& params, flash::Product product) const {
     if constexpr (kHasCuda) {
-      if (kernels_ == Kernels::sm80) return flash::sm80_forward(params, cuda_ops::stream(ctx));
+      if (!kernels_.forward_sm90) return flash::sm80_forward(params, cuda_ops::stream(ctx));
       // Two counters for dynamic scheduling, zero now and left zero by every launch.
       if (counters_.data() == nullptr) counters_ = Buffer(Device::cuda, 2 * sizeof(std::int32_t), "tile counters");
       flash::ForwardParams p = params;
@@ -103,9 +103,8 @@ class FlashKernels {
       p.shape = shape_of(q, k, a.k.v);
       p.ranges = ranges_of(a.ranges);
       p.scale = scale;
-      const bool sm80 = kernels_ == Kernels::sm80;
-      const std::size_t bytes =
-          sm80 ? flash::sm80_backward_workspace_bytes(p.shape) : flash::backward_workspace_bytes(p.shape);
+      const std::size_t bytes = kernels_.backward_sm90 ? flash::backward_workspace_bytes(p.shape)
+                                                       : flash::sm80_backward_workspace_bytes(p.shape);
       const Tensor workspace = a.scratch.take(DType::u8, {static_cast<std::int64_t>(bytes)});
       if (ctx.planning) return;
       p.q = q.data;
@@ -126,10 +125,10 @@ class FlashKernels {
       p.d_k_stride = strides_of(a.d_k);
       p.d_v_stride = strides_of(a.d_v);
       p.workspace = workspace.data;
-      if (sm80)
-        flash::sm80_backward(p, cuda_ops::stream(ctx));
-      else
+      if (kernels_.backward_sm90)
         flash::backward(p, cuda_ops::stream(ctx));
+      else
+        flash::sm80_backward(p, cuda_ops::stream(ctx));
     }
   }
 
@@ -204,10 +203,8 @@ class SfaFlash final : public SfaAttention {
 
   void prepare(Context& ctx, AttentionState& s) const override {
     const PackedViews views = packed_views(s.qkv, dims_);
-    if (compressed_)
-      select_two_of_four(ctx, s, views.q);
-    else
-      select_topk(ctx, {views.q, config_.k_q, two_of_four(), s.q.values, s.q.indices, views.q});
+    if (flash::selection_supported(static_cast<int>(dims_.Dqk))) return select_together(ctx, s, views);
+    select_topk(ctx, {views.q, config_.k_q, two_of_four(), s.q.values, s.q.indices, views.q});
     select_topk(ctx, {views.k, config_.k_k, false, s.k.values, s.k.indices, views.k});
     ctx.copy_rows(s.k.v, views.v);
   }
@@ -229,6 +226,16 @@ class SfaFlash final : public SfaAttention {
     select_mask_gradient(ctx, a.d_k, a.k.indices);
   }
 
+  // Tensor cores multiply zeros: all of them, or half of them in the sparse product.
+  [[nodiscard]] AttentionCost cost(std::int64_t T) const override {
+    AttentionCost c = SfaAttention::cost(T);
+    const double pairs = visible_pairs(T, config_.window) * static_cast<double>(dims_.H),
+                 Dqk = static_cast<double>(dims_.Dqk), Dv = static_cast<double>(dims_.Dv);
+    c.executed_forward_flops = 2 * pairs * ((compressed_ ? Dqk / 2 : Dqk) + Dv);
+    c.executed_backward_flops = 2 * pairs * (3 * Dqk + 2 * Dv);
+    return c;
+  }
+
  private:
   [[nodiscard]] bool two_of_four() const { return config_.selection == "topk_2of4"; }
 
@@ -239,23 +246,40 @@ class SfaFlash final : public SfaAttention {
     return rows;
   }
 
-  void select_two_of_four(Context& ctx, const AttentionState& s, const Tensor& q) const {
+  // One launch: queries and keys are selected and zero-filled in place (queries only where the core reads them so), the
+  // values move to where they are kept.
+  void select_together(Context& ctx, const AttentionState& s, const PackedViews& views) const {
     if (ctx.planning) return;
     if constexpr (kHasCuda) {
-      flash::SelectParams p;
-      p.B = static_cast<int>(q.dim(0));
-      p.T = static_cast<int>(q.dim(1));
-      p.heads = static_cast<int>(q.dim(2));
-      p.D = static_cast<int>(q.dim(3));
-      p.k = config_.k_q;
-      p.rule = flash::Selection::topk_2of4;
-      p.x = q.data;
-      p.x_stride = strides_of(q);
-      p.values = s.q.values.data;
-      p.indices = s.q.indices.as<std::uint8_t>();
-      p.compressed = s.q.compressed.data;
-      flash::select_features(p, cuda_ops::stream(ctx));
+      flash::SelectParams q = selection_of(views.q, config_.k_q, s.q.values, s.q.indices);
+      q.rule = two_of_four() ? flash::Selection::topk_2of4 : flash::Selection::topk;
+      if (compressed_) {
+        q.compressed = s.q.compressed.data;
+        q.dense = nullptr;
+      }
+      const flash::SelectParams k = selection_of(views.k, config_.k_k, s.k.values, s.k.indices);
+      const flash::RowCopy v{.from = views.v.data,
+                             .to = s.k.v.data,
+                             .width = static_cast<int>(dims_.G * dims_.Dv),
+                             .from_stride = strides_of(views.v),
+                             .to_stride = strides_of(s.k.v)};
+      flash::select_features(q, k, v, cuda_ops::stream(ctx));
     }
+  }
+
+  static flash::SelectParams selection_of(const Tensor& rows, int k, const Tensor& values, const Tensor& indices) {
+    flash::SelectParams p;
+    p.B = static_cast<int>(rows.dim(0));
+    p.T = static_cast<int>(rows.dim(1));
+    p.heads = static_cast<int>(rows.dim(2));
+    p.D = static_cast<int>(rows.dim(3));
+    p.k = k;
+    p.x = rows.data;
+    p.dense = rows.data;
+    p.x_stride = p.dense_stride = strides_of(rows);
+    p.values = values.data;
+    p.indices = indices.as<std::uint8_t>();
+    return p;
   }
 
   bool compressed_;  // queries are multiplied 2 of 4; otherwise, under either selection, as zero-filled rows
@@ -273,7 +297,7 @@ std::unique_ptr<Attention> make_dense_flash_cuda(const AttentionConfig& config, 
 }
 std::unique_ptr<Attention> make_dense_flash_sm80(const AttentionConfig& config, const AttentionDims& dims,
                                                  DType dtype) {
-  return std::make_unique<DenseFlash>(config, dims, dtype, Kernels::sm80);
+  return std::make_unique<DenseFlash>(config, dims, dtype, Kernels{});
 }
 
 std::string sfa_flash_cuda_why_not(const AttentionConfig& config, const AttentionDims& dims, DType dtype) {
@@ -284,7 +308,7 @@ std::unique_ptr<Attention> make_sfa_flash_cuda(const AttentionConfig& config, co
   return std::make_unique<SfaFlash>(config, dims, dtype, kernels_for(dims));
 }
 std::unique_ptr<Attention> make_sfa_flash_sm80(const AttentionConfig& config, const AttentionDims& dims, DType dtype) {
-  return std::make_unique<SfaFlash>(config, dims, dtype, Kernels::sm80);
+  return std::make_unique<SfaFlash>(config, dims, dtype, Kernels{});
 }
 
 }  // namespace sfa

@@ -1,5 +1,6 @@
 // Checks, workspace and tensor maps in front of the backward kernels.
 #include "attention/flash/flash_backward.h"
+#include "attention/flash/flash_checks.h"
 
 #include <cuda_runtime_api.h>
 
@@ -12,6 +13,8 @@
 
 namespace sfa::flash {
 namespace {
+
+constexpr char kOp[] = "attention backward";
 
 struct Instance {
   int rows = 0;
@@ -76,32 +79,21 @@ CUtensorMap map_of(const void* data, const Strides& stride, int features, int to
   return make_tensor_map(spec);
 }
 
-void require_aligned(const char* name, const void* data, const Strides& stride) {
-  const bool aligned = reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && stride.batch % 8 == 0 &&
-                       stride.token % 8 == 0 && stride.head % 8 == 0;
-  require(data != nullptr && aligned,
-          "attention backward: {} must be set, 16-byte aligned and have strides that are multiples of 8 elements "
-          "(batch {}, token {}, head {})",
-          name, stride.batch, stride.token, stride.head);
-}
-
 void check(const BackwardParams& p) {
   const Shape& s = p.shape;
-  require(s.G > 0 && s.H % s.G == 0, "attention backward: {} query heads cannot share {} key/value heads evenly", s.H,
-          s.G);
-  require(s.B >= 1 && s.Tq >= 1 && s.Tk >= 1, "attention backward: empty shape B={} Tq={} Tk={}", s.B, s.Tq, s.Tk);
+  require_shape(kOp, s);
   require(p.scale > 0, "attention backward: the scale must be positive, not {}", p.scale);
   require(p.lse != nullptr, "attention backward: lse must be set");
   require(p.workspace != nullptr && reinterpret_cast<std::uintptr_t>(p.workspace) % 256 == 0,
           "attention backward: the workspace must be set and aligned to 256 bytes");
-  require_aligned("q", p.q, p.q_stride);
-  require_aligned("k", p.k, p.k_stride);
-  require_aligned("v", p.v, p.v_stride);
-  require_aligned("out", p.out, p.out_stride);
-  require_aligned("d_out", p.d_out, p.d_out_stride);
-  require_aligned("d_q", p.d_q, p.d_q_stride);
-  require_aligned("d_k", p.d_k, p.d_k_stride);
-  require_aligned("d_v", p.d_v, p.d_v_stride);
+  require_aligned(kOp, "q", p.q, p.q_stride);
+  require_aligned(kOp, "k", p.k, p.k_stride);
+  require_aligned(kOp, "v", p.v, p.v_stride);
+  require_aligned(kOp, "out", p.out, p.out_stride);
+  require_aligned(kOp, "d_out", p.d_out, p.d_out_stride);
+  require_aligned(kOp, "d_q", p.d_q, p.d_q_stride);
+  require_aligned(kOp, "d_k", p.d_k, p.d_k_stride);
+  require_aligned(kOp, "d_v", p.d_v, p.d_v_stride);
 }
 
 /// How many key/value heads to interleave; backward_tuning.h says why.

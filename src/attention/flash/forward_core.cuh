@@ -47,6 +47,11 @@ struct ForwardConfig {
   static constexpr int kQkPanels = (kDqk + 63) / 64, kValuePanels = (kDv + 63) / 64;  // rows of 64 features
   static constexpr int kKeyBytes = kKeys * kQkPanels * 128;
   static constexpr int kValueBytes = kKeys * kValuePanels * 128;
+  /// Whether O is staged for TMA where the queries were, which then stay until O has left: at 192 and 256 features
+  /// there is no room for both beside two blocks of K and V.
+  static constexpr bool kOutInQuery = Policy::kHoldsTile && kDqk >= kDv && kDv > 128;
+  static constexpr int kOutPanelBytes = (kOutInQuery ? kRows : 64) * 128;
+  static constexpr int kOutBytes = kOutInQuery ? 0 : 64 * kValuePanels * 128;  // a warpgroup
   // Rows whose diagonal lies in the first half of their last block need only that half of its scores.
   static constexpr int kHalfKeys = kKeys % 64 == 0 && kKeys > 64 ? kKeys / 2 : 0;
 };
@@ -55,8 +60,8 @@ template <class Config>
 struct alignas(1024) ForwardStorage {
   unsigned char keys[Config::kStages][Config::kKeyBytes];
   unsigned char values[Config::kStages][Config::kValueBytes];
-  unsigned char out[Config::kWarpgroups][64 * Config::kValuePanels * 128];
   alignas(1024) unsigned char query[Config::Policy::kTileBytes];
+  alignas(1024) unsigned char out[Config::kOutInQuery ? 16 : Config::kWarpgroups * Config::kOutBytes];
   sm90::Barrier key_full[Config::kStages], key_empty[Config::kStages];
   sm90::Barrier value_full[Config::kStages], value_empty[Config::kStages];
   sm90::Barrier query_full, query_empty;
@@ -343,7 +348,8 @@ struct Consumer {
         args.lse[(static_cast<std::int64_t>(at.batch) * args.shape.H + at.head) * args.shape.Tq + row] =
             empty ? -INFINITY : (softmax.maximum[h] * args.scale_log2 + __log2f(l)) * kLn2;
     }
-    unsigned char* staging = shared.out[warpgroup];
+    unsigned char* staging =
+        Config::kOutInQuery ? shared.query + warpgroup * 64 * 128 : shared.out + warpgroup * Config::kOutBytes;
     const bool leader = (threadIdx.x & 127) == 0;
     if (leader) sm90::tma_store_wait_read<0>();  // the previous tile has left the staging buffer
     sm90::named_barrier_sync(1 + Config::kWarpgroups + warpgroup, 128);
@@ -352,7 +358,7 @@ struct Consumer {
     for (int j = 0; j < Config::kDv / 8; j += 2) {
       const std::uint32_t chunk = j + (lane >> 4);
       const std::uint32_t address =
-          sm90::smem_address(staging) + (chunk / 8) * 64 * 128 + sm90::swizzle128_offset(row, chunk % 8);
+          sm90::smem_address(staging) + (chunk / 8) * Config::kOutPanelBytes + sm90::swizzle128_offset(row, chunk % 8);
       asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
                    "r"(pack_bf16(o[4 * j] * inverse[0], o[4 * j + 1] * inverse[0])),
                    "r"(pack_bf16(o[4 * j + 2] * inverse[1], o[4 * j + 3] * inverse[1])),
@@ -365,7 +371,7 @@ struct Consumer {
     if (leader && first_row < args.shape.Tq) {
 #pragma unroll
       for (int panel = 0; panel < Config::kValuePanels; ++panel)
-        sm90::tma_store_4d(out_map, staging + panel * 64 * 128, panel * 64, first_row, at.head, at.batch);
+        sm90::tma_store_4d(out_map, staging + panel * Config::kOutPanelBytes, panel * 64, first_row, at.head, at.batch);
       sm90::tma_store_commit();
     }
   }
@@ -382,7 +388,8 @@ __device__ __forceinline__ void consume(const ForwardArgs& args, ForwardStorage<
     query_parity ^= 1;
     const int index = shared.tile;
     if (index < 0) break;
-    __syncwarp();  // every lane has read it before lane 0 releases the tile, also where nothing else brings them together
+    __syncwarp();  // every lane has read it before lane 0 releases the tile, also where nothing else brings them
+                   // together
     const Tile at = tile_at<Config::kRows>(args, index);
     Config::Policy::load(consumer.query, shared.query, warpgroup);
     if constexpr (!Config::Policy::kHoldsTile) {
@@ -391,8 +398,12 @@ __device__ __forceinline__ void consume(const ForwardArgs& args, ForwardStorage<
     }
     const WarpgroupRows<Config> rows(args, at, warpgroup);
     consumer.run_tile(args, rows);
-    if constexpr (Config::Policy::kHoldsTile) consumer.release(&shared.query_empty);
+    if constexpr (Config::Policy::kHoldsTile && !Config::kOutInQuery) consumer.release(&shared.query_empty);
     consumer.store(args, at, out_map);
+    if constexpr (Config::kOutInQuery) {
+      if ((threadIdx.x & 127) == 0) sm90::tma_store_wait_read<0>();
+      consumer.release(&shared.query_empty);
+    }
   }
   if ((threadIdx.x & 127) == 0) sm90::tma_store_wait<0>();
 }

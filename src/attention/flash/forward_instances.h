@@ -12,11 +12,14 @@ int forward_dense_d96(const ForwardParams& params, void* stream);
 int forward_dense_d64(const ForwardParams& params, void* stream);
 int forward_dense_d64_short(const ForwardParams& params, void* stream);
 int forward_dense_d128(const ForwardParams& params, void* stream);
-int forward_dense_d128_long(const ForwardParams& params, void* stream);
+int forward_dense_d192(const ForwardParams& params, void* stream);
+int forward_dense_d256(const ForwardParams& params, void* stream);
 int forward_dense_d128_v64(const ForwardParams& params, void* stream);
 int forward_sparse24_d64(const ForwardParams& params, void* stream);
+int forward_sparse24_d64_short(const ForwardParams& params, void* stream);
+int forward_sparse24_d64_long(const ForwardParams& params, void* stream);
 int forward_sparse24_d128(const ForwardParams& params, void* stream);
-int forward_sparse24_d128_long(const ForwardParams& params, void* stream);
+int forward_sparse24_d128_longest(const ForwardParams& params, void* stream);
 int forward_sparse24_d128_v64(const ForwardParams& params, void* stream);
 
 }  // namespace sfa::flash

@@ -1,301 +1,367 @@
-// Selection kernels: one block of threads takes 64 rows of one (batch, head); D / 16 lanes share a row, 16 neighbouring
-// features each.
-//
-// The k-th largest magnitude T is found by bisection over bf16 patterns: a trial counts the magnitudes that are not
-// below it, two an instruction. It ends as soon as exactly k are; when equal magnitudes leave more than k, those equal
-// to T are taken from the lowest index on. Under topk_2of4 the candidates are the two best of every four features:
-// taking features greedily under the constraint yields exactly the k largest of those.
+// Selection kernel: a block takes 64 tokens of one or two heads. Rows come into shared memory by asynchronous copies; a
+// lane owns a segment of 64 features, D / 64 neighbouring lanes a row (select_network.cuh). Every output leaves through
+// shared memory in whole lines: the zero-filled row, values and indices, the compressed operand with its metadata.
 #include "attention/flash/select24.h"
 
-#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
+
+#include "attention/flash/select_network.cuh"
 #include "core/error.h"
 
 namespace sfa::flash {
 namespace {
 
-constexpr int kSelectWarps = 8;
-constexpr int kBlockRows = 64;
-constexpr unsigned kExcluded = 0xbf80u;  // -1: below every magnitude
+constexpr int kTokens = 64;  // a block
+constexpr int kMaxKeep = 16;
+constexpr int kBlocksPerSm = 6;
 
-/// Where lane `sub` of block row `row` puts the value words of its four groups of features and its metadata.
+/// 16-byte piece `piece` of segment `segment`: eight neighbouring lanes reading the same piece of theirs meet no bank
+/// twice.
+__device__ __forceinline__ int piece_at(int segment, int piece) {
+  return segment * 8 + (piece ^ (segment & 7));
+}
+
+/// Where row `row` of 64 puts the value words and the metadata of its features 16 sub .. 16 sub + 15.
 template <int kD>
 struct CompressedLayout {
   static __device__ __forceinline__ int thread_of(int row, int q) { return (row / 16) * 32 + (row % 8) * 4 + q; }
+  /// 16-byte pieces change places so that rows do not meet in a bank; the copy to memory puts them back.
+  static __device__ __forceinline__ int staged(int piece) { return piece ^ (piece >> 3 & 3); }
   static __device__ __forceinline__ int value_word(int row, int sub, int group) {
-    return (sub / 2 * 128 + thread_of(row, group)) * 4 + sub % 2 * 2 + row / 8 % 2;
+    return staged(sub / 2 * 128 + thread_of(row, group)) * 4 + sub % 2 * 2 + row / 8 % 2;
   }
   /// In units of 16 bits.
   static __device__ __forceinline__ int meta_half(int row, int sub) {
     const int word = kD / 32 * 512 + sub / 4 * 128 + thread_of(row, sub % 4);
-    return word * 2 + row / 8 % 2;
+    return (staged(word / 4) * 4 + word % 4) * 2 + row / 8 % 2;
   }
 };
 
-__device__ __forceinline__ __nv_bfloat162 as_bf162(unsigned bits) {
-  return *reinterpret_cast<__nv_bfloat162*>(&bits);
+/// For the four bits of a group's two stored features: which bytes of the group are theirs (16 bits), and the metadata.
+__device__ __forceinline__ unsigned stored_pair(unsigned kept) {
+  const unsigned first = kept & 1u ? 0u : kept & 2u ? 1u : 2u, second = kept & 8u ? 3u : kept & 4u ? 2u : 1u;
+  return (0x10u + 0x22u * first) | (0x10u + 0x22u * second) << 8 | (first | second << 2) << 16;
 }
 
-/// Sum over the kLanes lanes of a row.
-template <int kLanes>
-__device__ __forceinline__ int row_sum(int x) {
+/// This lane's part of the compressed operand: `kept` says which two of four are stored; x is zero outside the support.
+template <int kD>
+__device__ __forceinline__ void stage_compressed(unsigned* staging, const unsigned* pairs,
+                                                 const unsigned (&x)[kSegmentWords], const Mask& kept, int row,
+                                                 int lane) {
+  using Layout = CompressedLayout<kD>;
 #pragma unroll
-  for (int d = 1; d < kLanes; d *= 2) x += __shfl_xor_sync(0xffffffffu, x, d);
-  return x;
-}
-/// Sum over the lanes of a row below this one.
-template <int kLanes>
-__device__ __forceinline__ int row_prefix(int x, int sub) {
-  int sum = x;
+  for (int part = 0; part < 4; ++part) {
+    const unsigned bits = (part < 2 ? kept.low : kept.high) >> 16 * (part % 2);
+    const int sub = 4 * lane + part;
+    unsigned nibbles = 0;
 #pragma unroll
-  for (int d = 1; d < kLanes; d *= 2) {
-    const int other = __shfl_up_sync(0xffffffffu, sum, d, kLanes);
-    if (sub >= d) sum += other;
+    for (int g = 0; g < 4; ++g) {
+      const unsigned pair = pairs[bits >> 4 * g & 15u];
+      staging[Layout::value_word(row, sub, g)] = permute(x[8 * part + 2 * g], x[8 * part + 2 * g + 1], pair);
+      nibbles |= (pair >> 16) << 4 * g;
+    }
+    reinterpret_cast<unsigned short*>(staging)[Layout::meta_half(row, sub)] = static_cast<unsigned short>(nibbles);
   }
-  return sum - x;
 }
 
-/// Magnitudes of 16 features, two a word, that are not below the pattern `trial`.
-__device__ __forceinline__ int count_not_below(const unsigned (&magnitude)[8], unsigned trial) {
-  const __nv_bfloat162 t = as_bf162(trial * 0x10001u);
-  __nv_bfloat162 sum[2] = {__hge2(as_bf162(magnitude[0]), t), __hge2(as_bf162(magnitude[1]), t)};
-#pragma unroll
-  for (int j = 2; j < 8; ++j) sum[j % 2] = __hadd2(sum[j % 2], __hge2(as_bf162(magnitude[j]), t));
-  const __nv_bfloat162 total = __hadd2(sum[0], sum[1]);
-  return static_cast<int>(__low2float(total) + __high2float(total));
-}
+/// Shared memory of a block; k features a row.
+template <int kD, int kHeads>
+struct BlockLayout {
+  static constexpr int kRows = kTokens * kHeads;
+  static constexpr int kThreads = kRows * (kD / kSegment);
+  static constexpr int kSegments = kThreads * 2 * kSegment;  // bytes
+  static constexpr int kPairs = kSegments;
+  static constexpr int kCompressed = kPairs + 64;
+  static constexpr int compressed_bytes(bool wanted) { return wanted ? kHeads * compressed_block_bytes(kD) : 0; }
+  static constexpr int values(bool compressed) { return kCompressed + compressed_bytes(compressed); }
+  static constexpr int bytes(bool compressed, int k) { return values(compressed) + kRows * k * 3; }
+};
 
-/// Features whose magnitude is not below the pattern. Bit j: feature 2 j, bit 16 + j: feature 2 j + 1.
-__device__ __forceinline__ unsigned not_below(const unsigned (&magnitude)[8], unsigned pattern) {
-  const __nv_bfloat162 t = as_bf162(pattern * 0x10001u);
-  unsigned bits = 0;
-#pragma unroll
-  for (int j = 0; j < 8; ++j) bits |= __hge2_mask(as_bf162(magnitude[j]), t) & 0x10001u << j;
-  return bits;
-}
+/// One tile of one job.
+template <int kD, int kHeads, int kKeep>
+struct Selector {
+  using Layout = BlockLayout<kD, kHeads>;
+  static constexpr int kLanes = kD / kSegment;
+  static constexpr int kThreads = Layout::kThreads;
 
-/// Bits of features 0..15 in order, from the order of not_below.
-__device__ __forceinline__ unsigned in_order(unsigned bits) {
-  bits = (bits & 0xf000f0u) << 4 | (bits & 0x0f000fu);
-  bits = (bits & 0x0c0c0c0cu) << 2 | (bits & 0x03030303u);
-  bits = (bits & 0x22222222u) << 1 | (bits & 0x11111111u);
-  return bits & 0xffffu | bits >> 16 << 1;
-}
+  const SelectParams& p;
+  unsigned char* memory;
+  int first, head0, batch;  // first token, first head
+  bool packs;
 
-/// Features of this lane that belong to the row's support, bit i: feature i. Every lane of the warp takes part.
-template <int kLanes>
-__device__ __forceinline__ unsigned support(const unsigned (&magnitude)[8], int k, int sub) {
-  __nv_bfloat162 best = as_bf162(magnitude[0]);
-#pragma unroll
-  for (int j = 1; j < 8; ++j) best = __hmax2(best, as_bf162(magnitude[j]));
-  unsigned top =
-      max(__bfloat16_as_ushort(__low2bfloat16(best)) & 0x7fffu, __bfloat16_as_ushort(__high2bfloat16(best)) & 0x7fffu);
-#pragma unroll
-  for (int d = 1; d < kLanes; d *= 2) top = max(top, __shfl_xor_sync(0xffffffffu, top, d));
+  __device__ __forceinline__ uint4* segments() const { return reinterpret_cast<uint4*>(memory); }
+  __device__ __forceinline__ unsigned short* values() const {
+    return reinterpret_cast<unsigned short*>(memory + Layout::values(packs));
+  }
+  __device__ __forceinline__ std::uint8_t* indices() const {
+    return memory + Layout::values(packs) + Layout::kRows * p.k * 2;
+  }
 
-  // Not below `low` are `found` >= k candidates, not below `high` fewer than k. From the top down in doubling steps
-  // until there are k, then by halves.
-  unsigned low = 0, high = top + 1, reach = 128, trial = top > reach ? top - reach : 0;
-  int found = -1;
-  while (__any_sync(0xffffffffu, found != k && high - low > 1)) {
-    const int count = row_sum<kLanes>(count_not_below(magnitude, trial));
-    if (found != k && high - low > 1) {
-      if (count >= k) {
-        low = trial;
-        found = count;
-      } else {
-        high = trial;
+  /// Segments are numbered token by token, head by head, part by part; a pass of the block over 16-byte pieces covers 8
+  /// tokens. Calls fn(piece in shared memory, element offset for the stride, whether it lies inside).
+  template <class Fn>
+  __device__ __forceinline__ void each_piece(const Strides& stride, const Fn& fn) const {
+    constexpr int kPass = kHeads * kLanes * 8;  // segments
+    static_assert(kThreads == 8 * kPass);
+    const int segment = threadIdx.x / 8, piece = threadIdx.x % 8, row = segment / kLanes;
+    const int token = first + row / kHeads, head = head0 + row % kHeads, place = piece_at(segment, piece);
+    const std::int64_t offset =
+        batch * stride.batch + token * stride.token + head * stride.head + (segment % kLanes) * kSegment + piece * 8;
+    const int inside = head < p.heads ? p.T - token : 0;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) fn(place + i * kPass * 8, offset + 8 * i * stride.token, 8 * i < inside);
+  }
+
+  __device__ __forceinline__ void load() const {
+    const auto* x = static_cast<const unsigned short*>(p.x);
+    each_piece(p.x_stride, [&](int piece, std::int64_t offset, bool inside) {
+      const auto to = static_cast<unsigned>(__cvta_generic_to_shared(segments() + piece));
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(inside ? x + offset : x),
+                   "r"(inside ? 16 : 0)
+                   : "memory");
+    });
+    asm volatile("cp.async.commit_group;\ncp.async.wait_group 0;" ::: "memory");
+    __syncthreads();
+  }
+
+  __device__ __forceinline__ void read_segment(unsigned (&x)[kSegmentWords]) const {
+#pragma unroll
+    for (int piece = 0; piece < 8; ++piece) {
+      const uint4 v = segments()[piece_at(threadIdx.x, piece)];
+      x[4 * piece] = v.x, x[4 * piece + 1] = v.y, x[4 * piece + 2] = v.z, x[4 * piece + 3] = v.w;
+    }
+  }
+
+  template <bool k2of4>
+  __device__ __forceinline__ void select() const {
+    const int lane = threadIdx.x % kLanes, row = threadIdx.x / kLanes;
+    unsigned x[kSegmentWords], kth;
+    read_segment(x);
+    Mask kept{0xffffffffu, 0xffffffffu};
+    {
+      unsigned m[kSegmentWords];
+#pragma unroll
+      for (int i = 0; i < kSegmentWords; ++i) m[i] = x[i] & ~kBothSigns;
+      if constexpr (k2of4) kept = keep_two_of_four(m);
+      if constexpr (kKeep > 0)
+        kth = kth_by_network<kKeep, kLanes>(m, p.k);
+      else
+        kth = kth_by_counting<kLanes>(x, kept, p.k);
+    }
+    const Mask chosen = support_from<kLanes>(x, kept, kth, p.k, lane);
+    if (p.values != nullptr || p.indices != nullptr) stage_support(chosen, row, lane);
+    zero_outside(x, chosen);
+    if constexpr (k2of4) {
+      if (p.compressed != nullptr)
+        stage_compressed<kD>(
+            reinterpret_cast<unsigned*>(memory + Layout::kCompressed) + row % kHeads * (compressed_block_bytes(kD) / 4),
+            reinterpret_cast<const unsigned*>(memory + Layout::kPairs), x, kept, row / kHeads, lane);
+    }
+    if (p.dense != nullptr) {
+#pragma unroll
+      for (int piece = 0; piece < 8; ++piece)
+        segments()[piece_at(threadIdx.x, piece)] = {x[4 * piece], x[4 * piece + 1], x[4 * piece + 2], x[4 * piece + 3]};
+    }
+  }
+
+  __device__ __forceinline__ void stage_support(const Mask& chosen, int row, int lane) const {
+    const int at = row * p.k + sum_below<kLanes>(chosen.count(), lane);
+    unsigned short* value = values() + at;
+    std::uint8_t* index = indices() + at;
+    const auto* own = reinterpret_cast<const unsigned short*>(segments());
+    unsigned bits = chosen.low;
+    int base = 0;
+#pragma unroll 1
+    while (true) {
+      for (; bits != 0; bits &= bits - 1) {
+        const int feature = base + __ffs(bits) - 1;
+        *value++ = own[piece_at(threadIdx.x, feature / 8) * 8 + feature % 8];
+        *index++ = static_cast<std::uint8_t>(lane * kSegment + feature);
       }
-    }
-    reach *= 2;
-    trial = found < 0 ? (top > reach ? top - reach : 0) : (low + high) / 2;
-  }
-  unsigned chosen = in_order(not_below(magnitude, low));
-  if (__any_sync(0xffffffffu, found != k)) {  // low is T itself, and some rows have more than k not below it
-    const unsigned above = in_order(not_below(magnitude, low + 1));
-    unsigned equal = chosen & ~above;
-    const int room = k - row_sum<kLanes>(__popc(above)) - row_prefix<kLanes>(__popc(equal), sub);
-    if (found != k) {
-      while (__popc(equal) > max(room, 0)) equal &= ~(1u << (31 - __clz(equal)));
-      chosen = above | equal;
+      if (base != 0) break;
+      base = 32;
+      bits = chosen.high;
     }
   }
-  return chosen;
-}
 
-/// The two best of each group of four, ties to the lower index, as bits; the others' magnitudes become kExcluded.
-__device__ __forceinline__ unsigned keep_two_of_four(unsigned (&magnitude)[8]) {
-  unsigned kept = 0;
-#pragma unroll
-  for (int g = 0; g < 4; ++g) {
-    const unsigned m[4] = {magnitude[2 * g] & 0xffffu, magnitude[2 * g] >> 16, magnitude[2 * g + 1] & 0xffffu,
-                           magnitude[2 * g + 1] >> 16};
-    const int a = m[0] >= m[1], b = m[0] >= m[2], c = m[0] >= m[3], d = m[1] >= m[2], e = m[1] >= m[3],
-              f = m[2] >= m[3];
-    const bool keep[4] = {a + b + c >= 2, 1 - a + d + e >= 2, 2 - b - d + f >= 2, 3 - c - e - f >= 2};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) kept |= keep[i] ? 1u << (4 * g + i) : 0u;
-    magnitude[2 * g] = (keep[0] ? m[0] : kExcluded) | (keep[1] ? m[1] : kExcluded) << 16;
-    magnitude[2 * g + 1] = (keep[2] ? m[2] : kExcluded) | (keep[3] ? m[3] : kExcluded) << 16;
-  }
-  return kept;
-}
-
-/// Word j of 16 features with those outside `chosen` zeroed.
-__device__ __forceinline__ unsigned masked_word(const unsigned (&word)[8], unsigned chosen, int j) {
-  return (chosen >> 2 * j & 1u ? word[j] & 0xffffu : 0u) | (chosen >> 2 * j & 2u ? word[j] & 0xffff0000u : 0u);
-}
-
-/// This lane's part of the compressed operand: `kept` says which two of four are stored, `chosen` which are not zero.
-template <int kD>
-__device__ __forceinline__ void stage_compressed(unsigned* staging, const unsigned (&word)[8], unsigned kept,
-                                                 unsigned chosen, int row, int sub) {
-  unsigned nibbles = 0;
-#pragma unroll
-  for (int g = 0; g < 4; ++g) {
-    const unsigned two = kept >> 4 * g & 15u;
-    const unsigned a = masked_word(word, chosen, 2 * g), b = masked_word(word, chosen, 2 * g + 1);
-    // first: the lowest kept feature (0, 1 or 2), second: the highest (1, 2 or 3)
-    const unsigned first = two & 1u ? 0u : two & 2u ? 1u : 2u, second = two & 8u ? 3u : two & 4u ? 2u : 1u;
-    const unsigned low = first == 0 ? a & 0xffffu : first == 1 ? a >> 16 : b & 0xffffu;
-    const unsigned high = second == 3 ? b >> 16 : second == 2 ? b & 0xffffu : a >> 16;
-    staging[CompressedLayout<kD>::value_word(row, sub, g)] = low | high << 16;
-    nibbles |= (first | second << 2) << 4 * g;
-  }
-  reinterpret_cast<unsigned short*>(staging)[CompressedLayout<kD>::meta_half(row, sub)] =
-      static_cast<unsigned short>(nibbles);
-}
-
-/// The support of block rows [0, rows) as values and indices: `staged` holds the indices, `x` the whole rows.
-template <int kD>
-__device__ __forceinline__ void write_support(const SelectParams& params, const std::uint8_t* staged,
-                                              const unsigned short (*x)[kD + 8], std::int64_t first_row, int rows) {
-  const int k = params.k;
-  if (k % 8 == 0) {  // eight at a time
-    const int pieces = k / 8;
-    for (int i = threadIdx.x; i < rows * pieces; i += kSelectWarps * 32) {
-      const int r = i / pieces, at = (i - r * pieces) * 8;
-      const uint2 index = *reinterpret_cast<const uint2*>(staged + r * k + at);
-      unsigned word[4];
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const unsigned two = (j < 2 ? index.x : index.y) >> 16 * (j % 2);
-        word[j] = x[r][two & 0xffu] | static_cast<unsigned>(x[r][two >> 8 & 0xffu]) << 16;
+  /// A token's heads are neighbours in [B, T, heads, k].
+  __device__ __forceinline__ void store_support() const {
+    const int tokens = min(kTokens, p.T - first), heads = min(kHeads, p.heads - head0), k = p.k;
+    const std::int64_t to = ((static_cast<std::int64_t>(batch) * p.T + first) * p.heads + head0) * k;
+    const std::int64_t token_stride = static_cast<std::int64_t>(p.heads) * k;
+    auto* global = static_cast<unsigned short*>(p.values) + to;
+    if (k % 8 == 0) {
+      const int pieces = k / 8, width = kHeads * pieces;
+      for (int i = threadIdx.x; i < tokens * width; i += kThreads) {
+        const int token = i / width, piece = i - token * width;
+        if (piece >= heads * pieces) continue;
+        const std::int64_t offset = token * token_stride + piece * 8;
+        if (p.values != nullptr)
+          *reinterpret_cast<uint4*>(global + offset) = reinterpret_cast<const uint4*>(values())[i];
+        if (p.indices != nullptr)
+          *reinterpret_cast<uint2*>(p.indices + to + offset) = reinterpret_cast<const uint2*>(indices())[i];
       }
-      const std::int64_t to = (first_row + static_cast<std::int64_t>(r) * params.heads) * k + at;
-      if (params.values != nullptr)
-        *reinterpret_cast<uint4*>(static_cast<unsigned short*>(params.values) + to) = {word[0], word[1], word[2],
-                                                                                       word[3]};
-      if (params.indices != nullptr) *reinterpret_cast<uint2*>(params.indices + to) = index;
+      return;
     }
-    return;
+    const int width = kHeads * k;
+    for (int i = threadIdx.x; i < tokens * width; i += kThreads) {
+      const int token = i / width, element = i - token * width;
+      if (element >= heads * k) continue;
+      const std::int64_t offset = token * token_stride + element;
+      if (p.values != nullptr) global[offset] = values()[i];
+      if (p.indices != nullptr) p.indices[to + offset] = indices()[i];
+    }
   }
-  for (int i = threadIdx.x; i < rows * k; i += kSelectWarps * 32) {
-    const int r = i / k;
-    const std::int64_t to = (first_row + static_cast<std::int64_t>(r) * params.heads) * k + (i - r * k);
-    if (params.values != nullptr) static_cast<unsigned short*>(params.values)[to] = x[r][staged[i]];
-    if (params.indices != nullptr) params.indices[to] = staged[i];
+
+  __device__ __forceinline__ void store_dense() const {
+    auto* dense = static_cast<unsigned short*>(p.dense);
+    each_piece(p.dense_stride, [&](int piece, std::int64_t offset, bool inside) {
+      if (inside) *reinterpret_cast<uint4*>(dense + offset) = segments()[piece];
+    });
   }
+
+  __device__ __forceinline__ void store_compressed() const {
+    constexpr int kPieces = compressed_block_bytes(kD) / 16;
+    const int blocks = (p.T + kTokens - 1) / kTokens;
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+      if (head0 + h >= p.heads) break;
+      const std::int64_t block = (static_cast<std::int64_t>(batch) * p.heads + head0 + h) * blocks + first / kTokens;
+      auto* target = static_cast<uint4*>(p.compressed) + block * kPieces;
+      const auto* source = reinterpret_cast<const uint4*>(memory + Layout::kCompressed) + h * kPieces;
+      for (int i = threadIdx.x; i < kPieces; i += kThreads) target[i] = source[CompressedLayout<kD>::staged(i)];
+    }
+  }
+
+  __device__ __forceinline__ void run() const {
+    if (threadIdx.x < 16) reinterpret_cast<unsigned*>(memory + Layout::kPairs)[threadIdx.x] = stored_pair(threadIdx.x);
+    load();
+    if (p.rule == Selection::topk_2of4)
+      select<true>();
+    else
+      select<false>();
+    __syncthreads();
+    if (p.dense != nullptr) store_dense();
+    if (packs) store_compressed();
+    if (p.values != nullptr || p.indices != nullptr) store_support();
+  }
+};
+
+struct Jobs {
+  SelectParams part[2];
+  int groups[2] = {0, 0};  // of heads; blockIdx.y counts through both and on into the copy
+  RowCopy copy;
+};
+
+/// 64 tokens by 256 bytes of the rows that are only copied.
+template <int kThreads>
+__device__ __forceinline__ void copy_tile(const RowCopy& copy, int T, int column) {
+  constexpr int kPieces = 16, kPass = kThreads / kPieces, kCount = kTokens / kPass;
+  const int first = blockIdx.x * kTokens + threadIdx.x / kPieces, at = (column * kPieces + threadIdx.x % kPieces) * 8;
+  const int inside = at < copy.width ? T - first : 0;
+  const auto* from = static_cast<const unsigned short*>(copy.from) + blockIdx.z * copy.from_stride.batch +
+                     first * copy.from_stride.token + at;
+  auto* to =
+      static_cast<unsigned short*>(copy.to) + blockIdx.z * copy.to_stride.batch + first * copy.to_stride.token + at;
+  uint4 piece[kCount];
+#pragma unroll
+  for (int i = 0; i < kCount; ++i)
+    if (i * kPass < inside) piece[i] = *reinterpret_cast<const uint4*>(from + i * kPass * copy.from_stride.token);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i)
+    if (i * kPass < inside) *reinterpret_cast<uint4*>(to + i * kPass * copy.to_stride.token) = piece[i];
 }
 
-/// Grid: x row blocks, y heads, z batch.
-template <int kD, Selection kRule>
-__global__ void __launch_bounds__(kSelectWarps * 32) select_kernel(const __grid_constant__ SelectParams params) {
-  constexpr int kLanes = kD / 16;  // a row
-  constexpr bool k2of4 = kRule == Selection::topk_2of4;
-  constexpr int kMost = k2of4 ? kD / 2 : kD;
-  __shared__ __align__(16) unsigned staging[k2of4 ? compressed_block_bytes(kD) / 4 : 4];
-  __shared__ __align__(16) unsigned short row_values[kBlockRows][kD + 8];
-  __shared__ __align__(16) std::uint8_t row_indices[kBlockRows * kMost];
-
-  const int first = blockIdx.x * kBlockRows, head = blockIdx.y, batch = blockIdx.z;
-  const int sub = threadIdx.x % kLanes;
-  const bool wants_support = params.values != nullptr || params.indices != nullptr;
-
-#pragma unroll
-  for (int r = threadIdx.x / kLanes; r < kBlockRows; r += kSelectWarps * 32 / kLanes) {
-    const int t = first + r;
-    const bool inside = t < params.T;
-    uint4 load[2] = {{0u, 0u, 0u, 0u}, {0u, 0u, 0u, 0u}};
-    if (inside) {
-      const auto* source =
-          reinterpret_cast<const uint4*>(static_cast<const unsigned short*>(params.x) + batch * params.x_stride.batch +
-                                         t * params.x_stride.token + head * params.x_stride.head + 16 * sub);
-      load[0] = source[0];
-      load[1] = source[1];
-    }
-    const unsigned word[8] = {load[0].x, load[0].y, load[0].z, load[0].w, load[1].x, load[1].y, load[1].z, load[1].w};
-    unsigned magnitude[8];
-#pragma unroll
-    for (int j = 0; j < 8; ++j) magnitude[j] = __vminu2(word[j] & 0x7fff7fffu, 0x7f807f80u);  // NaN counts as inf
-    unsigned kept = 0xffffu;
-    if constexpr (k2of4) kept = keep_two_of_four(magnitude);
-    const unsigned chosen = support<kLanes>(magnitude, params.k, sub);
-    if constexpr (k2of4)
-      if (params.compressed != nullptr) stage_compressed<kD>(staging, word, kept, chosen, r, sub);
-    if (wants_support) {
-      auto* row = reinterpret_cast<uint4*>(&row_values[r][16 * sub]);
-      row[0] = load[0];
-      row[1] = load[1];
-      std::uint8_t* next = row_indices + r * params.k + row_prefix<kLanes>(__popc(chosen), sub);
-      for (unsigned rest = chosen; rest != 0; rest &= rest - 1)
-        *next++ = static_cast<std::uint8_t>(16 * sub + __ffs(rest) - 1);
-    }
-    if (inside && params.dense != nullptr) {
-      auto* target =
-          reinterpret_cast<uint4*>(static_cast<unsigned short*>(params.dense) + batch * params.dense_stride.batch +
-                                   t * params.dense_stride.token + head * params.dense_stride.head + 16 * sub);
-      target[0] = {masked_word(word, chosen, 0), masked_word(word, chosen, 1), masked_word(word, chosen, 2),
-                   masked_word(word, chosen, 3)};
-      target[1] = {masked_word(word, chosen, 4), masked_word(word, chosen, 5), masked_word(word, chosen, 6),
-                   masked_word(word, chosen, 7)};
-    }
-  }
-  __syncthreads();
-  if (wants_support) {
-    const std::int64_t row = (static_cast<std::int64_t>(batch) * params.T + first) * params.heads + head;
-    write_support<kD>(params, row_indices, row_values, row, min(kBlockRows, params.T - first));
-  }
-  if constexpr (k2of4) {
-    if (params.compressed == nullptr) return;
-    constexpr int kWords = compressed_block_bytes(kD) / 16;
-    const std::int64_t block = (static_cast<std::int64_t>(batch) * gridDim.y + head) * gridDim.x + blockIdx.x;
-    auto* target = static_cast<uint4*>(params.compressed) + block * kWords;
-    for (int i = threadIdx.x; i < kWords; i += kSelectWarps * 32)
-      target[i] = reinterpret_cast<const uint4*>(staging)[i];
-  }
+/// Grid: x tokens, y groups of heads, z batch.
+template <int kD, int kHeads, int kKeep>
+__global__ void __launch_bounds__(BlockLayout<kD, kHeads>::kThreads, kBlocksPerSm)
+    select_kernel(const __grid_constant__ Jobs jobs) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  int y = blockIdx.y;
+  const int which = y >= jobs.groups[0];
+  if (which) y -= jobs.groups[0];
+  if (which && y >= jobs.groups[1])
+    return copy_tile<BlockLayout<kD, kHeads>::kThreads>(jobs.copy, jobs.part[0].T, y - jobs.groups[1]);
+  const SelectParams& p = jobs.part[which];
+  const Selector<kD, kHeads, kKeep> selector{p,
+                                             memory,
+                                             static_cast<int>(blockIdx.x) * kTokens,
+                                             y * kHeads,
+                                             static_cast<int>(blockIdx.z),
+                                             p.rule == Selection::topk_2of4 && p.compressed != nullptr};
+  selector.run();
 }
 
-template <int kD>
-void launch_rule(const SelectParams& params, dim3 grid, cudaStream_t stream) {
-  if (params.rule == Selection::topk_2of4)
-    select_kernel<kD, Selection::topk_2of4><<<grid, kSelectWarps * 32, 0, stream>>>(params);
-  else
-    select_kernel<kD, Selection::topk><<<grid, kSelectWarps * 32, 0, stream>>>(params);
+void check(const SelectParams& p) {
+  require(selection_supported(p.D), "feature selection on the GPU is built for rows of 64 and 128 features, not {}",
+          p.D);
+  const int most = p.rule == Selection::topk_2of4 ? p.D / 2 : p.D;
+  require(p.k >= 1 && p.k <= most, "cannot select {} of {} features; between 1 and {} are possible", p.k, p.D, most);
+  require(p.compressed == nullptr || p.rule == Selection::topk_2of4, "the compressed operand needs the 2-of-4 rule");
+  require(p.heads <= 32767 && p.B <= 65535, "feature selection: {} heads and batch {}; 32767 and 65535 at most",
+          p.heads, p.B);
+}
+
+template <int kD, int kHeads, int kKeep>
+cudaError_t launch(Jobs jobs, cudaStream_t stream) {
+  using Layout = BlockLayout<kD, kHeads>;
+  int bytes = 0;
+  for (int i = 0; i < 2; ++i) {
+    const SelectParams& p = jobs.part[i];
+    jobs.groups[i] = (p.heads + kHeads - 1) / kHeads;
+    if (p.heads > 0) bytes = std::max(bytes, Layout::bytes(p.compressed != nullptr, p.k));
+  }
+  const int copies = jobs.copy.from != nullptr ? (jobs.copy.width + 127) / 128 : 0;
+  const auto kernel = select_kernel<kD, kHeads, kKeep>;
+  const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (status != cudaSuccess) return status;
+  const SelectParams& p = jobs.part[0];
+  const dim3 grid(static_cast<unsigned>((p.T + kTokens - 1) / kTokens),
+                  static_cast<unsigned>(jobs.groups[0] + jobs.groups[1] + copies), static_cast<unsigned>(p.B));
+  kernel<<<grid, Layout::kThreads, bytes, stream>>>(jobs);
+  return cudaGetLastError();
+}
+
+template <int kD, int kHeads>
+cudaError_t launch_for_k(const Jobs& jobs, cudaStream_t stream) {
+  const int k = std::max(jobs.part[0].k, jobs.part[1].k);
+  if (k <= 8) return launch<kD, kHeads, 8>(jobs, stream);
+  if (k <= kMaxKeep) return launch<kD, kHeads, kMaxKeep>(jobs, stream);
+  return launch<kD, kHeads, 0>(jobs, stream);
+}
+
+void select(const Jobs& jobs, void* stream) {
+  const SelectParams& p = jobs.part[0];
+  if (p.B == 0 || p.T == 0) return;
+  auto* queue = static_cast<cudaStream_t>(stream);
+  const cudaError_t status = p.D == 64 ? launch_for_k<64, 2>(jobs, queue) : launch_for_k<128, 1>(jobs, queue);
+  require(status == cudaSuccess, "feature selection failed to launch: {}", cudaGetErrorString(status));
 }
 
 }  // namespace
 
 void select_features(const SelectParams& params, void* stream) {
-  require(params.D == 64 || params.D == 128,
-          "feature selection on the GPU is built for rows of 64 and 128 features, not {}", params.D);
-  const int most = params.rule == Selection::topk_2of4 ? params.D / 2 : params.D;
-  require(params.k >= 1 && params.k <= most, "cannot select {} of {} features; between 1 and {} are possible", params.k,
-          params.D, most);
-  require(params.compressed == nullptr || params.rule == Selection::topk_2of4,
-          "the compressed operand needs the 2-of-4 rule");
-  if (params.B == 0 || params.T == 0 || params.heads == 0) return;
-  require(params.heads <= 65535 && params.B <= 65535, "feature selection: {} heads and batch {}; 65535 of each at most",
-          params.heads, params.B);
-  const dim3 grid(static_cast<unsigned>((params.T + kBlockRows - 1) / kBlockRows), static_cast<unsigned>(params.heads),
-                  static_cast<unsigned>(params.B));
-  if (params.D == 64)
-    launch_rule<64>(params, grid, static_cast<cudaStream_t>(stream));
-  else
-    launch_rule<128>(params, grid, static_cast<cudaStream_t>(stream));
-  const cudaError_t status = cudaGetLastError();
-  require(status == cudaSuccess, "feature selection failed to launch: {}", cudaGetErrorString(status));
+  check(params);
+  Jobs jobs;
+  jobs.part[0] = params;
+  if (params.heads > 0) select(jobs, stream);
+}
+
+void select_features(const SelectParams& queries, const SelectParams& keys, const RowCopy& values, void* stream) {
+  check(queries);
+  check(keys);
+  require(queries.B == keys.B && queries.T == keys.T && queries.D == keys.D,
+          "queries [{}, {}, .., {}] and keys [{}, {}, .., {}] cannot be selected in one pass", queries.B, queries.T,
+          queries.D, keys.B, keys.T, keys.D);
+  require(values.width % 8 == 0 && values.width <= 1 << 20, "rows of {} values cannot be copied beside a selection",
+          values.width);
+  Jobs jobs;
+  jobs.part[0] = queries;
+  jobs.part[1] = keys;
+  jobs.copy = values;
+  select(jobs, stream);
 }
 
 }  // namespace sfa::flash

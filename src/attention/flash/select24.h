@@ -35,7 +35,24 @@ constexpr int compressed_block_bytes(int D) {
   return D / 32 * 128 * 16 + (D + 63) / 64 * 128 * 4;
 }
 
-/// Throws Error on a shape that has no kernel (D is 64 or 128) or a failed launch; `stream` is a cudaStream_t.
+/// Whether rows of D features have a kernel.
+constexpr bool selection_supported(int D) {
+  return D == 64 || D == 128;
+}
+
+/// Throws Error on a shape that has no kernel or a failed launch; `stream` is a cudaStream_t.
 void select_features(const SelectParams& params, void* stream);
+
+/// Rows [B, T, width] bf16 that move to a place of their own; strides of tokens and batch entries in elements. All of
+/// them, and width, are multiples of 8.
+struct RowCopy {
+  const void* from = nullptr;  ///< null: nothing to copy
+  void* to = nullptr;
+  int width = 0;
+  Strides from_stride, to_stride;  ///< the heads' strides are not used
+};
+
+/// Queries and keys of the same B, T and D in one launch; `values` are copied beside them.
+void select_features(const SelectParams& queries, const SelectParams& keys, const RowCopy& values, void* stream);
 
 }  // namespace sfa::flash

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <climits>
 
+#include "attention/flash/flash_checks.h"
 #include "attention/flash/flash_sm80.h"
 #include "attention/flash/sm80_backward.cuh"
 #include "attention/flash/sm80_instances.h"
@@ -13,6 +14,8 @@
 
 namespace sfa::flash {
 namespace {
+
+constexpr char kOp[] = "attention backward";
 
 struct Instance {
   int Dqk, Dv;
@@ -41,23 +44,12 @@ std::size_t vector_bytes(const Shape& s) {
   return (static_cast<std::size_t>(s.B) * s.H * padded_rows(s) * sizeof(float) + 255) / 256 * 256;
 }
 
-void require_aligned(const char* name, const void* data, const Strides& stride) {
-  const bool aligned = reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && stride.batch % 8 == 0 &&
-                       stride.token % 8 == 0 && stride.head % 8 == 0;
-  require(data != nullptr && aligned,
-          "attention backward: {} must be set, 16-byte aligned and have strides that are multiples of 8 elements "
-          "(batch {}, token {}, head {})",
-          name, stride.batch, stride.token, stride.head);
-}
-
 void check(const BackwardParams& p) {
   const Shape& s = p.shape;
   require(sm80_supported(s),
           "attention backward has no kernel for head sizes {} (q, k) and {} (v): multiples of 16 up to 256 have one",
           s.Dqk, s.Dv);
-  require(s.G > 0 && s.H % s.G == 0, "attention backward: {} query heads cannot share {} key/value heads evenly", s.H,
-          s.G);
-  require(s.B >= 1 && s.Tq >= 1 && s.Tk >= 1, "attention backward: empty shape B={} Tq={} Tk={}", s.B, s.Tq, s.Tk);
+  require_shape(kOp, s);
   require((std::int64_t{std::max(s.Tq, s.Tk)} + 31) / 32 * s.B * s.H <= INT_MAX,
           "attention backward: {} rows of {} heads and {} sequences are too many for one launch", std::max(s.Tq, s.Tk),
           s.H, s.B);
@@ -65,14 +57,14 @@ void check(const BackwardParams& p) {
   require(p.lse != nullptr, "attention backward: lse must be set");
   require(p.workspace != nullptr && reinterpret_cast<std::uintptr_t>(p.workspace) % 256 == 0,
           "attention backward: the workspace must be set and aligned to 256 bytes");
-  require_aligned("q", p.q, p.q_stride);
-  require_aligned("k", p.k, p.k_stride);
-  require_aligned("v", p.v, p.v_stride);
-  require_aligned("out", p.out, p.out_stride);
-  require_aligned("d_out", p.d_out, p.d_out_stride);
-  require_aligned("d_q", p.d_q, p.d_q_stride);
-  require_aligned("d_k", p.d_k, p.d_k_stride);
-  require_aligned("d_v", p.d_v, p.d_v_stride);
+  require_aligned(kOp, "q", p.q, p.q_stride);
+  require_aligned(kOp, "k", p.k, p.k_stride);
+  require_aligned(kOp, "v", p.v, p.v_stride);
+  require_aligned(kOp, "out", p.out, p.out_stride);
+  require_aligned(kOp, "d_out", p.d_out, p.d_out_stride);
+  require_aligned(kOp, "d_q", p.d_q, p.d_q_stride);
+  require_aligned(kOp, "d_k", p.d_k, p.d_k_stride);
+  require_aligned(kOp, "d_v", p.d_v, p.d_v_stride);
 }
 
 constexpr int kPrepareThreads = 256;

@@ -3,12 +3,15 @@
 
 #include <climits>
 
+#include "attention/flash/flash_checks.h"
 #include "attention/flash/flash_sm80.h"
 #include "attention/flash/sm80_instances.h"
 #include "core/error.h"
 
 namespace sfa::flash {
 namespace {
+
+constexpr char kOp[] = "attention forward";
 
 struct Instance {
   int Dqk, Dv;
@@ -28,15 +31,6 @@ const Instance& instance_for(const Shape& shape) {
   fail("internal error: no sm_80 attention forward for head sizes {} and {}", shape.Dqk, shape.Dv);
 }
 
-void require_aligned(const char* name, const void* data, const Strides& stride) {
-  const bool aligned = reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && stride.batch % 8 == 0 &&
-                       stride.token % 8 == 0 && stride.head % 8 == 0;
-  require(data != nullptr && aligned,
-          "attention forward: {} must be set, 16-byte aligned and have strides that are multiples of 8 elements "
-          "(batch {}, token {}, head {})",
-          name, stride.batch, stride.token, stride.head);
-}
-
 }  // namespace
 
 bool sm80_supported(const Shape& shape) {
@@ -49,17 +43,15 @@ void sm80_forward(const ForwardParams& params, void* stream) {
   require(sm80_supported(s),
           "attention forward has no kernel for head sizes {} (q, k) and {} (v): multiples of 16 up to 256 have one",
           s.Dqk, s.Dv);
-  require(s.G > 0 && s.H % s.G == 0, "attention forward: {} query heads cannot share {} key/value heads evenly", s.H,
-          s.G);
-  require(s.B >= 1 && s.Tq >= 1 && s.Tk >= 1, "attention forward: empty shape B={} Tq={} Tk={}", s.B, s.Tq, s.Tk);
+  require_shape(kOp, s);
   require((std::int64_t{s.Tq} + 31) / 32 * s.B * s.H <= INT_MAX,
           "attention forward: {} rows of {} heads and {} sequences are too many for one launch", s.Tq, s.H, s.B);
   require(params.scale > 0, "attention forward: the scale must be positive, not {}", params.scale);
   require(params.lse != nullptr, "attention forward: lse must be set");
-  require_aligned("q", params.q, params.q_stride);
-  require_aligned("k", params.k, params.k_stride);
-  require_aligned("v", params.v, params.v_stride);
-  require_aligned("out", params.out, params.out_stride);
+  require_aligned(kOp, "q", params.q, params.q_stride);
+  require_aligned(kOp, "k", params.k, params.k_stride);
+  require_aligned(kOp, "v", params.v, params.v_stride);
+  require_aligned(kOp, "out", params.out, params.out_stride);
   const auto status = static_cast<cudaError_t>(instance_for(s).launch(params, stream));
   require(status == cudaSuccess, "attention forward failed to launch: {}", cudaGetErrorString(status));
 }

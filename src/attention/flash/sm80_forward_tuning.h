@@ -11,7 +11,7 @@ namespace sfa::flash {
 // one.
 //                                        Dqk  Dv warps atoms keys blocks/SM
 using Sm80ForwardD32 = Sm80ForwardConfig<32, 32, 4, 2, 64, 3>;
-using Sm80ForwardD32V64 = Sm80ForwardConfig<32, 64, 4, 2, 64, 3>;
+using Sm80ForwardD32V64 = Sm80ForwardConfig<32, 64, 4, 2, 64, 2>;
 using Sm80ForwardD64 = Sm80ForwardConfig<64, 64, 4, 2, 96, 2>;
 using Sm80ForwardD64V128 = Sm80ForwardConfig<64, 128, 4, 2, 48, 2>;
 using Sm80ForwardD96 = Sm80ForwardConfig<96, 96, 4, 2, 64, 2>;

@@ -133,6 +133,7 @@ void Gpt2::forward(Context& ctx, Arena& scratch, const ModelInput& batch) {
     const PartScope part(ctx, "block", static_cast<std::int64_t>(l), "forward");
     gpt2_block_forward(ctx, {config_, *attention_, weights_.blocks[l], scratch}, acts_.blocks[l], residual, branch,
                        acts_.branch, ranges);
+    if (on_attention && !ctx.planning) on_attention(static_cast<std::int64_t>(l), acts_.blocks[l].attention);
     residual = acts_.blocks[l].norm2.residual;
     branch = acts_.branch;
   }

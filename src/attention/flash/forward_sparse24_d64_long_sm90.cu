@@ -5,8 +5,8 @@
 
 namespace sfa::flash {
 
-int forward_sparse24_d128_long(const ForwardParams& params, void* stream) {
-  return static_cast<int>(launch_forward<Sparse24D128Long>(params, static_cast<cudaStream_t>(stream)));
+int forward_sparse24_d64_long(const ForwardParams& params, void* stream) {
+  return static_cast<int>(launch_forward<Sparse24D64Long>(params, static_cast<cudaStream_t>(stream)));
 }
 
 }  // namespace sfa::flash
