@@ -42,7 +42,10 @@ Outcome train_with(const std::string& graphs, const std::vector<std::string>& mo
     state.begin_step(ctx);
     for (int m = 0; m < 2; ++m) state.micro_step(ctx, batch_of(4, 64, 2 * step + m), 1.0f / 512);
     state.update(ctx, step);
-    out.losses.push_back(state.step_loss(ctx, 512));
+    double total = 0;
+    ctx.copy(&total, Device::cpu, state.loss_total().data, Device::cuda, sizeof(double));
+    ctx.synchronize();
+    out.losses.push_back(total / 512);
     if (step == 2) state.model().evaluate(ctx, state.arenas(), state.upload(ctx, batch_of(4, 64, 99)), state.losses());
   }
   out.weights = values_of(ctx, state.buffers().master);
