@@ -10,6 +10,7 @@ void add_bench_command(CLI::App& app) {
   bench->require_subcommand(1);
   add_bench_attention(*bench);
   add_bench_step(*bench);
+  add_bench_generate(*bench);
 }
 
 }  // namespace sfa::app

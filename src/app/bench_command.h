@@ -6,4 +6,5 @@
 namespace sfa::app {
 void add_bench_attention(CLI::App& bench);  // sfa bench attention
 void add_bench_step(CLI::App& bench);       // sfa bench step CONFIG [key=value...]
+void add_bench_generate(CLI::App& bench);   // sfa bench generate CONFIG [key=value...]
 }  // namespace sfa::app

@@ -15,5 +15,5 @@ void add_plan_command(CLI::App& app);        // sfa plan CONFIG [key=value...]
 void add_doctor_command(CLI::App& app);      // sfa doctor [CONFIG]
 void add_analyze_command(CLI::App& app);     // sfa analyze support
 void add_checkpoint_command(CLI::App& app);  // sfa checkpoint list | verify | prune
-void add_bench_command(CLI::App& app);       // sfa bench step
+void add_bench_command(CLI::App& app);       // sfa bench attention | step | generate
 }  // namespace sfa::app

@@ -34,6 +34,7 @@ struct AttentionConfig {
   std::string selection = "topk";      // topk | topk_2of4 (queries: at most two of four neighbouring features)
   std::string zero_overlap = "score";  // score | mask
   std::int64_t window = 0;             // keys a query sees, itself included; 0 = all before it
+  std::string kv_cache_v = "full";     // full | int8: values in the KV cache (sfa, flash on a GPU)
 };
 
 /// Sizes that every layer of a model shares.
@@ -74,6 +75,7 @@ struct Keys {
   Tensor dense;            // [B, Tk, G, Dqk]; sfa: zero outside the support
   Tensor values, indices;  // sfa: [B, Tk, G, k_k]
   Tensor v;                // [B, Tk, G, Dv]
+  Tensor v_scale;          // a cache with int8 values: [B, Tk, G] bf16; `v` is then u8 holding int8
 };
 
 /// What one layer's attention keeps from forward to backward, planned once.
@@ -162,7 +164,7 @@ class Attention {
 void attention_forward(Context& ctx, const Attention& attention, AttentionState& state, const Ranges& ranges,
                        Arena& scratch);
 /// The same for new tokens after those in `cache`: their keys are appended first, and ranges.query_offset is set to
-/// their place.
+/// their place. Into an empty cache they attend to each other as they were prepared, without reading it.
 void attention_forward_cached(Context& ctx, const Attention& attention, AttentionState& state, KvCache& cache,
                               Ranges ranges, Arena& scratch);
 /// Writes d_qkv [B, T, row] from d_out [B, T, H, Dv].
@@ -182,6 +184,7 @@ struct AttentionRow {
   /// Empty when the row can serve the case, otherwise a sentence that says why not.
   std::string (*why_not)(const AttentionConfig&, const AttentionDims&, DType);
   std::unique_ptr<Attention> (*make)(const AttentionConfig&, const AttentionDims&, DType);
+  bool int8_cache = false;  // serves kv_cache_v: int8
 };
 const std::vector<AttentionRow>& attention_table();
 

@@ -24,9 +24,9 @@ const std::vector<AttentionRow>& attention_table() {
       {"sfa", "reference", Device::cpu, 0, sfa_reference_why_not, make_sfa_reference},
       {"sfa", "flash", Device::cpu, 10, sfa_flash_cpu_why_not, make_sfa_flash_cpu},
       {"sfa", "reference", Device::cuda, 0, sfa_reference_why_not, make_sfa_reference},
-      {"sfa", "flash", Device::cuda, 10, sfa_flash_cuda_why_not, make_sfa_flash_cuda},
+      {"sfa", "flash", Device::cuda, 10, sfa_flash_cuda_why_not, make_sfa_flash_cuda, true},
       {"sfa", "posting_list", Device::cuda, -1, sfa_posting_list_why_not, make_sfa_posting_list},
-      {"sfa", "flash_sm80", Device::cuda, 5, sfa_flash_cuda_why_not, make_sfa_flash_sm80},
+      {"sfa", "flash_sm80", Device::cuda, 5, sfa_flash_cuda_why_not, make_sfa_flash_sm80, true},
   };
   return table;
 }
@@ -39,7 +39,9 @@ std::unique_ptr<Attention> make_attention(const AttentionConfig& config, const A
     if (row.type != config.type || row.device != device) continue;
     known += (known.empty() ? "" : ", ") + std::string(row.impl);
     if (config.impl != "auto" && config.impl != row.impl) continue;
-    const std::string why = row.why_not(config, dims, dtype);
+    const std::string why = config.kv_cache_v == "int8" && !row.int8_cache
+                                ? "kv_cache_v: int8 is kept by sfa's flash on a GPU alone"
+                                : row.why_not(config, dims, dtype);
     if (!why.empty())
       reasons += fmt::format("{}{}: {}", reasons.empty() ? "" : "; ", row.impl, why);
     else if (best == nullptr || row.priority > best->priority)
@@ -116,6 +118,7 @@ Keys KvCache::filled() const {
   view.values = part(keys.values);
   view.indices = part(keys.indices);
   view.v = part(keys.v);
+  view.v_scale = part(keys.v_scale);
   return view;
 }
 
@@ -127,7 +130,7 @@ void attention_forward_cached(Context& ctx, const Attention& attention, Attentio
   ranges.query_offset = cache.length;
   attention.prepare(ctx, state);
   attention.append(ctx, state.k, cache);
-  const Keys keys = cache.filled();
+  const Keys keys = ranges.query_offset == 0 ? state.k : cache.filled();
   attention.core(ctx, {state.q, keys, ranges, state.out, state.lse, scratch});
 }
 

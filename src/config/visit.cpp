@@ -52,6 +52,11 @@ void visit_attention(ModelConfig& m, ConfigVisitor& v) {
         m.qk_initializer_range);
   v.key({p + "window", "keys that a query sees, itself included (tokens); 0 = all before it", {}, {}},
         m.attention.window);
+  v.key({p + "kv_cache_v",
+         "values in the KV cache: as activations, or sfa, flash on a GPU: 8 bits with a scale a token and head",
+         {"full", "int8"},
+         {}},
+        m.attention.kv_cache_v);
 }
 
 void visit_model(ModelConfig& m, ConfigVisitor& v) {

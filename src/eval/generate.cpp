@@ -9,12 +9,16 @@
 namespace sfa {
 namespace {
 
+// Tokens of a prompt that are fed at a time: many, since what is behind cached tokens reads the whole cache first, and
+// few enough that their activations stay small beside the caches.
+constexpr std::int64_t kChunk = 8192;
+
 // The newest part of a text in the model's caches.
 class Feeder {
  public:
   Feeder(Context& ctx, Model& model) : ctx_(ctx), model_(model), input_("prompt", model.device()) {
     const std::int64_t P = model.config().max_position_embeddings;
-    chunk_ = std::min<std::int64_t>(P, 512);
+    chunk_ = std::min<std::int64_t>(P, kChunk);
     generation_ = model.start_generation(ctx, 1, P, chunk_);
     input_.take(DType::i32, {1, chunk_});
     input_.bind();

@@ -155,6 +155,7 @@ Config identity(const Config& config) {
   c.model = config.model;
   c.model.attention.impl = "auto";
   c.model.recompute = "none";
+  c.model.attention.kv_cache_v = "full";
   c.data.seq_len = config.data.seq_len;
   c.data.shuffle = config.data.shuffle;
   c.seed = config.seed;

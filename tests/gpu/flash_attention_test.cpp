@@ -1,6 +1,8 @@
 // impl: flash and flash_sm80 on the GPU behind the attention interface, forward, backward and through a KV cache,
 // against impl: reference on the CPU in f32 on the same bf16 inputs. The kernels alone are held against double by
 // flash_forward_check.cu and flash_backward_check.cu over many more shapes.
+#include <algorithm>
+
 #include "attention/attention.h"
 #include "gpu/twins.h"
 
@@ -102,10 +104,53 @@ TEST_F(FlashAttentionGpu, LayersForwardAndBackward) {
   }
 }
 
+// All tokens of a case through a cache of the flash variant, in chunks; returns the outputs [B, T, H, Dv].
+std::vector<float> through_cache(Context& gpu, const FlashCase& c, const Tensor& qkv,
+                                 const std::vector<std::int64_t>& chunks) {
+  const auto attention = make_attention(c.config, c.dims, Device::cuda, DType::bf16);
+  const Ranges ranges{.causal = true, .query_offset = 0, .window = c.window, .first_key = {}};
+  Arena cache_arena("cache", Device::cuda);
+  attention->plan_cache(cache_arena, c.B, c.T);
+  cache_arena.bind();
+  KvCache cache = attention->plan_cache(cache_arena, c.B, c.T);
+  // What the cost promises, up to the padding of the length to 16 tokens.
+  const double promised = attention->cost(c.T).kv_bytes_per_token * static_cast<double>(c.B * ((c.T + 15) / 16 * 16));
+  EXPECT_LE(static_cast<double>(cache_arena.used()), promised + 4 * 256);
+  const std::int64_t width = c.dims.H * c.dims.Dv;
+  std::vector<float> out(static_cast<std::size_t>(c.B * c.T * width));
+  for (const std::int64_t n : chunks) {
+    const std::int64_t at = cache.length;
+    Arena saved("saved", Device::cuda), scratch("scratch", Device::cuda);
+    Context counting = Context::for_planning(Device::cuda);
+    KvCache copy = cache;
+    AttentionState state = attention->plan(saved, scratch, c.B, n);
+    attention_forward_cached(counting, *attention, state, copy, ranges, scratch);
+    saved.bind();
+    scratch.bind();
+    state = attention->plan(saved, scratch, c.B, n);
+    for (std::int64_t b = 0; b < c.B; ++b)
+      gpu.copy(state.qkv.slice(0, b, 1).data, Device::cuda, qkv.slice(0, b, 1).slice(1, at, n).data, Device::cuda,
+               static_cast<std::size_t>(n * c.dims.row()) * 2);
+    attention_forward_cached(gpu, *attention, state, cache, ranges, scratch);
+    const auto got = values_of(gpu, state.out);
+    for (std::int64_t b = 0; b < c.B; ++b)
+      std::copy_n(got.begin() + b * n * width, n * width, out.begin() + (b * c.T + at) * width);
+  }
+  return out;
+}
+
+// Prompts at once and in chunks, decoding with one and with several queries.
+const std::vector<std::vector<std::int64_t>> kChunks = {
+    {200}, {130, 69, 1}, {130, 53, 16, 1}, {1, 15, 184}, {64, 1, 1, 2, 7, 16, 17, 92}};
+
 // Tokens in chunks through a cache give what one pass over all of them gives.
 TEST_F(FlashAttentionGpu, ChunksThroughACacheAreOnePass) {
   type_ = DType::bf16;
-  for (const FlashCase& c : cases()) {
+  std::vector<FlashCase> list = cases();
+  list.push_back({config_of("flash", "sfa", 40, "topk"), {4, 2, 128, 128}, 2, 200});  // more features than decoding looks up
+  list.push_back({config_of("flash", "sfa", 40, "topk_2of4"), {4, 2, 128, 128}, 2, 200});
+  list.push_back({config_of("flash", "sfa", 7, "topk"), {8, 1, 64, 64}, 3, 200});
+  for (const FlashCase& c : list) {
     SCOPED_TRACE(describe(c));
     const Twin qkv = random({c.B, c.T, c.dims.row()});
     PlannedLayer oracle(cpu_, c, DType::f32, "reference");
@@ -113,32 +158,44 @@ TEST_F(FlashAttentionGpu, ChunksThroughACacheAreOnePass) {
     cpu_.copy(oracle.state.qkv.data, Device::cpu, qkv.cpu.t.data, Device::cpu,
               static_cast<std::size_t>(qkv.cpu.t.bytes()));
     attention_forward(cpu_, *oracle.attention, oracle.state, ranges, oracle.scratch);
-    const auto attention = make_attention(c.config, c.dims, Device::cuda, DType::bf16);
-    Arena cache_arena("cache", Device::cuda);
-    attention->plan_cache(cache_arena, c.B, c.T);
-    cache_arena.bind();
-    KvCache cache = attention->plan_cache(cache_arena, c.B, c.T);
-    const std::int64_t width = c.dims.H * c.dims.Dv;
-    std::vector<float> out(static_cast<std::size_t>(c.B * c.T * width));
-    for (const std::int64_t n : {130, 69, 1}) {
-      const std::int64_t at = cache.length;
-      Arena saved("saved", Device::cuda), scratch("scratch", Device::cuda);
-      Context counting = Context::for_planning(Device::cuda);
-      KvCache copy = cache;
-      AttentionState state = attention->plan(saved, scratch, c.B, n);
-      attention_forward_cached(counting, *attention, state, copy, ranges, scratch);
-      saved.bind();
-      scratch.bind();
-      state = attention->plan(saved, scratch, c.B, n);
-      for (std::int64_t b = 0; b < c.B; ++b)
-        gpu_->copy(state.qkv.slice(0, b, 1).data, Device::cuda, qkv.gpu.t.slice(0, b, 1).slice(1, at, n).data,
-                   Device::cuda, static_cast<std::size_t>(n * c.dims.row()) * 2);
-      attention_forward_cached(*gpu_, *attention, state, cache, ranges, scratch);
-      const auto got = values_of(*gpu_, state.out);
-      for (std::int64_t b = 0; b < c.B; ++b)
-        std::copy_n(got.begin() + b * n * width, n * width, out.begin() + (b * c.T + at) * width);
+    const auto want = values_of(cpu_, oracle.state.out);
+    for (const auto& chunks : kChunks) {
+      const auto out = through_cache(*gpu_, c, qkv.gpu.t, chunks);
+      EXPECT_LT(twin_error(out, want), bf16_tolerance());
+      EXPECT_TRUE(out == through_cache(*gpu_, c, qkv.gpu.t, chunks)) << "two runs differ";
     }
-    EXPECT_LT(twin_error(out, values_of(cpu_, oracle.state.out)), bf16_tolerance());
+  }
+}
+
+// V in 8 bits moves an element of V by half a scale at the most, max |V| / 254 of its row and a rounding of the scale
+// to bf16, and an output, a mean of such elements, by no more than that; then come the roundings of both outputs to
+// bf16.
+TEST_F(FlashAttentionGpu, EightBitValuesStayWithinHalfAScale) {
+  type_ = DType::bf16;
+  for (FlashCase c : cases()) {
+    if (c.config.type != "sfa") continue;
+    SCOPED_TRACE(describe(c));
+    const Twin qkv = random({c.B, c.T, c.dims.row()});
+    const auto rows = values_of(cpu_, qkv.cpu.t);
+    const std::size_t width = static_cast<std::size_t>(c.dims.row()),
+                      v_at = static_cast<std::size_t>((c.dims.H + c.dims.G) * c.dims.Dqk);
+    float most = 0;
+    for (std::size_t i = 0; i < rows.size(); ++i)
+      if (i % width >= v_at) most = std::max(most, std::fabs(rows[i]));
+    const float bound = most / 254 * (1 + 0x1p-7f) + 2 * most * 0x1p-8f;
+    const std::vector<std::int64_t> chunks = {100, 70, 16, 13, 1};
+    const auto full = through_cache(*gpu_, c, qkv.gpu.t, chunks);
+    c.config.kv_cache_v = "int8";
+    const auto eight = through_cache(*gpu_, c, qkv.gpu.t, chunks);
+    double difference = 0, norm = 0;
+    for (std::size_t i = 0; i < full.size(); ++i) {
+      ASSERT_LE(std::fabs(eight[i] - full[i]), bound) << i;
+      difference += static_cast<double>((eight[i] - full[i]) * (eight[i] - full[i]));
+      norm += static_cast<double>(full[i] * full[i]);
+    }
+    EXPECT_GT(difference, 0.0) << "nothing was rounded";
+    // Errors of elements are as good as independent: a row's rounding has 1 / sqrt(12) of a scale, and a mean less.
+    EXPECT_LT(std::sqrt(difference / norm), 0.02);
   }
 }
 

@@ -126,5 +126,54 @@ std::string bf16_name(const ::testing::TestParamInfo<Bf16Case>& one) {
 
 INSTANTIATE_TEST_SUITE_P(Variants, Gpt2Bf16, ::testing::ValuesIn(bf16_cases()), bf16_name);
 
+// The logits of the last token after `pieces` were fed through KV caches.
+std::vector<float> generate(Context& ctx, ModelConfig config, const std::string& impl, DType dtype,
+                            const std::vector<std::int64_t>& pieces) {
+  config.attention.impl = impl;
+  TrainingRun run(ctx, config, B, T, dtype);  // holds the weights
+  const ParameterList& list = run.model->parameters();
+  std::vector<float> start(static_cast<std::size_t>(list.flat_size()));
+  initialize_parameters(list, 5, Tensor(start.data(), DType::f32, Device::cpu, {list.flat_size()}));
+  run.set_weights(start);
+  Pool pool(ctx);
+  const auto generation = run.model->start_generation(ctx, B, T, *std::max_element(pieces.begin(), pieces.end()));
+  std::vector<float> logits;
+  std::int64_t at = 0;
+  for (const std::int64_t n : pieces) {
+    std::vector<std::int32_t> tokens;
+    for (std::int64_t b = 0; b < B; ++b)
+      for (std::int64_t i = b * T + at; i < b * T + at + n; ++i)
+        tokens.push_back(static_cast<std::int32_t>((i * i + 3 * i) % 61 * 4 + i % 3));
+    logits = values_of(ctx, run.model->feed(ctx, *generation, pool.integers(tokens, {B, n})));
+    at += n;
+  }
+  return logits;
+}
+
+// Prompt and decoding are as far from f32 as the whole sequence in one piece is: rounding to bf16 differs between the
+// two, and no more.
+TEST(Gpt2Bf16Generation, CachesAreAsCloseToF32AsOnePass) {
+  std::string why;
+  if (!cuda_available(&why)) GTEST_SKIP() << "no GPU can be used: " << why;
+  Context cpu(Device::cpu), gpu(Device::cuda);
+  for (const auto& [type, selection] :
+       {std::pair{"dense", "topk"}, std::pair{"sfa", "topk"}, std::pair{"sfa", "topk_2of4"}}) {
+    SCOPED_TRACE(std::string(type) + " " + selection);
+    const ModelConfig config = model_of(type, selection);
+    const auto exact = generate(cpu, config, "reference", DType::f32, {T});
+    const auto error = [&](const std::vector<float>& got) {
+      double difference = 0, norm = 0;
+      for (std::size_t i = 0; i < got.size(); ++i) {
+        difference += std::pow(static_cast<double>(got[i]) - static_cast<double>(exact[i]), 2);
+        norm += std::pow(static_cast<double>(exact[i]), 2);
+      }
+      return std::sqrt(difference / norm);
+    };
+    const double one_pass = error(generate(gpu, config, "auto", DType::bf16, {T}));
+    for (const auto& pieces : std::vector<std::vector<std::int64_t>>{{70, 9, 16, 1}, {50, 45, 1}, {95, 1}})
+      EXPECT_LE(error(generate(gpu, config, "auto", DType::bf16, pieces)), 2 * one_pass);
+  }
+}
+
 }  // namespace
 }  // namespace sfa::test

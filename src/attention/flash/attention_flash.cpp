@@ -3,9 +3,11 @@
 
 #include "attention/cost.h"
 #include "attention/dense/dense.h"
+#include "attention/flash/decode_attention.h"
 #include "attention/flash/flash_backward.h"
 #include "attention/flash/flash_forward.h"
 #include "attention/flash/flash_sm80.h"
+#include "attention/flash/flash_tensors.h"
 #include "attention/flash/select24.h"
 #include "attention/sfa/sfa.h"
 #include "core/build_config.h"
@@ -15,9 +17,8 @@
 namespace sfa {
 namespace {
 
-flash::Strides strides_of(const Tensor& t) {
-  return {t.stride[0], t.stride[1], t.stride[2]};
-}
+using flash::ranges_of;
+using flash::strides_of;
 
 flash::Shape shape_of(const Tensor& q, const Tensor& k, const Tensor& v) {
   return {.B = static_cast<int>(q.dim(0)),
@@ -27,13 +28,6 @@ flash::Shape shape_of(const Tensor& q, const Tensor& k, const Tensor& v) {
           .G = static_cast<int>(k.dim(2)),
           .Dqk = static_cast<int>(q.dim(3)),
           .Dv = static_cast<int>(v.dim(3))};
-}
-
-flash::Ranges ranges_of(const Ranges& r) {
-  return {.causal = r.causal,
-          .window = static_cast<std::int32_t>(r.window),
-          .query_offset = static_cast<std::int32_t>(r.query_offset),
-          .first_key = r.first_key.empty() ? nullptr : r.first_key.as<std::int32_t>()};
 }
 
 // Which kernels run: those for sm_90a where the card and the head sizes are theirs, otherwise those for every card.
@@ -159,7 +153,15 @@ class DenseFlash final : public DenseAttention {
   DenseFlash(const AttentionConfig& config, const AttentionDims& dims, DType dtype, Kernels kernels)
       : DenseAttention(config, dims, dtype), kernels_(kernels) {}
 
+  KvCache plan_cache(Arena& arena, std::int64_t B, std::int64_t capacity) const override {
+    return flash::plan_dense_cache(arena, dims_, dtype_, B, capacity);
+  }
+  void append(Context& ctx, const Keys& keys, KvCache& cache) const override {
+    flash::append_to_cache(ctx, keys, cache);
+  }
+
   void core(Context& ctx, const Forward& a) const override {
+    if (flash::decodes(a)) return flash::decode_rows(ctx, a.q.dense, a.k.dense, a.k.v, a, dims_.scale());
     if (ctx.planning) return;
     kernels_.forward(ctx, forward_params(a.q.dense, a.k.dense, a, dims_.scale()), flash::Product::dense);
   }
@@ -209,11 +211,31 @@ class SfaFlash final : public SfaAttention {
     ctx.copy_rows(s.k.v, views.v);
   }
 
+  KvCache plan_cache(Arena& arena, std::int64_t B, std::int64_t capacity) const override {
+    return flash::plan_sparse_cache(arena, config_, dims_, dtype_, B, capacity);
+  }
+  void append(Context& ctx, const Keys& keys, KvCache& cache) const override {
+    flash::append_to_cache(ctx, keys, cache);
+  }
+
+  // Few queries read the sparse cache as it is; for a chunk of a prompt, full-width rows are made of it first.
   void core(Context& ctx, const Forward& a) const override {
+    if (flash::decodes(a) && flash::decodes_sparse(a))
+      return flash::decode_sparse_rows(ctx, a, dims_.Dqk, dims_.scale());
     ArenaScope scope(a.scratch);
-    const Tensor keys = a.k.dense.empty() ? expanded(ctx, a.k, a.scratch) : a.k.dense;
+    const bool cached = a.k.dense.empty();
+    Keys k = a.k;
+    if (cached) {
+      k.dense = expanded(ctx, a.k.values, a.k.indices, a.scratch);
+      k.v = flash::cached_values(ctx, a.k, dims_.Dv, a.scratch);
+    }
+    if (cached && flash::decodes(a)) {
+      const Tensor q = expanded(ctx, a.q.values, a.q.indices, a.scratch);
+      return flash::decode_rows(ctx, q, k.dense, k.v, a, dims_.scale());
+    }
     if (ctx.planning) return;
-    flash::ForwardParams p = forward_params(a.q.dense, keys, a, dims_.scale());
+    flash::ForwardParams p =
+        forward_params(a.q.dense, k.dense, {a.q, k, a.ranges, a.out, a.lse, a.scratch}, dims_.scale());
     p.q_compressed = a.q.compressed.data;
     kernels_.forward(ctx, p, compressed_ ? flash::Product::sparse24 : flash::Product::dense);
   }
@@ -233,16 +255,18 @@ class SfaFlash final : public SfaAttention {
                  Dqk = static_cast<double>(dims_.Dqk), Dv = static_cast<double>(dims_.Dv);
     c.executed_forward_flops = 2 * pairs * ((compressed_ ? Dqk / 2 : Dqk) + Dv);
     c.executed_backward_flops = 2 * pairs * (3 * Dqk + 2 * Dv);
+    if (config_.kv_cache_v == "int8")
+      c.kv_bytes_per_token = static_cast<double>(dims_.G * (config_.k_k * 3 + (dims_.Dv + 15) / 16 * 16 + 2));
     return c;
   }
 
  private:
   [[nodiscard]] bool two_of_four() const { return config_.selection == "topk_2of4"; }
 
-  // Keys from a cache are stored sparse; the core reads full rows.
-  Tensor expanded(Context& ctx, const Keys& k, Arena& scratch) const {
-    const Tensor rows = scratch.take(dtype_, {k.values.dim(0), k.values.dim(1), dims_.G, dims_.Dqk});
-    select_expand(ctx, k.values, k.indices, rows);
+  // The full-width rows of sparse ones.
+  Tensor expanded(Context& ctx, const Tensor& values, const Tensor& indices, Arena& scratch) const {
+    const Tensor rows = scratch.take(dtype_, {values.dim(0), values.dim(1), values.dim(2), dims_.Dqk});
+    select_expand(ctx, values, indices, rows);
     return rows;
   }
 

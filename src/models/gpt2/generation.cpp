@@ -7,6 +7,9 @@
 namespace sfa {
 namespace {
 
+/// A feed of so many tokens at most takes the memory of decoding, which is not that of a prompt.
+constexpr std::int64_t kDecodeTokens = 16;
+
 struct Gpt2Generation final : Generation {
   Gpt2Generation(Device device) : memory(device), cache_arena("KV cache", device) {}
   ModelArenas memory;
@@ -31,10 +34,14 @@ std::unique_ptr<Generation> Gpt2::start_generation(Context& ctx, std::int64_t B,
       g->caches.push_back(attention_->plan_cache(g->cache_arena, B, capacity));
   };
   plan_caches();
-  // The most that any call takes: a full chunk that ends at a full cache.
+  // The most that any call takes: a full chunk, the longest one behind cached tokens, and the few tokens of decoding,
+  // each ending at a full cache.
   ctx.planning = true;
-  for (KvCache& cache : g->caches) cache.length = capacity - g->chunk;
-  feed(ctx, *g, Tensor(nullptr, DType::i32, device_, {B, g->chunk}));
+  for (const std::int64_t n : {g->chunk, std::min(g->chunk, capacity - 1), std::min(g->chunk, kDecodeTokens)}) {
+    if (n < 1) continue;
+    for (KvCache& cache : g->caches) cache.length = capacity - n;
+    feed(ctx, *g, Tensor(nullptr, DType::i32, device_, {B, n}));
+  }
   ctx.planning = false;
   g->cache_arena.bind();
   g->memory.activations.bind();
@@ -52,16 +59,19 @@ Tensor Gpt2::feed(Context& ctx, Generation& generation, const Tensor& tokens) {
   g.memory.activations.release(0);
   g.memory.scratch.release(0);
   Arena& scratch = g.memory.scratch;
-  Activations acts = plan_activations(g.memory.activations, scratch, B, n, "none");
+  // Nothing is kept for backward: all blocks work in the memory of one. A block reads the stream where the last one
+  // left it and has it in `embedded` between its two branches.
+  Activations acts = plan_activations(g.memory.activations, scratch, B, n, 1, "none");
+  BlockActivations& block = acts.blocks[0];
   const Tensor logits = g.memory.activations.take(dtype_, {B, config_.padded_vocab_size()});
 
   const Ranges ranges{.causal = true, .window = config_.attention.window, .first_key = {}};
   embedding_forward(ctx, tokens, weights_.wte, weights_.wpe, place, acts.embedded.view({B, n, C}));
   Tensor residual = acts.embedded, branch;
-  for (std::size_t l = 0; l < acts.blocks.size(); ++l) {
-    gpt2_block_forward(ctx, {config_, *attention_, weights_.blocks[l], scratch, &g.caches[l]}, acts.blocks[l], residual,
-                       branch, acts.branch, ranges);
-    residual = acts.blocks[l].norm2.residual;
+  for (std::size_t l = 0; l < weights_.blocks.size(); ++l) {
+    gpt2_block_forward(ctx, {config_, *attention_, weights_.blocks[l], scratch, &g.caches[l]}, block, residual, branch,
+                       acts.branch, ranges);
+    residual = block.norm2.residual;
     branch = acts.branch;
   }
   gpt2_norm_forward(ctx, config_, weights_.norm_f, residual, branch, acts.norm_f);

@@ -86,7 +86,7 @@ void Gpt2::bind(const Tensor& parameters, const Tensor& gradients) {
 }
 
 Gpt2::Activations Gpt2::plan_activations(Arena& saved, Arena& scratch, std::int64_t B, std::int64_t T,
-                                         const std::string& recompute) const {
+                                         std::int64_t blocks, const std::string& recompute) const {
   const std::int64_t N = B * T, C = config_.hidden_size, F = config_.intermediate_size;
   const auto rows = [&] { return saved.take(dtype_, {N, C}); };
   const auto norm = [&](Tensor residual, Tensor y) {
@@ -99,7 +99,7 @@ Gpt2::Activations Gpt2::plan_activations(Arena& saved, Arena& scratch, std::int6
   const bool share_outputs = recompute == "ops";
   const Tensor y = share_outputs ? rows() : Tensor{}, up = share_outputs ? saved.take(dtype_, {N, F}) : Tensor{};
   const std::size_t mark = scratch.mark();
-  for (std::int64_t l = 0; l < config_.num_hidden_layers; ++l) {
+  for (std::int64_t l = 0; l < blocks; ++l) {
     const Tensor input = l == 0 ? a.embedded : rows();
     if (l > 0 && recompute == "block") {
       a.blocks.push_back(a.blocks.front());
@@ -120,7 +120,7 @@ Gpt2::Activations Gpt2::plan_activations(Arena& saved, Arena& scratch, std::int6
 }
 
 void Gpt2::plan(ModelArenas& arenas, std::int64_t B, std::int64_t T) {
-  acts_ = plan_activations(arenas.activations, arenas.scratch, B, T, config_.recompute);
+  acts_ = plan_activations(arenas.activations, arenas.scratch, B, T, config_.num_hidden_layers, config_.recompute);
 }
 
 void Gpt2::forward(Context& ctx, Arena& scratch, const ModelInput& batch) {

@@ -27,7 +27,7 @@ void select_topk(Context& ctx, const Select& args);
 void select_mask_gradient(Context& ctx, const Tensor& d_x, const Tensor& indices);
 
 /// dense = zeros, then dense[..., indices] = values: the rows that a sparse KV cache stands for. dense [B,T,heads,D]
-/// strided; values [B,T,heads,k] and indices u8, both contiguous in their last two dimensions.
+/// strided; values [B,T,heads,k] and indices u8, contiguous in their last two dimensions on the CPU, strided on a GPU.
 void select_expand(Context& ctx, const Tensor& values, const Tensor& indices, const Tensor& dense);
 
 }  // namespace sfa

@@ -1,0 +1,55 @@
+// Attention of a few query rows over a KV cache on the GPU (compute capability 8.0 and newer): the entry that callers
+// use. The mathematics is flash_params.h's; with sparse keys a score is the sum over a key's stored features,
+//   s_ij = scale * sum_t value[j, t] q~_i[index[j, t]],   q~_i the query's row, zero outside its support.
+// The cache is read once, split over the sequence; a second pass joins the parts by their log-sum-exp in a fixed order,
+// so that the same inputs give the same bits.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "attention/flash/flash_params.h"
+
+namespace sfa::flash {
+
+/// Up to this many query rows a sequence a call is decoding.
+inline constexpr int kDecodeRows = 16;
+
+/// k stored features a row: values bf16, indices ascending u8. Queries: [B, Tq, H, k]. Keys: [B, Tk, G, k].
+struct SparseRows {
+  const void* values = nullptr;
+  const std::uint8_t* indices = nullptr;
+  int k = 0;
+  Strides values_stride, indices_stride;  ///< elements
+};
+
+/// q, k, v, out as in ForwardParams, all strides but the last multiples of 8 elements. Sparse: q_sparse and k_sparse
+/// instead of q and k; the rows of k_sparse of one sequence and head follow each other (token stride k) and the first
+/// is 16-byte aligned.
+struct DecodeParams {
+  Shape shape;
+  Ranges ranges;
+  float scale = 0;  ///< natural; positive
+  const void* q = nullptr;
+  const void* k = nullptr;
+  SparseRows q_sparse, k_sparse;
+  const void* v = nullptr;        ///< bf16, or int8 when v_scale is set
+  const void* v_scale = nullptr;  ///< bf16 [B, Tk, G]: V = v_scale * v
+  void* out = nullptr;
+  float* lse = nullptr;  ///< [B, H, Tq] contiguous, natural logarithm
+  Strides q_stride, k_stride, v_stride, out_stride;
+  Strides v_scale_stride;     ///< batch, token (1), head
+  void* workspace = nullptr;  ///< decode_workspace_bytes(shape), 16-byte aligned
+};
+
+/// Head sizes are multiples of 8 up to 256. Lengths, batch and groups are free.
+bool decode_supported(const Shape& shape);
+
+/// Grows with every entry of `shape`.
+std::size_t decode_workspace_bytes(const Shape& shape);
+
+/// Launches two kernels on `stream` (a cudaStream_t). Allocates nothing, does not wait. Throws Error on a shape without
+/// a kernel, misaligned memory or a failed launch.
+void decode(const DecodeParams& params, void* stream);
+
+}  // namespace sfa::flash
