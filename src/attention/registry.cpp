@@ -9,6 +9,7 @@
 #include "attention/flash/cpu/flash_cpu.h"
 #include "attention/posting/posting_list.h"
 #include "attention/sfa/sfa.h"
+#include "core/observer.h"
 
 namespace sfa {
 
@@ -75,9 +76,38 @@ PackedViews packed_views(const Tensor& qkv, const AttentionDims& d) {
 
 void Attention::prepare_backward(Context&, const AttentionState&, const Tensor&) const {}
 
+namespace {
+
+// Operations by formula: the variant's own, over the batch. Bytes of what is kept, once.
+OpWork attention_work(const char* kind, const Attention& attention, const AttentionState& state, bool backward) {
+  const Tensor& out = state.out;
+  const AttentionCost cost = attention.cost(out.dim(1));
+  const double B = static_cast<double>(out.dim(0)),
+               kept = cost.saved_bytes_per_token * static_cast<double>(out.dim(0) * out.dim(1));
+  return {.kind = fmt::format("attention {}{}", attention.config().type == "dense" ? "" : attention.config().type + " ",
+                              kind),
+          .shape = fmt::format("{} x {} x {} x {}, {}", out.dim(0), out.dim(1), out.dim(2), attention.dims().Dqk,
+                               out.dim(3)),
+          .flops = B * (backward ? cost.backward_flops : cost.forward_flops),
+          .bytes = (backward ? 2 : 1) * kept};
+}
+
+// What is in here and not an op of its own: copies, and selection inside a kernel of the attention's own.
+OpWork prepare_work(const Attention& attention, const AttentionState& state) {
+  return {.kind = fmt::format("attention {} prepare", attention.config().type),
+          .shape = fmt::format("{} x {} x {}", state.qkv.dim(0), state.qkv.dim(1), state.qkv.dim(2)),
+          .bytes = bytes_of({state.q.values, state.q.indices, state.k.values, state.k.indices})};
+}
+
+}  // namespace
+
 void attention_forward(Context& ctx, const Attention& attention, AttentionState& state, const Ranges& ranges,
                        Arena& scratch) {
-  attention.prepare(ctx, state);
+  {
+    const OpScope scope(ctx, [&] { return prepare_work(attention, state); });
+    attention.prepare(ctx, state);
+  }
+  const OpScope scope(ctx, [&] { return attention_work("forward", attention, state, false); });
   attention.core(ctx, {state.q, state.k, ranges, state.out, state.lse, scratch});
 }
 
@@ -107,6 +137,7 @@ void attention_forward_cached(Context& ctx, const Attention& attention, Attentio
 void attention_backward(Context& ctx, const Attention& attention, AttentionState& state, const Ranges& ranges,
                         const Tensor& d_out, const Tensor& d_qkv, Arena& scratch) {
   const PackedViews d = packed_views(d_qkv, attention.dims());
+  const OpScope scope(ctx, [&] { return attention_work("backward", attention, state, true); });
   attention.core_backward(ctx, {state.q, state.k, ranges, state.out, state.lse, d_out, d.q, d.k, d.v, scratch});
   attention.prepare_backward(ctx, state, d_qkv);
 }

@@ -21,6 +21,7 @@ struct Leaf {
   std::string text;   // the scalar as written
   std::string where;  // "configs/x.yaml:12" or "command line"
   bool used = false;
+  bool list = false;  // [a, b, ...]; text holds the parts with commas between them
 };
 using Leaves = std::map<std::string, Leaf>;
 
@@ -46,9 +47,18 @@ void flatten(const YAML::Node& node, const std::string& prefix, int level, Sourc
     return;
   }
   require(!prefix.empty(), "{}: a configuration is a list of `key: value` lines", where);
-  require(!node.IsSequence(), "{}: {}: a single value is expected, not a list", where, prefix);
   require(source.replace || !out.contains(prefix), "{}: {} is given twice", where, prefix);
-  out[prefix] = {node.IsNull() ? "" : node.Scalar(), where, false};
+  if (node.IsSequence()) {
+    require(node.size() <= 16, "{}: {}: a list of {} values is too long", where, prefix, node.size());
+    std::vector<std::string> parts;
+    for (const auto& part : node) {
+      require(part.IsScalar(), "{}: {}: a list of plain values is expected", where, prefix);
+      parts.push_back(part.Scalar());
+    }
+    out[prefix] = {fmt::format("{}", fmt::join(parts, ",")), where, false, true};
+    return;
+  }
+  out[prefix] = {node.IsNull() ? "" : node.Scalar(), where, false, false};
 }
 
 YAML::Node load_yaml(const std::string& text, const std::string& source) {
@@ -107,6 +117,21 @@ class Reader final : public ConfigVisitor {
     value = leaf->text == "true";
   }
 
+  void key(const KeyInfo& info, StepRange& value) override {
+    Leaf* leaf = find(info, true);
+    if (!leaf) return;
+    value = {};
+    if (leaf->list && leaf->text.empty()) return;
+    const std::size_t comma = leaf->text.find(',');
+    double first = 0, last = 0;
+    require(leaf->list && comma != std::string::npos && number(leaf->text.substr(0, comma), first) &&
+                number(leaf->text.substr(comma + 1), last) && first == std::floor(first) && last == std::floor(last) &&
+                1 <= first && first <= last && last < 9e15,
+            "{}: {}: two steps [first, last] are expected, 1 <= first <= last, got '{}'", leaf->where, info.path,
+            leaf->text);
+    value = {static_cast<std::int64_t>(first), static_cast<std::int64_t>(last)};
+  }
+
  private:
   static bool number(const std::string& s, double& value) {
     const auto [end, error] = std::from_chars(s.data(), s.data() + s.size(), value);
@@ -114,7 +139,7 @@ class Reader final : public ConfigVisitor {
   }
 
   // A key goes by its path, or by an alias in its own section or, as nanoGPT writes it, at the top.
-  Leaf* find(const KeyInfo& info) {
+  Leaf* find(const KeyInfo& info, bool may_be_list = false) {
     Leaf* found = nullptr;
     const auto look = [&](const std::string& name) {
       const auto it = leaves_.find(name);
@@ -129,6 +154,8 @@ class Reader final : public ConfigVisitor {
       if (dot != std::string::npos) look(info.path.substr(0, dot + 1) + alias);
       look(alias);
     }
+    require(found == nullptr || may_be_list || !found->list, "{}: {}: a single value is expected, not a list",
+            found == nullptr ? "" : found->where, info.path);
     return found;
   }
   Leaves& leaves_;
@@ -147,6 +174,9 @@ class Lister final : public ConfigVisitor {
   void key(const KeyInfo& info, std::int64_t& value) override { entries.push_back({info, fmt::format("{}", value)}); }
   void key(const KeyInfo& info, double& value) override { entries.push_back({info, fmt::format("{}", value)}); }
   void key(const KeyInfo& info, bool& value) override { entries.push_back({info, value ? "true" : "false"}); }
+  void key(const KeyInfo& info, StepRange& value) override {
+    entries.push_back({info, value.last == 0 ? "[]" : fmt::format("[{}, {}]", value.first, value.last)});
+  }
 
  private:
   static std::string quoted(const std::string& s) {

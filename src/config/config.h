@@ -22,6 +22,13 @@ struct DataConfig {
   bool document_mask = false;
 };
 
+/// Steps first..last, counted from 1; none when last is 0.
+struct StepRange {
+  std::int64_t first = 0, last = 0;
+  [[nodiscard]] bool contains(std::int64_t step) const { return last > 0 && step >= first && step <= last; }
+  bool operator==(const StepRange&) const = default;
+};
+
 /// What is done about updates that would harm (optim/guard.h).
 struct GuardConfig {
   std::string nonfinite = "skip";
@@ -53,6 +60,8 @@ struct TrainConfig {
   GuardConfig guard;
   std::int64_t eval_every = 250;
   std::int64_t log_every = 10;
+  StepRange profile_steps;
+  bool cuda_graphs = true;
   bool tensorboard = false;
 };
 
@@ -89,6 +98,7 @@ class ConfigVisitor {
   virtual void key(const KeyInfo& info, std::int64_t& value) = 0;
   virtual void key(const KeyInfo& info, double& value) = 0;
   virtual void key(const KeyInfo& info, bool& value) = 0;
+  virtual void key(const KeyInfo& info, StepRange& value) = 0;  // [first, last], or [] for none
 };
 
 void visit_config(Config& config, ConfigVisitor& visitor);

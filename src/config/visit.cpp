@@ -195,6 +195,14 @@ void visit_train(TrainConfig& t, ConfigVisitor& v) {
          {"eval_interval"}},
         t.eval_every);
   v.key({"train.log_every", "steps between lines of metrics", {}, {"log_interval"}}, t.log_every);
+  v.key({"train.cuda_graphs", "GPU: a micro-step is recorded once and queued as one CUDA graph; the same bits", {}, {}},
+        t.cuda_graphs);
+  v.key({"train.profile_steps",
+         "`[a, b]`: a profiler started with its capture off (`nsys profile -c cudaProfilerApi`) records steps a to b, "
+         "counted from 1, with a name for every op and block",
+         {},
+         {}},
+        t.profile_steps);
   v.key({"train.tensorboard",
          "also write metrics to events.out.tfevents.* in output_dir, for `tensorboard --logdir`",
          {},
@@ -218,6 +226,12 @@ void visit_config(Config& c, ConfigVisitor& v) {
   visit_model(c.model, v);
   visit_data(c.data, v);
   visit_train(c.train, v);
+  v.key({"train.recompute",
+         "what backward computes again instead of keeping it from forward: nothing, outputs of GELU and norms (`ops`), "
+         "or whole blocks from their inputs (`block`: the same bits as `none`)",
+         {"none", "ops", "block"},
+         {}},
+        c.model.recompute);
   v.key({"checkpoint.every", "steps between checkpoints (one more at the end); 0 = at the end only", {}, {}},
         c.checkpoint.every);
   v.key({"checkpoint.keep_last", "newest checkpoints that are kept; 0 = all", {}, {}}, c.checkpoint.keep_last);

@@ -11,6 +11,7 @@
 
 namespace sfa {
 
+class OpObserver;  // core/observer.h
 struct CudaState;  // stream, cuBLASLt handle and workspace; defined in cuda/state.h, for .cu files
 
 class Context {
@@ -37,6 +38,9 @@ class Context {
   /// nothing else. Running a model's step this way is how scratch memory is planned, so that the plan can't drift from
   /// the code.
   bool planning = false;
+
+  /// Told of every op when set; not owned.
+  OpObserver* observer = nullptr;
 
   /// Waits until all work queued on this context has finished; device faults surface here.
   void synchronize() const;

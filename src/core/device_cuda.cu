@@ -1,9 +1,11 @@
 #include "core/device_cuda.h"
 
+#include <cuda_profiler_api.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
 
+#include "cuda/gemm.h"
 #include "cuda/state.h"
 
 namespace sfa::cuda_ops {
@@ -141,6 +143,47 @@ std::pair<std::size_t, std::size_t> memory_free_total() {
   std::size_t free = 0, total = 0;
   SFA_CUDA_CHECK(cudaMemGetInfo(&free, &total));
   return {free, total};
+}
+
+std::string saved_products(const CudaState& state) {
+  return saved_choices(state);
+}
+
+bool restore_products(CudaState& state, const std::string& text) {
+  return restore_choices(state, text);
+}
+
+// Other threads (a checkpoint on its way to disk) may call CUDA meanwhile.
+void recording_begin(const CudaState& state) {
+  SFA_CUDA_CHECK(cudaStreamBeginCapture(state.stream, cudaStreamCaptureModeThreadLocal));
+}
+
+std::shared_ptr<void> recording_end(const CudaState& state) {
+  cudaGraph_t graph{};
+  cudaGraphExec_t ready{};
+  SFA_CUDA_CHECK(cudaStreamEndCapture(state.stream, &graph));
+  const cudaError_t status = cudaGraphInstantiate(&ready, graph, 0);
+  cudaGraphDestroy(graph);
+  SFA_CUDA_CHECK(status);
+  return {ready, [](void* r) { cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(r)); }};
+}
+
+void recording_abort(const CudaState& state) noexcept {
+  cudaGraph_t graph{};
+  if (cudaStreamEndCapture(state.stream, &graph) == cudaSuccess && graph != nullptr) cudaGraphDestroy(graph);
+  cudaGetLastError();
+}
+
+void replay(const CudaState& state, void* recording) {
+  SFA_CUDA_CHECK(cudaGraphLaunch(static_cast<cudaGraphExec_t>(recording), state.stream));
+}
+
+void profiler_start() {
+  SFA_CUDA_CHECK(cudaProfilerStart());
+}
+
+void profiler_stop() {
+  SFA_CUDA_CHECK(cudaProfilerStop());
 }
 
 void synchronize(const CudaState& state) {

@@ -9,6 +9,7 @@
 
 #include "core/context.h"
 #include "core/device.h"
+#include "core/observer.h"
 
 namespace sfa::cuda_ops {
 
@@ -48,6 +49,25 @@ std::vector<Card> cards();
 std::string driver_cuda_version();
 /// Free and total bytes of the card.
 std::pair<std::size_t, std::size_t> memory_free_total();
+
+/// Which algorithms matrix products run with, as text, and the way back (cuda/gemm.h).
+std::string saved_products(const CudaState& state);
+bool restore_products(CudaState& state, const std::string& text);
+
+/// Work that is recorded once and queued again and again by one call (a CUDA graph). Between recording_begin and
+/// recording_end what is queued on the state's stream is not run but written down, with its addresses and arguments; it
+/// must neither allocate nor wait. When it fails, recording_abort leaves the stream usable.
+void recording_begin(const CudaState& state);
+std::shared_ptr<void> recording_end(const CudaState& state);
+void recording_abort(const CudaState& state) noexcept;
+void replay(const CudaState& state, void* recording);
+
+/// An observer that names ops and parts of the model for profilers (NVTX ranges).
+std::unique_ptr<OpObserver> make_range_observer();
+/// Tells a profiler that was started with its capture off (`nsys --capture-range=cudaProfilerApi`) to record, or to
+/// stop.
+void profiler_start();
+void profiler_stop();
 
 /// Waits for the state's stream; a fault of any kernel before it is thrown here.
 void synchronize(const CudaState& state);

@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <span>
+#include <sstream>
 
 #include "cuda/launch.h"
 
@@ -35,8 +36,6 @@ cublasLtEpilogue_t cublas_epilogue(Epilogue epilogue) {
       return CUBLASLT_EPILOGUE_BIAS;
     case Epilogue::gelu:
       return CUBLASLT_EPILOGUE_GELU_AUX_BIAS;
-    case Epilogue::gelu_derivative:
-      return CUBLASLT_EPILOGUE_DGELU;
     case Epilogue::none:
       break;
   }
@@ -47,7 +46,7 @@ struct Plan {
   cublasLtMatmulDesc_t product = nullptr;
   cublasLtMatrixLayout_t a = nullptr, b = nullptr, d = nullptr;
   cublasLtMatmulAlgo_t algo{};
-  bool supported = false;
+  bool supported = false, restored = false;
   int proposed = 0, equal = 0, taken = 0;  // algorithms; those with the bits of the first; the place of the one in use
   float first_us = 0, taken_us = 0;        // 0 when the product was too small to be timed
 
@@ -92,8 +91,7 @@ Key key_of(const Gemm& g) {
 // Bias and saved pre-activation of this call; their addresses are no part of the plan.
 void set_epilogue_pointers(Plan& plan, const Gemm& g) {
   if (g.epilogue == Epilogue::bias || g.epilogue == Epilogue::gelu) plan.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, g.bias);
-  if (g.epilogue == Epilogue::gelu || g.epilogue == Epilogue::gelu_derivative)
-    plan.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, g.pre.data);
+  if (g.epilogue == Epilogue::gelu) plan.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, g.pre.data);
 }
 
 // In column-major terms: the first operand is our b, the second our a.
@@ -102,8 +100,7 @@ void describe(Plan& plan, const Gemm& g) {
   plan.set(CUBLASLT_MATMUL_DESC_TRANSA, g.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N);
   plan.set(CUBLASLT_MATMUL_DESC_TRANSB, g.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N);
   plan.set(CUBLASLT_MATMUL_DESC_EPILOGUE, cublas_epilogue(g.epilogue));
-  if (g.epilogue == Epilogue::gelu || g.epilogue == Epilogue::gelu_derivative)
-    plan.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, g.pre.ld);
+  if (g.epilogue == Epilogue::gelu) plan.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, g.pre.ld);
   set_epilogue_pointers(plan, g);
   const auto layout = [](cublasLtMatrixLayout_t& to, const Matrix& m, std::int64_t rows, std::int64_t columns) {
     SFA_CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&to, cuda_type(m.dtype), static_cast<std::uint64_t>(columns),
@@ -261,6 +258,19 @@ bool being_captured(const CudaState& state) {
   return status != cudaStreamCaptureStatusNone;
 }
 
+// A saved algorithm, when the library still takes it for this product.
+bool take_saved(CudaState& state, Plan& plan, const cublasLtMatmulAlgo_t& algo) {
+  cublasLtMatmulHeuristicResult_t result{};
+  const cublasStatus_t status =
+      cublasLtMatmulAlgoCheck(state.blas, plan.product, plan.a, plan.b, plan.d, plan.d, &algo, &result);
+  if (status != CUBLAS_STATUS_SUCCESS || result.state != CUBLAS_STATUS_SUCCESS ||
+      result.workspaceSize > state.workspace_bytes)
+    return false;
+  plan.algo = algo;
+  plan.supported = plan.restored = true;
+  return true;
+}
+
 void choose_algorithm(CudaState& state, Plan& plan, const Gemm& g) {
   Proposals memory;
   const auto found = ask(state, plan, g, memory);
@@ -271,8 +281,7 @@ void choose_algorithm(CudaState& state, Plan& plan, const Gemm& g) {
   const double operations = 2.0 * static_cast<double>(g.M) * static_cast<double>(g.N) * static_cast<double>(g.K);
   if (found.size() == 1 || operations < kWorthATrial || being_captured(state)) return;
   // A product that writes over what it reads can't be repeated.
-  for (const void* read : {static_cast<const void*>(g.a.data), static_cast<const void*>(g.b.data), g.bias,
-                           g.epilogue == Epilogue::gelu_derivative ? static_cast<const void*>(g.pre.data) : nullptr})
+  for (const void* read : {static_cast<const void*>(g.a.data), static_cast<const void*>(g.b.data), g.bias})
     if (read == g.d.data) return;
   Trial trial(state, plan, g);
   unsigned long long first = 0, bits = 0;
@@ -294,6 +303,7 @@ void choose_algorithm(CudaState& state, Plan& plan, const Gemm& g) {
 
 struct GemmPlans {
   std::map<Key, Plan> plans;
+  std::map<Key, cublasLtMatmulAlgo_t> saved;  // from an earlier run
 };
 
 std::shared_ptr<GemmPlans> make_gemm_plans() {
@@ -306,7 +316,9 @@ bool gemm(CudaState& state, const Gemm& g) {
   Plan& plan = entry->second;
   if (is_new) {
     describe(plan, g);
-    choose_algorithm(state, plan, g);
+    const auto saved = state.gemm_plans->saved.find(entry->first);
+    if (saved == state.gemm_plans->saved.end() || !take_saved(state, plan, saved->second))
+      choose_algorithm(state, plan, g);
   }
   if (!plan.supported) {
     require(g.epilogue != Epilogue::none,
@@ -318,14 +330,60 @@ bool gemm(CudaState& state, const Gemm& g) {
   return true;
 }
 
+namespace {
+
+// What a choice is good for.
+std::string maker() {
+  int device = 0;
+  cudaDeviceProp card{};
+  SFA_CUDA_CHECK(cudaGetDevice(&device));
+  SFA_CUDA_CHECK(cudaGetDeviceProperties(&card, device));
+  return fmt::format("cuBLASLt {} on {}", cublasLtGetVersion(), card.name);
+}
+
+}  // namespace
+
+std::string saved_choices(const CudaState& state) {
+  std::string text = maker() + "\n";
+  // What was restored and not met again in this run is still part of the run.
+  std::map<Key, cublasLtMatmulAlgo_t> all = state.gemm_plans->saved;
+  for (const auto& [key, plan] : state.gemm_plans->plans)
+    if (plan.supported) all[key] = plan.algo;
+  for (const auto& [key, algo] : all) {
+    text += fmt::format("{}", fmt::join(key, " "));
+    for (const std::uint64_t word : algo.data) text += fmt::format(" {:x}", word);
+    text += "\n";
+  }
+  return text;
+}
+
+bool restore_choices(CudaState& state, const std::string& text) {
+  std::istringstream in(text);
+  std::string line;
+  if (!std::getline(in, line) || line != maker()) return false;
+  std::map<Key, cublasLtMatmulAlgo_t> all;
+  while (std::getline(in, line)) {
+    std::istringstream words(line);
+    Key key{};
+    cublasLtMatmulAlgo_t algo{};
+    for (auto& k : key) words >> k;
+    words >> std::hex;
+    for (auto& word : algo.data) words >> word;
+    if (words.fail() || !(words >> std::ws).eof()) return false;
+    all[key] = algo;
+  }
+  state.gemm_plans->saved = std::move(all);
+  return true;
+}
+
 std::vector<std::string> gemm_report(const CudaState& state) {
-  constexpr const char* kEpilogues[] = {"", " bias", " gelu", " gelu'"};
+  constexpr const char* kEpilogues[] = {"", " bias", " gelu"};
   std::vector<std::string> lines;
   for (const auto& [key, plan] : state.gemm_plans->plans)
-    lines.push_back(fmt::format("{} x {} x {}{}{}{}: {} proposed, {} equal, number {} taken, {:.1f} us (first {:.1f})",
-                                key[3], key[4], key[5], key[0] != 0 ? " a'" : "", key[1] != 0 ? " b'" : "",
-                                kEpilogues[key[12]], plan.proposed, plan.equal, plan.taken, plan.taken_us,
-                                plan.first_us));
+    lines.push_back(fmt::format(
+        "{} x {} x {}{}{}{}: {} proposed, {} equal, number {} taken, {:.1f} us (first {:.1f}){}", key[3], key[4],
+        key[5], key[0] != 0 ? " a'" : "", key[1] != 0 ? " b'" : "", kEpilogues[key[12]], plan.proposed, plan.equal,
+        plan.taken, plan.taken_us, plan.first_us, plan.restored ? ", as saved" : ""));
   return lines;
 }
 

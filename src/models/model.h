@@ -30,6 +30,7 @@ struct ModelConfig {
   double layer_norm_epsilon = 1e-5;
   double initializer_range = 0.02;
   double qk_initializer_range = 0;  // attention.qk_initializer_range: 0 = initializer_range
+  std::string recompute = "none";   // train.recompute: none | ops | block; no part of what the model is
   AttentionConfig attention;
   std::int64_t k = 0;            // attention.k: sets k_q and k_k where they are 0
   std::int64_t qk_head_dim = 0;  // attention.qk_head_dim: 0 = hidden_size / num_attention_heads

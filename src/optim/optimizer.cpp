@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "core/observer.h"
+
 namespace sfa {
 namespace {
 
@@ -70,17 +72,28 @@ void Optimizer::step(Context& ctx, std::int64_t step, float lr, const StepLoss& 
   state.loss_scale = loss.scale;
   state.step = step;
   ctx.copy(state_.data, state_.device, &state, Device::cpu, sizeof(StepState));
-  ctx.zero(partials_);
-  gradient_norm_accumulate(ctx, buffers_.gradients, partials_);
-  decide_step(ctx, {.partials = partials_,
-                    .loss = loss.total,
-                    .state = state_,
-                    .guard = guard_,
-                    .window = window_,
-                    .small_partials = small_partials_,
-                    .rule = {options_.guard, options_.noise, options_.beta1, options_.beta2}});
-  locate(ctx);
+  {
+    const OpScope scope(
+        ctx, [&] { return OpWork{.kind = "gradient norm", .shape = "", .bytes = bytes_of({buffers_.gradients})}; });
+    ctx.zero(partials_);
+    gradient_norm_accumulate(ctx, buffers_.gradients, partials_);
+    decide_step(ctx, {.partials = partials_,
+                      .loss = loss.total,
+                      .state = state_,
+                      .guard = guard_,
+                      .window = window_,
+                      .small_partials = small_partials_,
+                      .rule = {options_.guard, options_.noise, options_.beta1, options_.beta2}});
+    locate(ctx);
+  }
   const bool no_master = options_.stochastic_rounding && buffers_.master.data == buffers_.params.data;
+  const OpScope scope(ctx, [&] {
+    const ParameterBuffers& b = buffers_;
+    return OpWork{.kind = "adamw",
+                  .shape = "",
+                  .bytes = bytes_of({b.gradients, b.master, b.master, b.m, b.m, b.v, b.v}) +
+                           (b.params.data == b.master.data ? 0 : bytes_of({b.params}))};
+  });
   for (const Range& r : ranges_) {
     const auto part = [&](const Tensor& t) { return t.empty() ? Tensor{} : t.slice(0, r.begin, r.count); };
     adamw_update(ctx, {.beta1 = options_.beta1,

@@ -16,7 +16,9 @@
 #include "eval/loaded_model.h"
 #include "train/guard_watch.h"
 #include "train/metrics.h"
+#include "train/products_file.h"
 #include "train/run_folder.h"
+#include "train/step_profiler.h"
 
 namespace sfa {
 namespace {
@@ -58,6 +60,7 @@ class Run {
   Config config_;
   ShardSet shards_;
   TrainingState state_;
+  StepProfiler profiler_{state_.context(), config_.train.profile_steps};
   RunFolder folder_;
   std::int64_t step_ = 0;         // optimizer steps done
   std::int64_t next_sample_ = 0;  // place in the data at which the loader was opened,
@@ -151,6 +154,7 @@ Config identity(const Config& config) {
   c.output_dir = "-";
   c.model = config.model;
   c.model.attention.impl = "auto";
+  c.model.recompute = "none";
   c.model.attention.kv_cache_v = "full";
   c.data.seq_len = config.data.seq_len;
   c.data.shuffle = config.data.shuffle;
@@ -172,6 +176,7 @@ void Run::resume() {
   load(folder_.checkpoint);
   next_sample_ = saved_state.at("next_sample").get<std::int64_t>();
   rollbacks_ = saved_state.value("rollbacks", std::int64_t{0});
+  restore_products(state_.context(), folder_.path);
   spdlog::info("resuming {} at step {}", folder_.checkpoint.string(), step_);
 }
 
@@ -246,12 +251,14 @@ void Run::train_step(std::int64_t step) {
   Context& ctx = state_.context();
   const std::int64_t targets = config_.data.batch_size * config_.data.seq_len;
   const float loss_scale = 1.0f / static_cast<float>(targets);
+  profiler_.before(step + 1);
   state_.begin_step(ctx);
   const std::int64_t first_sample = loader_->next_sample();
   for (int m = 0; m < loader_->micro_steps(); ++m) state_.micro_step(ctx, loader_->next(), loss_scale);
   if (hooks_.before_update) hooks_.before_update(state_, step + 1, first_sample);
   state_.update(ctx, step);
   watch_->after_step(ctx);
+  profiler_.after(step + 1);
   ++interval_steps_;
 }
 
@@ -403,6 +410,7 @@ int Run::go() {
   while (step_ < last) {
     train_step(step_);
     const std::int64_t done = ++step_;
+    if (done == first + 1) keep_products(state_.context(), folder_.path);
     const bool stop = stop_signal != 0, end = done == last;
     const auto due = [&](std::int64_t every) { return end || (every > 0 && done % every == 0); };
     const bool log = due(config_.train.log_every) || stop, save_now = due(config_.checkpoint.every) || stop;

@@ -64,6 +64,12 @@ class TrainingState {
   void set_weights(const Tensor& flat);
 
   Schedule schedule_;
+  // The micro-step as a CUDA graph, for the one loss_scale of the run; null until it is recorded.
+  bool graphs_ = false, warm_ = false;
+  std::shared_ptr<void> graph_;
+  float graph_scale_ = 0;
+  template <class Work>
+  bool replayed(Context& ctx, float loss_scale, Work&& work);
   double targets_ = 1;  // of a step
   int micro_steps_ = 0;
 };

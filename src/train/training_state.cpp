@@ -3,10 +3,28 @@
 #include <cmath>
 
 #include "checkpoint/model_checkpoint.h"
+#include "core/build_config.h"
+#include "core/device_cuda.h"
+#include "core/observer.h"
 #include "ops/reduce/reduce.h"
 #include "train/trainer.h"
 
 namespace sfa {
+namespace {
+
+template <class Work>
+std::shared_ptr<void> record(Context& ctx, Work&& work) {
+  cuda_ops::recording_begin(ctx.cuda());
+  try {
+    work();
+  } catch (...) {
+    cuda_ops::recording_abort(ctx.cuda());
+    throw;
+  }
+  return cuda_ops::recording_end(ctx.cuda());
+}
+
+}  // namespace
 
 TrainingState::TrainingState(const Config& config, Device device, const MemoryLimits& limits)
     : context_(std::make_unique<Context>(device)), memory_(config, device) {
@@ -16,6 +34,7 @@ TrainingState::TrainingState(const Config& config, Device device, const MemoryLi
   targets_ = static_cast<double>(config.data.batch_size * config.data.seq_len);
   require_memory(config, memory_, limits);
   memory_.bind();
+  graphs_ = device == Device::cuda && t.cuda_graphs;
 }
 
 void TrainingState::initialize(std::uint64_t seed) {
@@ -97,14 +116,38 @@ ModelInput TrainingState::upload(Context& ctx, const Batch& batch) {
 }
 
 void TrainingState::begin_step(Context& ctx) {
+  const OpScope scope(ctx, [&] {
+    return OpWork{.kind = "zero gradients", .shape = "", .bytes = bytes_of({memory_.buffers.gradients})};
+  });
   ctx.zero(memory_.buffers.gradients);
   ctx.zero(memory_.io.loss_total);
   micro_steps_ = 0;
 }
 
+// The first time algorithms are chosen and small buffers made, which can't be recorded; an observer sees ops alone.
+template <class Work>
+bool TrainingState::replayed(Context& ctx, float loss_scale, Work&& work) {
+  if constexpr (kHasCuda) {
+    if (!graphs_ || !warm_ || ctx.observer != nullptr) return false;
+    if (graph_ == nullptr || graph_scale_ != loss_scale) {
+      graph_ = record(ctx, work);
+      graph_scale_ = loss_scale;
+    }
+    cuda_ops::replay(ctx.cuda(), graph_.get());
+    return true;
+  } else {
+    return false;
+  }
+}
+
 void TrainingState::micro_step(Context& ctx, const Batch& batch, float loss_scale) {
-  memory_.model->forward_backward(ctx, memory_.arenas, upload(ctx, batch), loss_scale, memory_.io.losses);
-  sum_add(ctx, memory_.io.losses, memory_.io.loss_total);
+  const ModelInput input = upload(ctx, batch);
+  const auto work = [&] {
+    memory_.model->forward_backward(ctx, memory_.arenas, input, loss_scale, memory_.io.losses);
+    sum_add(ctx, memory_.io.losses, memory_.io.loss_total);
+  };
+  if (!replayed(ctx, loss_scale, work)) work();
+  warm_ = true;
   if (micro_steps_++ == 0) memory_.optimizer->measure_small_batch(ctx);
 }
 

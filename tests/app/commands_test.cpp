@@ -1,6 +1,7 @@
 // The commands of the README, one after another, as a user types them.
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "app/program.h"
 
@@ -59,6 +60,18 @@ TEST_F(AppCommands, BenchStepTimesTheRunWithoutTouchingIt) {
   EXPECT_EQ(bench["steps"], 3);
   EXPECT_GT(bench["step_ms"].get<double>(), 0);
   EXPECT_NEAR(bench["tokens_per_sec"].get<double>() * bench["step_ms"].get<double>(), 8 * 16 * 1000.0, 1e-3);
+  double sum = 0;
+  std::set<std::string> kinds;
+  for (const auto& op : bench["ops"]) {
+    sum += op["ms"].get<double>();
+    kinds.insert(op["kind"].get<std::string>());
+  }
+  EXPECT_LE(sum, bench["watched_step_ms"].get<double>() * 1.0001);
+  EXPECT_GT(sum, 0.7 * bench["watched_step_ms"].get<double>()) << "ops are missing in the table";
+  for (const char* kind : {"linear forward", "linear d_weight", "norm backward", "attention sfa backward", "select",
+                           "classifier softmax", "adamw", "gradient norm"})
+    EXPECT_TRUE(kinds.contains(kind)) << kind;
+  EXPECT_GT(bench["ceiling_tflops"].get<double>(), 0);
   EXPECT_EQ(snapshot(), before) << "a measurement leaves no run folder";
   EXPECT_EQ(sfa({"bench"}).code, 2);
 }

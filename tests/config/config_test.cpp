@@ -48,6 +48,23 @@ TEST(Config, RecipesAreValidAndComeBackAsWritten) {
   EXPECT_GE(recipes, 3);
 }
 
+TEST(Config, ARangeOfStepsIsAList) {
+  const auto steps = [](const std::string& text) {
+    return parse_config("output_dir: x\ntrain: {profile_steps: " + text + "}\n", "test.yaml", {}).train.profile_steps;
+  };
+  EXPECT_EQ(steps("[3, 5]"), (StepRange{3, 5}));
+  EXPECT_EQ(steps("[]"), StepRange{});
+  EXPECT_EQ(parse_config("output_dir: x\n", "test.yaml", {"train.profile_steps=[2,2]"}).train.profile_steps,
+            (StepRange{2, 2}));
+  EXPECT_FALSE(StepRange{}.contains(0)) << "steps are counted from 1";
+  for (const char* wrong : {"7", "[7]", "[5, 3]", "[0, 2]", "[1, 2, 3]", "[a, b]", "[1.5, 2]"})
+    EXPECT_NE(message_of(std::string("output_dir: x\ntrain: {profile_steps: ") + wrong + "}\n")
+                  .find("test.yaml:2: train.profile_steps: two steps [first, last] are expected"),
+              std::string::npos)
+        << wrong << ": " << message_of(std::string("output_dir: x\ntrain: {profile_steps: ") + wrong + "}\n");
+  EXPECT_EQ(message_of("output_dir: [x, y]\n"), "test.yaml:1: output_dir: a single value is expected, not a list");
+}
+
 TEST(Config, NanoGptNamesAreAliases) {
   const Config c =
       parse_config("output_dir: x\nmodel: {n_layer: 3, n_head: 4, n_embd: 64}\nblock_size: 32\nmax_iters: 7\n",

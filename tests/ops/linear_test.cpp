@@ -79,12 +79,24 @@ TEST_P(Linear, BackwardIsTheFormulaAccumulatesWeightsAndOverwritesActivations) {
       const Tensor d_x = pool.poisoned(DType::f32, {s.N, s.I});
       const Tensor d_w = pool.floats(std::vector<float>(c.w.size(), 2.0f), {s.O, s.I});
       const Tensor d_b = pool.floats(std::vector<float>(c.b.size(), -3.0f), {s.O});
+      const Tensor d_pre_b =
+          gelu ? pool.floats(std::vector<float>(static_cast<std::size_t>(s.I), 1.0f), {s.I}) : Tensor{};
+      std::vector<double> sums(static_cast<std::size_t>(s.I));
+      std::vector<float> naive_sums(sums.size());
+      for (std::size_t i = 0; i < exact.x.size(); ++i) {
+        sums[i % sums.size()] += exact.x[i];
+        naive_sums[i % sums.size()] += naive.x[i];
+      }
       const Tensor d_y = pool.floats(c.d_y, {s.N, s.O}), x = pool.floats(c.x, {s.N, s.I}),
                    w = pool.floats(c.w, {s.O, s.I}), pre_t = gelu ? pool.floats(pre, {s.N, s.I}) : Tensor{};
       for (int times = 1; times <= 2; ++times) {
         run_planned(ctx, [&](Context& on, Arena& scratch) {
-          linear_backward(on, {d_y, x, w, pre_t, d_x, d_w, d_b, scratch});
+          linear_backward(on, {d_y, x, w, pre_t, d_x, d_w, d_b, scratch, d_pre_b});
         });
+        if (gelu) {
+          EXPECT_TRUE(
+              near_in_norm(values_of(ctx, d_pre_b), plus(sums, 1.0, times), derived_tolerance(naive_sums, sums)));
+        }
         EXPECT_TRUE(near_in_norm(values_of(ctx, d_x), exact.x, derived_tolerance(naive.x, exact.x)));
         EXPECT_TRUE(near_in_norm(values_of(ctx, d_w), plus(exact.weight, 2.0, times),
                                  derived_tolerance(naive.weight, exact.weight)));

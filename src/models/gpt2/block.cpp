@@ -53,16 +53,19 @@ void d_proj(Context& ctx, const Tensor& d_y, const Tensor& x, const Gpt2::Affine
             const Tensor& d_x, Arena& scratch) {
   linear_backward(ctx, {d_y, x, w.weight, Tensor{}, d_x, g.weight, Tensor{}, scratch});
 }
-// The gradient goes on to what was before the gelu.
+// The gradient goes on to what was before the gelu, and to the bias of the layer that made that.
 void d_down(Context& ctx, const Tensor& d_y, const Gpt2::BlockActivations& a, const Gpt2::Affine& w,
-            const Gpt2::Affine& g, const Tensor& d_pre, Arena& scratch) {
-  linear_backward(ctx, {d_y, a.up, w.weight, a.up_pre, d_pre, g.weight, Tensor{}, scratch});
+            const Gpt2::Affine& g, const Tensor& d_pre, const Tensor& d_up_bias, Arena& scratch) {
+  linear_backward(ctx, {d_y, a.up, w.weight, a.up_pre, d_pre, g.weight, Tensor{}, scratch, d_up_bias});
 }
 
 }  // namespace
 
-void gpt2_block_forward(Context& ctx, const Gpt2BlockContext& block, Gpt2::BlockActivations& acts,
-                        const Tensor& residual, const Tensor& branch, const Tensor& branch_out, const Ranges& ranges) {
+namespace {
+
+// The block but its last layer: what backward needs.
+void block_activations(Context& ctx, const Gpt2BlockContext& block, Gpt2::BlockActivations& acts,
+                       const Tensor& residual, const Tensor& branch, const Tensor& branch_out, const Ranges& ranges) {
   const Gpt2::Block& w = block.weights;
   const std::int64_t N = residual.dim(0);
   gpt2_norm_forward(ctx, block.config, w.norm1, residual, branch, acts.norm1);
@@ -74,7 +77,19 @@ void gpt2_block_forward(Context& ctx, const Gpt2BlockContext& block, Gpt2::Block
   linear(ctx, acts.attention.out.view({N, -1}), w.proj, branch_out);
   gpt2_norm_forward(ctx, block.config, w.norm2, acts.norm1.residual, branch_out, acts.norm2);
   linear_gelu(ctx, acts.norm2.y, w.up, acts.up_pre, acts.up);
-  linear(ctx, acts.up, w.down, branch_out);
+}
+
+// The norm's output from the stream that it kept, with the very same arithmetic.
+void norm_again(Context& ctx, const Gpt2BlockContext& block, const Gpt2::Affine& weights, const Gpt2::Norm& norm) {
+  gpt2_norm_forward(ctx, block.config, weights, norm.residual, Tensor{}, norm);
+}
+
+}  // namespace
+
+void gpt2_block_forward(Context& ctx, const Gpt2BlockContext& block, Gpt2::BlockActivations& acts,
+                        const Tensor& residual, const Tensor& branch, const Tensor& branch_out, const Ranges& ranges) {
+  block_activations(ctx, block, acts, residual, branch, branch_out, ranges);
+  linear(ctx, acts.up, block.weights.down, branch_out);
 }
 
 void gpt2_block_backward(Context& ctx, const Gpt2BlockContext& block, const Gpt2::Block& gradients,
@@ -84,12 +99,19 @@ void gpt2_block_backward(Context& ctx, const Gpt2BlockContext& block, const Gpt2
   Arena& scratch = block.scratch;
   ArenaScope scope(scratch);
   const DType type = d_residual.dtype;
+  const bool again_outputs = block.config.recompute == "ops";
+  if (block.config.recompute == "block" && !block.newest)
+    block_activations(ctx, block, acts, acts.norm1.residual, Tensor{}, block.branch, ranges);
   const Tensor d_y = scratch.take(type, {N, C});
   {
+    if (again_outputs && !block.newest) {
+      gelu_forward(ctx, acts.up_pre, acts.up);
+      norm_again(ctx, block, w.norm2, acts.norm2);
+    }
     ArenaScope mlp(scratch);
     const Tensor d_up = scratch.take(type, {N, acts.up.dim(1)});
-    d_down(ctx, d_residual, acts, w.down, gradients.down, d_up, scratch);
-    d_linear(ctx, d_up, acts.norm2.y, w.up, gradients.up, d_y, scratch);
+    d_down(ctx, d_residual, acts, w.down, gradients.down, d_up, gradients.up.bias, scratch);
+    d_linear(ctx, d_up, acts.norm2.y, w.up, {gradients.up.weight, Tensor{}}, d_y, scratch);
   }
   gpt2_norm_backward(ctx, {w.norm2, gradients.norm2, acts.norm2, d_y, d_residual, d_residual, gradients.proj.bias},
                      scratch);
@@ -102,6 +124,7 @@ void gpt2_block_backward(Context& ctx, const Gpt2BlockContext& block, const Gpt2
   attention_backward(ctx, block.attention, acts.attention, ranges,
                      d_out.view({state.out.dim(0), state.out.dim(1), state.out.dim(2), state.out.dim(3)}), d_qkv,
                      scratch);
+  if (again_outputs) norm_again(ctx, block, w.norm1, acts.norm1);
   d_linear(ctx, d_qkv.view({N, -1}), acts.norm1.y, w.qkv, gradients.qkv, d_y, scratch);
   gpt2_norm_backward(ctx, {w.norm1, gradients.norm1, acts.norm1, d_y, d_residual, d_residual, block.d_branch_bias},
                      scratch);

@@ -15,6 +15,8 @@ struct Gpt2BlockContext {
   KvCache* cache = nullptr;  // set while generating
   Tensor d_branch_bias =
       {};  // backward: gradient of the bias of the layer that made the incoming branch; empty for the first block
+  Tensor branch = {};   // backward: [N,C] to compute a branch in again
+  bool newest = false;  // backward: what blocks share still is this block's
 };
 
 /// residual [N,C], branch [N,C] or empty: the stream is residual + branch. branch_out [N,C] receives the MLP's output;
@@ -23,7 +25,8 @@ void gpt2_block_forward(Context& ctx, const Gpt2BlockContext& block, Gpt2::Block
                         const Tensor& residual, const Tensor& branch, const Tensor& branch_out, const Ranges& ranges);
 
 /// d_residual [N,C]: in, the gradient of the stream after the block; out, of the stream before it. The gradient of the
-/// down projection's bias is taken by the norm behind the block.
+/// down projection's bias is taken by the norm behind the block. What config.recompute left to blocks to share is
+/// computed again.
 void gpt2_block_backward(Context& ctx, const Gpt2BlockContext& block, const Gpt2::Block& gradients,
                          Gpt2::BlockActivations& acts, const Tensor& d_residual, const Ranges& ranges);
 

@@ -61,7 +61,7 @@ Tensor Gpt2::feed(Context& ctx, Generation& generation, const Tensor& tokens) {
   Arena& scratch = g.memory.scratch;
   // Nothing is kept for backward: all blocks work in the memory of one. A block reads the stream where the last one
   // left it and has it in `embedded` between its two branches.
-  Activations acts = plan_activations(g.memory.activations, scratch, B, n, 1);
+  Activations acts = plan_activations(g.memory.activations, scratch, B, n, 1, "none");
   BlockActivations& block = acts.blocks[0];
   const Tensor logits = g.memory.activations.take(dtype_, {B, config_.padded_vocab_size()});
 

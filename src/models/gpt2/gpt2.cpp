@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "core/observer.h"
 #include "models/gpt2/block.h"
 #include "ops/classifier/classifier.h"
 #include "ops/embedding/embedding.h"
@@ -85,31 +86,41 @@ void Gpt2::bind(const Tensor& parameters, const Tensor& gradients) {
 }
 
 Gpt2::Activations Gpt2::plan_activations(Arena& saved, Arena& scratch, std::int64_t B, std::int64_t T,
-                                         std::int64_t blocks) const {
+                                         std::int64_t blocks, const std::string& recompute) const {
   const std::int64_t N = B * T, C = config_.hidden_size, F = config_.intermediate_size;
-  const auto norm = [&](Tensor residual) {
-    return Norm{residual, saved.take(dtype_, {N, C}), saved.take(DType::f32, {N}), saved.take(DType::f32, {N})};
+  const auto rows = [&] { return saved.take(dtype_, {N, C}); };
+  const auto norm = [&](Tensor residual, Tensor y) {
+    return Norm{residual, y, saved.take(DType::f32, {N}), saved.take(DType::f32, {N})};
   };
   Activations a;
-  a.embedded = saved.take(dtype_, {N, C});
-  a.branch = saved.take(dtype_, {N, C});
+  a.embedded = rows();
+  a.branch = rows();
+  // What blocks share, newest block's values in it: outputs of norms and gelu, or all but the input.
+  const bool share_outputs = recompute == "ops";
+  const Tensor y = share_outputs ? rows() : Tensor{}, up = share_outputs ? saved.take(dtype_, {N, F}) : Tensor{};
   const std::size_t mark = scratch.mark();
   for (std::int64_t l = 0; l < blocks; ++l) {
+    const Tensor input = l == 0 ? a.embedded : rows();
+    if (l > 0 && recompute == "block") {
+      a.blocks.push_back(a.blocks.front());
+      a.blocks.back().norm1.residual = input;
+      continue;
+    }
     scratch.release(mark);  // what lives inside one layer's attention is shared by all layers
     BlockActivations b;
-    b.norm1 = norm(l == 0 ? a.embedded : saved.take(dtype_, {N, C}));
+    b.norm1 = norm(input, share_outputs ? y : rows());
     b.attention = attention_->plan(saved, scratch, B, T);
-    b.norm2 = norm(saved.take(dtype_, {N, C}));
+    b.norm2 = norm(rows(), share_outputs ? y : rows());
     b.up_pre = saved.take(dtype_, {N, F});
-    b.up = saved.take(dtype_, {N, F});
+    b.up = share_outputs ? up : saved.take(dtype_, {N, F});
     a.blocks.push_back(b);
   }
-  a.norm_f = norm(saved.take(dtype_, {N, C}));
+  a.norm_f = norm(rows(), rows());
   return a;
 }
 
 void Gpt2::plan(ModelArenas& arenas, std::int64_t B, std::int64_t T) {
-  acts_ = plan_activations(arenas.activations, arenas.scratch, B, T, config_.num_hidden_layers);
+  acts_ = plan_activations(arenas.activations, arenas.scratch, B, T, config_.num_hidden_layers, config_.recompute);
 }
 
 void Gpt2::forward(Context& ctx, Arena& scratch, const ModelInput& batch) {
@@ -119,6 +130,7 @@ void Gpt2::forward(Context& ctx, Arena& scratch, const ModelInput& batch) {
   embedding_forward(ctx, batch.tokens, weights_.wte, weights_.wpe, 0, acts_.embedded.view({B, T, C}));
   Tensor residual = acts_.embedded, branch;
   for (std::size_t l = 0; l < acts_.blocks.size(); ++l) {
+    const PartScope part(ctx, "block", static_cast<std::int64_t>(l), "forward");
     gpt2_block_forward(ctx, {config_, *attention_, weights_.blocks[l], scratch}, acts_.blocks[l], residual, branch,
                        acts_.branch, ranges);
     if (on_attention && !ctx.planning) on_attention(static_cast<std::int64_t>(l), acts_.blocks[l].attention);
@@ -137,8 +149,11 @@ void Gpt2::forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput&
 
   ArenaScope scope(scratch);
   const Tensor d_residual = scratch.take(dtype_, {N, C}), d_y = scratch.take(dtype_, {N, C});
-  classifier_loss(ctx, {acts_.norm_f.y, weights_.wte, batch.targets, config_.vocab_size, loss_scale, losses, d_y,
-                        gradients_.wte, scratch});
+  {
+    const PartScope part(ctx, "head", -1, "forward and backward");
+    classifier_loss(ctx, {acts_.norm_f.y, weights_.wte, batch.targets, config_.vocab_size, loss_scale, losses, d_y,
+                          gradients_.wte, scratch});
+  }
   // The bias gradient of the layer that ends block l is taken by the norm that consumes its output.
   const auto bias_of_block = [&](std::size_t l) { return gradients_.blocks[l].down.bias; };
   gpt2_norm_backward(ctx,
@@ -146,9 +161,17 @@ void Gpt2::forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput&
                       bias_of_block(acts_.blocks.size() - 1)},
                      scratch);
   for (std::size_t l = acts_.blocks.size(); l-- > 0;) {
+    const PartScope part(ctx, "block", static_cast<std::int64_t>(l), "backward");
     const Tensor before = l > 0 ? bias_of_block(l - 1) : Tensor{};
-    gpt2_block_backward(ctx, {config_, *attention_, weights_.blocks[l], scratch, nullptr, before}, gradients_.blocks[l],
-                        acts_.blocks[l], d_residual, ranges);
+    gpt2_block_backward(ctx,
+                        {.config = config_,
+                         .attention = *attention_,
+                         .weights = weights_.blocks[l],
+                         .scratch = scratch,
+                         .d_branch_bias = before,
+                         .branch = acts_.branch,
+                         .newest = l + 1 == acts_.blocks.size()},
+                        gradients_.blocks[l], acts_.blocks[l], d_residual, ranges);
   }
   embedding_backward(ctx, {batch.tokens, d_residual.view({B, T, C}), gradients_.wte, gradients_.wpe, scratch});
 }

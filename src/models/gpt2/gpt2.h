@@ -59,7 +59,9 @@ class Gpt2 final : public Model {
  private:
   void declare_parameters();
   Weights views(const Tensor& flat) const;
-  Activations plan_activations(Arena& saved, Arena& scratch, std::int64_t B, std::int64_t T, std::int64_t blocks) const;
+  /// `recompute` as in ModelConfig: what blocks share then instead of keeping it each.
+  Activations plan_activations(Arena& saved, Arena& scratch, std::int64_t B, std::int64_t T, std::int64_t blocks,
+                               const std::string& recompute) const;
   void forward(Context& ctx, Arena& scratch, const ModelInput& batch);
 
   std::unique_ptr<Attention> attention_;

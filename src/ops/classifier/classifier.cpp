@@ -20,6 +20,19 @@ std::int64_t classifier_chunk_rows(std::int64_t N, std::int64_t Vp, Device devic
   return (rows + granule - 1) / granule * granule;
 }
 
+ClassifierWork classifier_work(const Classifier& args, const Tensor& logits) {
+  const std::int64_t rows = logits.dim(0), Vp = logits.dim(1), C = args.x.dim(1);
+  const double x = static_cast<double>(rows * C) * static_cast<double>(size_of(args.x.dtype));
+  const double table = bytes_of({args.weight}), values = bytes_of({logits});
+  const bool backward = !args.d_x.empty();
+  return {product_work("classifier logits", rows, Vp, C, x + table + values),
+          {.kind = "classifier softmax",
+           .shape = fmt::format("{} x {}", rows, Vp),
+           .bytes = backward ? 2 * values : values},
+          product_work("classifier d_x", rows, C, Vp, x + table + values),
+          product_work("classifier d_weight", Vp, C, rows, x + values + 2 * bytes_of({args.d_weight}))};
+}
+
 void classifier_loss(Context& ctx, const Classifier& args) {
   require(args.x.rank == 2 && args.x.dim(1) == args.weight.dim(1) && args.targets.numel() == args.x.dim(0) &&
               args.losses.numel() == args.x.dim(0) && args.V >= 1 && args.V <= args.weight.dim(0) &&

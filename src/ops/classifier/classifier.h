@@ -9,6 +9,7 @@
 #pragma once
 
 #include "core/context.h"
+#include "core/observer.h"
 #include "core/tensor.h"
 
 namespace sfa {
@@ -25,6 +26,12 @@ struct Classifier {
   Arena& scratch;
 };
 void classifier_loss(Context& ctx, const Classifier& args);
+
+/// What the parts of classifier_loss do on one chunk, for observers.
+struct ClassifierWork {
+  OpWork logits, softmax, d_x, d_weight;
+};
+ClassifierWork classifier_work(const Classifier& args, const Tensor& logits);
 
 /// Rows of a chunk for a given width; fixed by the shapes and the kind of device alone.
 std::int64_t classifier_chunk_rows(std::int64_t N, std::int64_t Vp, Device device = Device::cpu);

@@ -54,32 +54,42 @@ void classifier_loss(Context& ctx, const Classifier& args) {
   for (std::int64_t n0 = 0; n0 < N; n0 += chunk) {
     const std::int64_t rows = std::min(chunk, N - n0);
     float* part = logits.as<float>();
-    gemm({.transpose_b = true,
-          .M = rows,
-          .N = Vp,
-          .K = C,
-          .a = x + n0 * C,
-          .lda = C,
-          .b = weight,
-          .ldb = C,
-          .c = part,
-          .ldc = Vp});
     const Tensor used = logits.slice(0, 0, rows);
-    round_output(ctx, used);
+    {
+      const OpScope op(ctx, [&] { return classifier_work(args, used).logits; });
+      gemm({.transpose_b = true,
+            .M = rows,
+            .N = Vp,
+            .K = C,
+            .a = x + n0 * C,
+            .lda = C,
+            .b = weight,
+            .ldb = C,
+            .c = part,
+            .ldc = Vp});
+      round_output(ctx, used);
+    }
+    {
+      const OpScope op(ctx, [&] { return classifier_work(args, used).softmax; });
 #pragma omp parallel for schedule(static)
-    for (std::int64_t n = 0; n < rows; ++n)
-      losses[n0 + n] = softmax_row(part + n * Vp, args.V, Vp, targets[n0 + n], backward, args.loss_scale);
+      for (std::int64_t n = 0; n < rows; ++n)
+        losses[n0 + n] = softmax_row(part + n * Vp, args.V, Vp, targets[n0 + n], backward, args.loss_scale);
+      if (backward) round_output(ctx, used);
+    }
     if (!backward) continue;
-    round_output(ctx, used);
-    gemm({.M = rows,
-          .N = C,
-          .K = Vp,
-          .a = part,
-          .lda = Vp,
-          .b = weight,
-          .ldb = C,
-          .c = args.d_x.as<float>() + n0 * C,
-          .ldc = C});
+    {
+      const OpScope op(ctx, [&] { return classifier_work(args, used).d_x; });
+      gemm({.M = rows,
+            .N = C,
+            .K = Vp,
+            .a = part,
+            .lda = Vp,
+            .b = weight,
+            .ldb = C,
+            .c = args.d_x.as<float>() + n0 * C,
+            .ldc = C});
+    }
+    const OpScope op(ctx, [&] { return classifier_work(args, used).d_weight; });
     gemm({.transpose_a = true,
           .M = Vp,
           .N = C,

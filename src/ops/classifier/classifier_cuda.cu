@@ -190,14 +190,18 @@ void classifier_loss(Context& ctx, const Classifier& args) {
   for (std::int64_t n0 = 0; n0 < N; n0 += chunk) {
     const std::int64_t rows = std::min(chunk, N - n0);
     const Tensor logits = all_logits.slice(0, 0, rows), x = args.x.slice(0, n0, rows);
-    gemm(state, {.transpose_b = true,
-                 .M = rows,
-                 .N = Vp,
-                 .K = C,
-                 .a = matrix(x),
-                 .b = matrix(args.weight),
-                 .d = matrix(logits)});
+    {
+      const OpScope op(ctx, [&] { return classifier_work(args, logits).logits; });
+      gemm(state, {.transpose_b = true,
+                   .M = rows,
+                   .N = Vp,
+                   .K = C,
+                   .a = matrix(x),
+                   .b = matrix(args.weight),
+                   .d = matrix(logits)});
+    }
     for_float_type(logits.dtype, "classifier_loss", [&]<class T>() {
+      const OpScope op(ctx, [&] { return classifier_work(args, logits).softmax; });
       const Rows part{.targets = data_of<const std::int32_t>(args.targets) + n0,
                       .losses = data_of<float>(args.losses) + n0,
                       .V = args.V,
@@ -206,12 +210,16 @@ void classifier_loss(Context& ctx, const Classifier& args) {
       softmax_rows(state, data_of<T>(logits), part, rows, backward);
     });
     if (!backward) continue;
-    gemm(state, {.M = rows,
-                 .N = C,
-                 .K = Vp,
-                 .a = matrix(logits),
-                 .b = matrix(args.weight),
-                 .d = matrix(args.d_x.slice(0, n0, rows))});
+    {
+      const OpScope op(ctx, [&] { return classifier_work(args, logits).d_x; });
+      gemm(state, {.M = rows,
+                   .N = C,
+                   .K = Vp,
+                   .a = matrix(logits),
+                   .b = matrix(args.weight),
+                   .d = matrix(args.d_x.slice(0, n0, rows))});
+    }
+    const OpScope op(ctx, [&] { return classifier_work(args, logits).d_weight; });
     gemm(state, {.transpose_a = true,
                  .accumulate = true,
                  .M = Vp,

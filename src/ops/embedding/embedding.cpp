@@ -1,6 +1,7 @@
 #include "ops/embedding/embedding.h"
 
 #include "core/build_config.h"
+#include "core/observer.h"
 #include "ops/embedding/embedding_cpu.h"
 #include "ops/embedding/embedding_cuda.h"
 
@@ -15,6 +16,11 @@ void embedding_forward(Context& ctx, const Tensor& tokens, const Tensor& wte, co
           "positions {} to {} were asked for, but the model has {}", first_position, first_position + tokens.dim(1) - 1,
           wpe.empty() ? 0 : wpe.dim(0));
   if (ctx.planning) return;
+  const OpScope scope(ctx, [&] {
+    return OpWork{.kind = "embedding forward",
+                  .shape = fmt::format("{} x {}", tokens.numel(), out.dim(2)),
+                  .bytes = bytes_of({tokens, out, out})};  // a row of the table for every row of out
+  });
   if constexpr (kHasCuda) {
     if (ctx.on_cuda()) return cuda_ops::embedding_forward(ctx, tokens, wte, wpe, first_position, out);
   }
@@ -24,6 +30,11 @@ void embedding_forward(Context& ctx, const Tensor& tokens, const Tensor& wte, co
 void embedding_backward(Context& ctx, const EmbeddingBackward& args) {
   require(args.d_out.rank == 3 && args.d_wte.dim(1) == args.d_out.dim(2) && args.d_out.contiguous(),
           "internal error: embedding_backward: d_out {}, d_wte {}", args.d_out, args.d_wte);
+  const OpScope scope(ctx, [&] {
+    return OpWork{.kind = "embedding backward",
+                  .shape = fmt::format("{} x {}", args.tokens.numel(), args.d_out.dim(2)),
+                  .bytes = bytes_of({args.tokens, args.d_out})};
+  });
   if constexpr (kHasCuda) {
     if (ctx.on_cuda()) return cuda_ops::embedding_backward(ctx, args);
   }

@@ -48,6 +48,20 @@ void round_row(float* row, std::int64_t n) {
   for (std::int64_t i = 0; i < n; ++i) row[i] = round_to_bf16(row[i]);
 }
 
+// d_bias [O] += sums over the rows of d_y [N,O]. Each column is one fixed-order sum, whatever the number of threads.
+void bias_gradient(const float* d_y, std::int64_t N, std::int64_t O, float* d_bias) {
+  constexpr std::int64_t kColumns = 64;
+#pragma omp parallel for schedule(static)
+  for (std::int64_t o0 = 0; o0 < O; o0 += kColumns) {
+    float sum[kColumns] = {};
+    const std::int64_t width = std::min(kColumns, O - o0);
+    for (std::int64_t n = 0; n < N; ++n)
+#pragma omp simd
+      for (std::int64_t o = 0; o < width; ++o) sum[o] += d_y[n * O + o0 + o];
+    for (std::int64_t o = 0; o < width; ++o) d_bias[o0 + o] += sum[o];
+  }
+}
+
 }  // namespace
 
 // Threads share out the rows of C and call BLAS for their own part, which therefore runs on one thread: one team of
@@ -108,36 +122,42 @@ void linear_forward(Context& ctx, const LinearForward& args) {
   }
 }
 
+void gelu_forward(Context& ctx, const Tensor& pre, const Tensor& y) {
+  const std::int64_t N = y.dim(0), O = y.dim(1);
+  const float* from = pre.as<float>();
+  float* to = y.as<float>();
+#pragma omp parallel for schedule(static)
+  for (std::int64_t n = 0; n < N; ++n) {
+    std::copy_n(from + n * O, O, to + n * O);
+    gelu_row(to + n * O, O);
+    if (ctx.round_bf16) round_row(to + n * O, O);
+  }
+}
+
 void linear_backward(Context& ctx, const LinearBackward& args) {
   if (ctx.planning) return;
   const std::int64_t N = args.x.dim(0), I = args.x.dim(1), O = args.weight.dim(0);
   const float* d_y = args.d_y.as<float>();
   if (!args.d_bias.empty()) {
-    // Each column is one fixed-order sum, whatever the number of threads.
-    float* d_bias = args.d_bias.as<float>();
-    constexpr std::int64_t kColumns = 64;
-#pragma omp parallel for schedule(static)
-    for (std::int64_t o0 = 0; o0 < O; o0 += kColumns) {
-      float sum[kColumns] = {};
-      const std::int64_t width = std::min(kColumns, O - o0);
-      for (std::int64_t n = 0; n < N; ++n)
-#pragma omp simd
-        for (std::int64_t o = 0; o < width; ++o) sum[o] += d_y[n * O + o0 + o];
-      for (std::int64_t o = 0; o < width; ++o) d_bias[o0 + o] += sum[o];
-    }
+    const OpScope scope(ctx, [&] { return d_bias_work(args); });
+    bias_gradient(d_y, N, O, args.d_bias.as<float>());
   }
-  gemm({.transpose_a = true,
-        .M = O,
-        .N = I,
-        .K = N,
-        .a = d_y,
-        .lda = O,
-        .b = args.x.as<float>(),
-        .ldb = I,
-        .beta = 1.0f,
-        .c = args.d_weight.as<float>(),
-        .ldc = I});
+  {
+    const OpScope scope(ctx, [&] { return d_weight_work(args); });
+    gemm({.transpose_a = true,
+          .M = O,
+          .N = I,
+          .K = N,
+          .a = d_y,
+          .lda = O,
+          .b = args.x.as<float>(),
+          .ldb = I,
+          .beta = 1.0f,
+          .c = args.d_weight.as<float>(),
+          .ldc = I});
+  }
   if (args.d_x.empty()) return;
+  const OpScope scope(ctx, [&] { return d_x_work(args); });
   float* d_x = args.d_x.as<float>();
   gemm({.M = N, .N = I, .K = O, .a = d_y, .lda = O, .b = args.weight.as<float>(), .ldb = I, .c = d_x, .ldc = I});
   if (!args.pre_of_x.empty()) {
@@ -147,6 +167,7 @@ void linear_backward(Context& ctx, const LinearBackward& args) {
     for (std::int64_t i = 0; i < n; ++i) d_x[i] *= gelu_derivative(pre[i]);
   }
   round_output(ctx, args.d_x);
+  if (!args.d_pre_bias.empty()) bias_gradient(d_x, N, I, args.d_pre_bias.as<float>());
 }
 
 }  // namespace sfa::cpu_ops

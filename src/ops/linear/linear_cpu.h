@@ -6,6 +6,7 @@
 namespace sfa::cpu_ops {
 
 void linear_forward(Context& ctx, const LinearForward& args);
+void gelu_forward(Context& ctx, const Tensor& pre, const Tensor& y);
 void linear_backward(Context& ctx, const LinearBackward& args);
 
 /// C [M,N] = alpha * A B + beta * C in row-major f32, A being [M,K] (or [K,M] when transposed), B [K,N] (or [N,K]).

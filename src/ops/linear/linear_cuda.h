@@ -5,5 +5,6 @@
 
 namespace sfa::cuda_ops {
 void linear_forward(Context& ctx, const LinearForward& args);
+void gelu_forward(Context& ctx, const Tensor& pre, const Tensor& y);
 void linear_backward(Context& ctx, const LinearBackward& args);
 }  // namespace sfa::cuda_ops

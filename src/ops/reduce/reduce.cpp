@@ -1,12 +1,14 @@
 #include "ops/reduce/reduce.h"
 
 #include "core/build_config.h"
+#include "core/observer.h"
 #include "ops/reduce/reduce_cuda.h"
 
 namespace sfa {
 
 void sum_add(Context& ctx, const Tensor& x, const Tensor& total) {
   if (ctx.planning) return;
+  const OpScope scope(ctx, [&] { return OpWork{.kind = "loss sum", .shape = "", .bytes = bytes_of({x})}; });
   if constexpr (kHasCuda) {
     if (ctx.on_cuda()) return cuda_ops::sum_add(ctx, x, total);
   }
