@@ -185,6 +185,7 @@ struct AttentionRow {
   std::string (*why_not)(const AttentionConfig&, const AttentionDims&, DType);
   std::unique_ptr<Attention> (*make)(const AttentionConfig&, const AttentionDims&, DType);
   bool int8_cache = false;  // serves kv_cache_v: int8
+  bool trains = true;       // has a backward pass
 };
 const std::vector<AttentionRow>& attention_table();
 

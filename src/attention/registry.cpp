@@ -25,7 +25,7 @@ const std::vector<AttentionRow>& attention_table() {
       {"sfa", "flash", Device::cpu, 10, sfa_flash_cpu_why_not, make_sfa_flash_cpu},
       {"sfa", "reference", Device::cuda, 0, sfa_reference_why_not, make_sfa_reference},
       {"sfa", "flash", Device::cuda, 10, sfa_flash_cuda_why_not, make_sfa_flash_cuda, true},
-      {"sfa", "posting_list", Device::cuda, -1, sfa_posting_list_why_not, make_sfa_posting_list},
+      {"sfa", "posting_list", Device::cuda, -1, sfa_posting_list_why_not, make_sfa_posting_list, false, false},
       {"sfa", "flash_sm80", Device::cuda, 5, sfa_flash_cuda_why_not, make_sfa_flash_sm80, true},
   };
   return table;

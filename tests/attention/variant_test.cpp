@@ -94,11 +94,12 @@ struct Layer {
 
 class Variants : public DeviceTest {
  protected:
-  // The implementations of config.type that can serve the case on this device in f32.
-  std::vector<std::string> implementations(const VariantCase& c) {
+  // The implementations of config.type that can serve the case on this device in f32, forward alone or backward too.
+  std::vector<std::string> implementations(const VariantCase& c, bool training) {
     std::vector<std::string> names;
     for (const AttentionRow& row : attention_table())
-      if (row.type == c.config.type && row.device == ctx.device() && row.why_not(c.config, c.dims, DType::f32).empty())
+      if (row.type == c.config.type && row.device == ctx.device() && (row.trains || !training) &&
+          row.why_not(c.config, c.dims, DType::f32).empty())
         names.emplace_back(row.impl);
     return names;
   }
@@ -119,7 +120,7 @@ class Variants : public DeviceTest {
     const auto want = packed_gradient(d_exact, c);
     const auto rough = packed_gradient(d_naive, c);
     const auto support = packed_gradient(oracle::AttentionGradients<float>{q, k, in.v}, c);  // zero exactly outside it
-    const std::vector<std::string> names = implementations(c);
+    const std::vector<std::string> names = implementations(c, true);
     ASSERT_FALSE(names.empty());
     for (const std::string& impl : names) {
       c.config.impl = impl;
@@ -158,7 +159,7 @@ class Variants : public DeviceTest {
     const auto exact = oracle::attention(c.shape(), as<double>(q), as<double>(k), as<double>(in.v), see);
     const auto naive = oracle::attention(c.shape(), q, k, in.v, see);
     const auto rows = packed(in, c.dims);
-    for (const std::string& impl : implementations(c)) {
+    for (const std::string& impl : implementations(c, false)) {
       c.config.impl = impl;
       SCOPED_TRACE(c.config.type + "/" + impl);
       const auto attention = make_attention(c.config, c.dims, ctx.device(), DType::f32);
