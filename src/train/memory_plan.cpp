@@ -41,12 +41,26 @@ std::size_t total_with(const Config& config, Device device) {
   return plan_memory(config, TrainingMemory(config, device)).total();
 }
 
+// The least recomputation with which the run fits into `room` as it is, or nothing.
+std::string recomputation(const Config& config, Device device, std::size_t room) {
+  for (const char* how : {"ops", "block"}) {
+    Config c = config;
+    c.model.recompute = how;
+    if (total_with(c, device) <= room) return how;
+  }
+  return "";
+}
+
 // What would fit into `room`, as the end of a sentence.
 std::string advice(const Config& config, Device device, std::size_t room) {
   const std::int64_t fits = largest_micro_batch(config, device, room).divisor;
   if (fits >= config.data.micro_batch_size) return "";
+  const std::string how = recomputation(config, device, room);
+  const std::string also = how.empty() ? "" : fmt::format("; so would train.recompute={}, at some time a step", how);
   if (fits > 0)
-    return fmt::format("; data.micro_batch_size={} would fit ({} was asked for)", fits, config.data.micro_batch_size);
+    return fmt::format("; data.micro_batch_size={} would fit ({} was asked for){}", fits, config.data.micro_batch_size,
+                       also);
+  if (!how.empty()) return fmt::format("; train.recompute={} would fit, at some time a step", how);
   return fmt::format("; not even one sequence at a time would fit, which takes {}",
                      text(total_with(with_micro_batch(config, 1), device)));
 }

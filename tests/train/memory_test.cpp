@@ -130,6 +130,16 @@ TEST(TrainingMemory, RefusesWhatDoesNotFitAndSaysWhatWould) {
   EXPECT_NE(refusal(config, 1000).find("not even one sequence"), std::string::npos) << refusal(config, 1000);
 }
 
+TEST(TrainingMemory, RecomputationIsNamedWhereItIsEnough) {
+  const auto total = [](const Config& c) { return plan_memory(c, TrainingMemory(c, Device::cpu)).total(); };
+  const Config none = small({"data.micro_batch_size=24"}),
+               block = small({"data.micro_batch_size=24", "train.recompute=block"});
+  ASSERT_LT(total(block), total(none));
+  const std::string sentence = refusal(none, total(block));
+  EXPECT_NE(sentence.find("train.recompute=block"), std::string::npos) << sentence;
+  EXPECT_EQ(refusal(none, total(block) - 1).find("train.recompute"), std::string::npos);
+}
+
 // A run that does not fit leaves no trace: neither a folder nor a file in it.
 TEST(TrainingMemory, RefusedRunCreatesNothing) {
   const fs::path top = fs::temp_directory_path() / ("sfa_train_memory_" + std::to_string(::getpid()));
