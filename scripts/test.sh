@@ -142,7 +142,7 @@ if [ $QUICK = no ]; then
   elif bash scripts/fuzz.sh --seconds $FUZZ_SECONDS; then
     passed_check 'the readers of files held'
   else
-    failed_check 'fuzzing: an input breaks a reader (scripts/fuzz.sh)'
+    failed_check 'fuzzing: an input breaks a reader, or a target does not build (scripts/fuzz.sh)'
   fi
 fi
 

@@ -31,7 +31,7 @@ void read_metrics(const fs::path& file, RunRecords& run) {
   std::int64_t timed_step = 0;
   for (std::string line; std::getline(in, line);) {
     const json object = json::parse(line, nullptr, false);
-    const auto step = metrics_step(object);
+    const auto step = line.find('\0') == std::string::npos ? metrics_step(object) : std::nullopt;
     if (!step) {
       require(in.peek() == EOF, "{}: '{}' is not a line of metrics", file.string(), line.substr(0, 60));
       continue;

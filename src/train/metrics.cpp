@@ -35,10 +35,13 @@ MetricsFile::MetricsFile(std::filesystem::path file, std::int64_t last_step, std
     for (std::string line; std::getline(in, line);) {
       const nlohmann::json object = nlohmann::json::parse(line, nullptr, false);
       const auto step = metrics_step(object);
-      if (step && *step <= last_step && !of_later_rollback(object, rollbacks))
+      // The parser takes a NUL for the end of its text.
+      const bool whole = line.find('\0') == std::string::npos;
+      if (whole && step && *step <= last_step && !of_later_rollback(object, rollbacks))
         kept.push_back(line);
       else
         dropped = true;
+      if (in.eof()) dropped = true;  // no line end: what is appended would become part of it
     }
   }
   if (dropped) {

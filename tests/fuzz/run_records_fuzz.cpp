@@ -1,5 +1,5 @@
 // libFuzzer target, built and run by scripts/fuzz.sh.
-// sources: src/analysis/run_records.cpp src/train/metrics.cpp
+// sources: src/analysis/run_records.cpp src/train/metrics.cpp src/train/event_file.cpp
 // libraries: -lfmt
 //
 // The JSON that a run leaves behind: metrics.jsonl, with run.json as its first line. Any bytes either read or end in

@@ -147,7 +147,8 @@ const std::vector<std::vector<std::int64_t>> kChunks = {
 TEST_F(FlashAttentionGpu, ChunksThroughACacheAreOnePass) {
   type_ = DType::bf16;
   std::vector<FlashCase> list = cases();
-  list.push_back({config_of("flash", "sfa", 40, "topk"), {4, 2, 128, 128}, 2, 200});  // more features than decoding looks up
+  list.push_back(
+      {config_of("flash", "sfa", 40, "topk"), {4, 2, 128, 128}, 2, 200});  // more features than decoding looks up
   list.push_back({config_of("flash", "sfa", 40, "topk_2of4"), {4, 2, 128, 128}, 2, 200});
   list.push_back({config_of("flash", "sfa", 7, "topk"), {8, 1, 64, 64}, 3, 200});
   for (const FlashCase& c : list) {

@@ -263,7 +263,8 @@ inline bool huge_scores_hold(const Problem& problem, const Errors& e) {
   double v_max = 0;
   for (std::size_t i = 0; i < rows.size(); ++i)
     if (i % width >= v_at) v_max = std::max(v_max, std::fabs(static_cast<double>(__bfloat162float(rows[i]))));
-  return e.lse_max <= 8 * e.ref_lse_max * std::ldexp(1.0, -23) && e.out_max <= v_max * std::pow(1 + std::ldexp(1.0, -8), 2);
+  return e.lse_max <= 8 * e.ref_lse_max * std::ldexp(1.0, -23) &&
+         e.out_max <= v_max * std::pow(1 + std::ldexp(1.0, -8), 2);
 }
 
 /// Runs `launch(params)` twice on poisoned outputs and compares with the oracle. Prints one line; true when all is

@@ -35,8 +35,8 @@ struct LinearBackward {
   Tensor d_weight;  // [O,I], accumulated; dtype of the gradients
   Tensor d_bias;    // [O] or empty, accumulated
   Arena& scratch;
-  // [I] or empty, accumulated, with pre_of_x alone: sum over rows of d_x, which is the gradient of the bias of the layer
-  // that made pre_of_x, while the rows are at hand
+  // [I] or empty, accumulated, with pre_of_x alone: sum over rows of d_x, which is the gradient of the bias of the
+  // layer that made pre_of_x, while the rows are at hand
   Tensor d_pre_bias = {};
 };
 void linear_backward(Context& ctx, const LinearBackward& args);
