@@ -13,14 +13,7 @@ class SfaPostingList final : public SfaAttention {
   using SfaAttention::SfaAttention;
 
   AttentionState plan(Arena& saved, Arena& scratch, std::int64_t B, std::int64_t T) const override {
-    AttentionState s;
-    s.qkv = scratch.take(dtype_, {B, T, dims_.row()});
-    s.q.values = saved.take(dtype_, {B, T, dims_.H, config_.k_q});
-    s.q.indices = saved.take(DType::u8, {B, T, dims_.H, config_.k_q});
-    s.k.values = saved.take(dtype_, {B, T, dims_.G, config_.k_k});
-    s.k.indices = saved.take(DType::u8, {B, T, dims_.G, config_.k_k});
-    s.out = saved.take(dtype_, {B, T, dims_.H, dims_.Dv});
-    s.lse = saved.take(DType::f32, {B, dims_.H, T});
+    AttentionState s = plan_supports(scratch.take(dtype_, {B, T, dims_.row()}), saved, B, T);
     s.k.v = packed_views(s.qkv, dims_).v;
     return s;
   }

@@ -14,14 +14,7 @@ class SfaReference final : public SfaAttention {
   using SfaAttention::SfaAttention;
 
   AttentionState plan(Arena& saved, Arena&, std::int64_t B, std::int64_t T) const override {
-    AttentionState s;
-    s.qkv = saved.take(dtype_, {B, T, dims_.row()});
-    s.q.values = saved.take(dtype_, {B, T, dims_.H, config_.k_q});
-    s.q.indices = saved.take(DType::u8, {B, T, dims_.H, config_.k_q});
-    s.k.values = saved.take(dtype_, {B, T, dims_.G, config_.k_k});
-    s.k.indices = saved.take(DType::u8, {B, T, dims_.G, config_.k_k});
-    s.out = saved.take(dtype_, {B, T, dims_.H, dims_.Dv});
-    s.lse = saved.take(DType::f32, {B, dims_.H, T});
+    AttentionState s = plan_supports(saved.take(dtype_, {B, T, dims_.row()}), saved, B, T);
     return s;
   }
 
@@ -71,6 +64,18 @@ class SfaReference final : public SfaAttention {
 };
 
 }  // namespace
+
+AttentionState SfaAttention::plan_supports(const Tensor& qkv, Arena& saved, std::int64_t B, std::int64_t T) const {
+  AttentionState s;
+  s.qkv = qkv;
+  s.q.values = saved.take(dtype_, {B, T, dims_.H, config_.k_q});
+  s.q.indices = saved.take(DType::u8, {B, T, dims_.H, config_.k_q});
+  s.k.values = saved.take(dtype_, {B, T, dims_.G, config_.k_k});
+  s.k.indices = saved.take(DType::u8, {B, T, dims_.G, config_.k_k});
+  s.out = saved.take(dtype_, {B, T, dims_.H, dims_.Dv});
+  s.lse = saved.take(DType::f32, {B, dims_.H, T});
+  return s;
+}
 
 KvCache SfaAttention::plan_cache(Arena& arena, std::int64_t B, std::int64_t capacity) const {
   KvCache cache;

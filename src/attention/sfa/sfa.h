@@ -10,7 +10,7 @@ namespace sfa {
 std::string sfa_reference_why_not(const AttentionConfig& config, const AttentionDims& dims, DType dtype);
 std::unique_ptr<Attention> make_sfa_reference(const AttentionConfig& config, const AttentionDims& dims, DType dtype);
 
-/// What every implementation of SFA shares: the sparse KV cache and the cost.
+/// What every implementation of SFA shares: the supports that a layer keeps, the sparse KV cache and the cost.
 class SfaAttention : public Attention {
  public:
   using Attention::Attention;
@@ -18,6 +18,11 @@ class SfaAttention : public Attention {
   void append(Context& ctx, const Keys& keys, KvCache& cache) const override;
   /// FLOPs count shared features at their expectation for uniform supports, k_q k_k / Dqk a pair (Eq. 7).
   [[nodiscard]] AttentionCost cost(std::int64_t T) const override;
+
+ protected:
+  /// Takes from `saved` what every implementation keeps for backward: values and indices of Q and K, O and the
+  /// log-sum-exp. The packed projection `qkv`, taken by the caller, is put beside them.
+  AttentionState plan_supports(const Tensor& qkv, Arena& saved, std::int64_t B, std::int64_t T) const;
 };
 
 }  // namespace sfa

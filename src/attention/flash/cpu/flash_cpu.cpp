@@ -83,15 +83,8 @@ class SfaFlashCpu final : public SfaAttention {
 
   // The packed projection lives until prepare has read it.
   AttentionState plan(Arena& saved, Arena& scratch, std::int64_t B, std::int64_t T) const override {
-    AttentionState s;
-    s.qkv = scratch.take(dtype_, {B, T, dims_.row()});
-    s.q.values = saved.take(dtype_, {B, T, dims_.H, config_.k_q});
-    s.q.indices = saved.take(DType::u8, {B, T, dims_.H, config_.k_q});
-    s.k.values = saved.take(dtype_, {B, T, dims_.G, config_.k_k});
-    s.k.indices = saved.take(DType::u8, {B, T, dims_.G, config_.k_k});
+    AttentionState s = plan_supports(scratch.take(dtype_, {B, T, dims_.row()}), saved, B, T);
     s.k.v = saved.take(dtype_, {B, T, dims_.G, dims_.Dv});
-    s.out = saved.take(dtype_, {B, T, dims_.H, dims_.Dv});
-    s.lse = saved.take(DType::f32, {B, dims_.H, T});
     return s;
   }
 
