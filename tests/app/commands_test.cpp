@@ -136,6 +136,37 @@ TEST_F(AppCommands, FlopsGrowWithLength) {
   EXPECT_DOUBLE_EQ(rows[0]["attention_flops_per_token"].get<double>(), 4.5 * pair * 2 * 2);
   EXPECT_DOUBLE_EQ(rows[1]["attention_flops_per_token"].get<double>(), 8.5 * pair * 2 * 2);
   EXPECT_EQ(rows[0]["parameters"], rows[1]["parameters"]);
+  EXPECT_DOUBLE_EQ(
+      rows[0]["step_flops_per_token"].get<double>(),
+      rows[0]["forward_flops_per_token"].get<double>() + rows[0]["backward_flops_per_token"].get<double>());
+  // The paper sees every pair and adds the softmax; the matrices of the model are the same.
+  const nlohmann::json paper =
+      json_of({"flops", at("run.yaml"), "--context", "8,16", "--convention", "paper", "--json"});
+  EXPECT_DOUBLE_EQ(paper[1]["attention_flops"].get<double>(), 2 * 2 * 16 * 16 * (pair + 8 / 32.0 + 3 + 1 / 64.0));
+  for (const int i : {0, 1})
+    EXPECT_NEAR(paper[i]["forward_flops_per_token"].get<double>() - paper[i]["attention_flops_per_token"].get<double>(),
+                rows[i]["forward_flops_per_token"].get<double>() - rows[i]["attention_flops_per_token"].get<double>(),
+                1e-6);
+  EXPECT_TRUE(paper[0]["backward_flops_per_token"].is_null()) << "the paper counts no backward pass";
+}
+
+TEST_F(AppCommands, FlopsOfAttentionAlone) {
+  const nlohmann::json rows = json_of({"flops", "--type", "sfa", "--d", "128", "--k", "8", "--batch-heads", "64",
+                                       "--context", "8192,65536", "--convention", "paper", "--json"});
+  ASSERT_EQ(rows.size(), 2u);
+  EXPECT_EQ(rows[1]["context"], 65536);
+  EXPECT_NEAR(rows[1]["attention_flops"].get<double>() * 1e-12, 72.57, 0.01);
+  EXPECT_NEAR(rows[1]["kv_ratio"].get<double>(), 0.547, 0.0005);
+  EXPECT_NEAR(rows[1]["kv_ratios"]["index_32bit"].get<double>(), 0.594, 0.0005);
+  const Ended table = sfa(
+      {"flops", "--type", "dense", "--d", "64", "--batch-heads", "64", "--context", "32768", "--convention", "paper"});
+  EXPECT_NE(table.out.find("17.94"), std::string::npos) << table.out;
+  for (const std::vector<std::string>& wrong : {std::vector<std::string>{"flops"},
+                                                {"flops", "--type", "sfa", "--d", "8", "--context", "8"},
+                                                {"flops", "--type", "dense", "--d", "8", "--k", "2", "--context", "8"},
+                                                {"flops", "--type", "dense", "--d", "8"},
+                                                {"flops", at("run.yaml"), "--type", "dense", "--d", "8"}})
+    EXPECT_EQ(sfa(wrong).code, 2);
 }
 
 TEST_F(AppCommands, ARunSaysWhatItWasMadeWithAndWhere) {

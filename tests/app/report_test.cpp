@@ -1,0 +1,159 @@
+// `sfa compare --html`: one self-contained file whose every number is in the file of the run that it names.
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <regex>
+#include <set>
+
+#include "app/program.h"
+
+namespace sfa::test {
+namespace {
+
+using nlohmann::json;
+
+class Report : public AppTest {
+ protected:
+  // Trains, and keeps the losses of all validation documents.
+  void train(const std::string& name, const std::vector<std::string>& overrides) {
+    std::vector<std::string> command{"train", at("run.yaml"), "output_dir=" + at(name)};
+    command.insert(command.end(), overrides.begin(), overrides.end());
+    const Ended trained = sfa(command);
+    ASSERT_EQ(trained.code, 0) << trained.err;
+    const Ended kept =
+        sfa({"eval", "perplexity", "--checkpoint", at(name), "--data", at("docs.h5"), "--split", "all", "--save"});
+    ASSERT_EQ(kept.code, 0) << kept.err;
+  }
+
+  void SetUp() override {
+    AppTest::SetUp();
+    std::string lines;
+    for (std::uint32_t i = 0; i < 30; ++i) lines += json{{"text", text(120 + 7 * i, i)}}.dump() + "\n";
+    write_text(at("docs.jsonl"), lines);
+    ASSERT_EQ(sfa({"data", "tokenize", "--output", at("docs.h5"), at("docs.jsonl")}).code, 0);
+  }
+
+  std::string report(std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), "compare");
+    arguments.insert(arguments.end(), {"--html", at("report.html")});
+    const Ended ended = sfa(arguments);
+    EXPECT_EQ(ended.code, 0) << ended.err;
+    return read_text(at("report.html"));
+  }
+};
+
+std::string unescaped(std::string text) {
+  for (const auto& [from, to] : {std::pair{"&lt;", "<"}, {"&gt;", ">"}, {"&quot;", "\""}, {"&amp;", "&"}})
+    for (std::size_t i = text.find(from); i != std::string::npos; i = text.find(from, i + 1))
+      text.replace(i, std::string(from).size(), to);
+  return text;
+}
+
+// The number that a file has under a key: newest line of .jsonl, a path of .json, a top-level key of .yaml.
+double number_in(const std::string& file, const std::string& key) {
+  if (file.ends_with(".jsonl")) {
+    std::stringstream lines(read_text(file));
+    double found = std::nan("");
+    for (std::string line; std::getline(lines, line);) {
+      const json object = json::parse(line);
+      if (object.contains(key) && object[key].is_number()) found = object[key].get<double>();
+    }
+    return found;
+  }
+  if (file.ends_with(".json")) return json::parse(read_text(file)).at(json::json_pointer("/" + key)).get<double>();
+  std::smatch m;
+  const std::string text = read_text(file);
+  return std::regex_search(text, m, std::regex("(^|\n)" + key + ": *([-0-9.e+]+)")) ? std::stod(m[2]) : std::nan("");
+}
+
+TEST_F(Report, EveryNumberIsInTheFileThatItNames) {
+  train("dense", {"model.attention.type=dense", "model.attention.k=0"});
+  train("sparse", {});
+  train("sparse_b", {"seed=4"});
+  ASSERT_EQ(sfa({"analyze", "support", "--checkpoint", at("sparse"), "--data", at("data.h5"), "--save"}).code, 0);
+  ASSERT_EQ(sfa({"bench", "attention", "--d", "8", "--k", "2", "--n", "32..64", "--heads", "2", "--batch", "1",
+                 "--repetitions", "2", "--device", "cpu", "--json", at("latency.json")})
+                .code,
+            0);
+  ASSERT_EQ(sfa({"eval", "passkey", "--checkpoint", at("dense"), "--lengths", "16", "--save"}).code, 1)
+      << "16 positions hold no question";
+  fs::create_directories(at("dense") + "/eval");
+  write_text(at("dense") + "/eval/piqa.json", R"({"task": "piqa", "acc": 0.625, "acc_stderr": 0.05, "acc_norm": 0.5})");
+  write_text(at("dense") + "/eval/niah_synthetic.json",
+             R"({"cells": [{"length": 8, "depth": 0, "accuracy": 0.5}, {"length": 8, "depth": 1, "accuracy": 1}]})");
+  const std::string page = report({at("dense"), at("sparse"), at("sparse_b"), "--latency", at("latency.json")});
+
+  const std::regex cell("data-file=\"([^\"]*)\" data-key=\"([^\"]*)\" data-value=\"([^\"]*)\"");
+  std::set<std::string> files;
+  int cells = 0;
+  for (auto it = std::sregex_iterator(page.begin(), page.end(), cell); it != std::sregex_iterator(); ++it, ++cells) {
+    const std::string file = unescaped((*it)[1]), key = unescaped((*it)[2]);
+    EXPECT_EQ(number_in(file, key), std::stod((*it)[3])) << file << " " << key;
+    files.insert(fs::path(file).filename().string());
+  }
+  EXPECT_GE(cells, 3 * 5 + 2 * 4 + 2 * 2);
+  EXPECT_EQ(files, (std::set<std::string>{"metrics.jsonl", "config.yaml", "support.json", "latency.json", "piqa.json",
+                                          "niah_synthetic.json"}));
+  // A number without a file says what it was computed from.
+  const std::regex bare("<td class=\"n\">");
+  EXPECT_FALSE(std::regex_search(page, bare));
+}
+
+TEST_F(Report, IsOneFileThatLoadsNothing) {
+  train("dense", {"model.attention.type=dense", "model.attention.k=0"});
+  train("sparse", {});
+  write_text(at("sparse") + ".command", "sfa train <it> & more");
+  const std::string page = report({at("dense"), at("sparse") + "/"});
+  for (const char* outside : {"http:", "https:", "<script", "<link", "<img", "@import", "url("})
+    EXPECT_EQ(page.find(outside), std::string::npos) << outside;
+  for (const char* needed : {"prefers-color-scheme: dark", "@media print", "<svg", "Loss against tokens",
+                             "Loss against time", "sfa train &lt;it&gt; &amp; more", "sfa k=4", "95 % documents"})
+    EXPECT_NE(page.find(needed), std::string::npos) << needed;
+  // Elements end in the order in which they began.
+  std::vector<std::string> open;
+  const std::regex tag("<(/?)([a-z0-9]+)([^>]*?)(/?)>");
+  const std::set<std::string> lone{"meta"};
+  for (auto it = std::sregex_iterator(page.begin(), page.end(), tag); it != std::sregex_iterator(); ++it) {
+    const std::string name = (*it)[2];
+    if ((*it)[4].length() > 0 || lone.contains(name)) continue;
+    if ((*it)[1].length() == 0) {
+      open.push_back(name);
+    } else {
+      ASSERT_FALSE(open.empty()) << name;
+      EXPECT_EQ(open.back(), name);
+      open.pop_back();
+    }
+  }
+  EXPECT_TRUE(open.empty());
+}
+
+TEST_F(Report, GapIsThatOfTheDocuments) {
+  train("dense", {"model.attention.type=dense", "model.attention.k=0"});
+  train("sparse", {});
+  const std::string page = report({at("dense"), at("sparse")});
+  double nats = 0, tokens = 0;
+  for (const auto& [name, sign] : {std::pair{"sparse", 1.0}, {"dense", -1.0}}) {
+    const json kept = json::parse(read_text(at(name) + "/eval/perplexity.json"));
+    EXPECT_EQ(kept["documents"].size(), 30u);
+    double sum = 0, count = 0;
+    for (const auto& d : kept["documents"]) {
+      sum += d[1].get<double>();
+      count += d[0].get<double>();
+    }
+    EXPECT_NEAR(sum / count, kept["loss"].get<double>(), 1e-9);
+    EXPECT_EQ(count, kept["tokens"].get<double>());
+    nats += sign * sum;
+    tokens = count;
+  }
+  // The interval is around the difference of the documents' losses.
+  const std::regex interval("over the documents of[^>]*>\\[([-+0-9.]+), ([-+0-9.]+)\\]");
+  std::smatch m;
+  ASSERT_TRUE(std::regex_search(page, m, interval));
+  EXPECT_LT(std::stod(m[1]), nats / tokens + 1e-4);
+  EXPECT_GT(std::stod(m[2]), nats / tokens - 1e-4);
+  EXPECT_LT(std::stod(m[1]), std::stod(m[2]));
+  EXPECT_EQ(sfa({"compare", at("dense"), "--latency", at("docs.h5"), "--html", at("r.html")}).code, 1);
+  EXPECT_EQ(sfa({"eval", "perplexity", "--checkpoint", at("nowhere"), "--data", at("docs.h5"), "--save"}).code, 1);
+}
+
+}  // namespace
+}  // namespace sfa::test
