@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "core/rng.h"
 #include "models/training_run.h"
 #include "support/devices.h"
 
