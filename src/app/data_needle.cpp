@@ -14,8 +14,9 @@ void add_needle_data_command(CLI::App& data) {
   command->add_option("--output,-o", o->path, "The token file to write (.h5)")->required();
   command->add_option("--seq-len", o->seq_len, "Tokens of a training window (data.seq_len)")->capture_default_str();
   command
-      ->add_option("--lengths", o->lengths,
-                   "Lengths of sequences, each a divisor of --seq-len; default: --seq-len over 8, 4, 2 and 1")
+      ->add_option(
+          "--lengths", o->lengths,
+          "Lengths of sequences, each a divisor of --seq-len; default: --seq-len, halved again and again down to 16")
       ->delimiter(',');
   command->add_option("--windows", o->windows, "Windows to write; a run should not see one twice")
       ->capture_default_str();
@@ -25,9 +26,10 @@ void add_needle_data_command(CLI::App& data) {
   command->add_flag("--force", o->force, "Replace the output if it exists");
   command->callback([o] {
     NeedleDataOptions options = *o;
-    for (const std::int64_t part : {8, 4, 2, 1})
-      if (o->lengths.empty() && o->seq_len % part == 0 && o->seq_len / part >= kShortestNeedleSequence)
-        options.lengths.push_back(o->seq_len / part);
+    // Short sequences too: they have an answer every few tokens, and are what a model learns to look up from.
+    if (o->lengths.empty()) options.lengths.push_back(o->seq_len);
+    while (o->lengths.empty() && options.lengths.back() % 2 == 0 && options.lengths.back() >= 32)
+      options.lengths.push_back(options.lengths.back() / 2);
     const TokenFileInfo info = write_needle_data(options);
     fmt::print("{}: {} tokens ({} to train) in {} sequences\n", info.path, grouped(info.total_tokens),
                grouped(info.val_start), grouped(info.num_documents));

@@ -71,7 +71,7 @@ void visit_model(ModelConfig& m, ConfigVisitor& v) {
         m.num_key_value_heads);
   v.key({"model.hidden_size", "width of the residual stream", {}, {"n_embd"}}, m.hidden_size);
   v.key({"model.head_dim",
-         "features of a value head; 0 = hidden_size / num_attention_heads, which gpt2 always has",
+         "features of a head; 0 = hidden_size / num_attention_heads, as published GPT-2s have",
          {},
          {}},
         m.head_dim);
