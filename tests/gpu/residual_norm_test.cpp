@@ -110,8 +110,12 @@ TEST_F(ResidualNormGpu, RmsNormMatchesCpu) {
           EXPECT_LE(error(rstd), f32_tolerance(C));
           EXPECT_LE(error(y), tolerance);
           EXPECT_LE(error(d_w), grad_tolerance);
-          if (with_bias) EXPECT_LE(error(d_x_b), type == DType::f32 ? 2 * grad_tolerance : bf16_tolerance(2));
-          if (C > 1 || with_next) EXPECT_LE(error(in_place ? d_next : d_r), 2 * tolerance);
+          if (with_bias) {
+            EXPECT_LE(error(d_x_b), type == DType::f32 ? 2 * grad_tolerance : bf16_tolerance(2));
+          }
+          if (C > 1 || with_next) {
+            EXPECT_LE(error(in_place ? d_next : d_r), 2 * tolerance);
+          }
         }
 }
 

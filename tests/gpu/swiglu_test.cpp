@@ -28,7 +28,9 @@ TEST_F(SwigluGpu, MatchesCpu) {
         const double tolerance = type == DType::f32 ? 1e-6 : bf16_tolerance();
         EXPECT_LE(error(y), tolerance);
         EXPECT_LE(error(in_place ? gate_up : d), tolerance);
-        if (N != 1) EXPECT_TRUE(gpu_bytes(again) == gpu_bytes(y)) << "the forward's bits";
+        if (N != 1) {
+          EXPECT_TRUE(gpu_bytes(again) == gpu_bytes(y)) << "the forward's bits";
+        }
       }
 }
 
