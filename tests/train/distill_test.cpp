@@ -50,7 +50,7 @@ TEST_F(DistillRun, StoppedAndResumedItEndsTheSame) {
 }
 
 TEST_F(DistillRun, NeedsSparseAttention) {
-  EXPECT_EQ(run("dense", {"model.attention={type: dense}", "train.distill.lambda=1"}), 1);
+  EXPECT_EQ(run("dense", {"model.attention.type=dense", "model.attention.k=0", "train.distill.lambda=1"}), 1);
   EXPECT_NE(errors().find("train.distill.lambda"), std::string::npos) << errors();
 }
 
