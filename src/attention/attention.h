@@ -36,6 +36,7 @@ struct AttentionConfig {
   std::string zero_overlap = "score";  // score | mask
   std::int64_t window = 0;             // keys a query sees, itself included; 0 = all before it
   std::string kv_cache_v = "full";     // full | int8: values in the KV cache (sfa, flash on a GPU)
+  double distill_lambda = 0;           // train.distill.lambda: 0 = no teacher; no part of what the model is
 };
 
 /// Sizes that every layer of a model shares.
@@ -86,6 +87,15 @@ struct AttentionState {
   Keys k;
   Tensor out;  // [B, T, H, Dv], saved
   Tensor lse;  // [B, H, T] f32, natural logarithm, saved
+  // Distillation (distill/distill.h), otherwise empty: output of the dense teacher, saved; its log-sum-exp and [B*T]
+  // squared distances, scratch.
+  Tensor teacher_out, teacher_lse, distance;
+};
+
+/// What distillation adds to one micro-step (distill/distill.h).
+struct Distillation {
+  float scale = 0;  // d_out += scale * (out - teacher_out); 0 = off
+  Tensor total;     // [1] i64, the bits of a double: squared distances of all layers are added
 };
 
 /// A KV cache of one layer, for `capacity` tokens a sequence.
@@ -151,6 +161,11 @@ class Attention {
 
   [[nodiscard]] virtual AttentionCost cost(std::int64_t T) const = 0;
 
+  /// The dense attention that a distilled one is drawn to, or null.
+  [[nodiscard]] virtual const Attention* teacher() const { return nullptr; }
+  void distill(const Distillation& distillation) { distillation_ = distillation; }
+  [[nodiscard]] const Distillation& distillation() const { return distillation_; }
+
   [[nodiscard]] const AttentionConfig& config() const { return config_; }
   [[nodiscard]] const AttentionDims& dims() const { return dims_; }
   [[nodiscard]] DType dtype() const { return dtype_; }
@@ -159,6 +174,7 @@ class Attention {
   AttentionConfig config_;
   AttentionDims dims_;
   DType dtype_;
+  Distillation distillation_;
 };
 
 /// prepare + core on one layer's state: the whole of causal self-attention.
@@ -168,7 +184,7 @@ void attention_forward(Context& ctx, const Attention& attention, AttentionState&
 /// their place. Into an empty cache they attend to each other as they were prepared, without reading it.
 void attention_forward_cached(Context& ctx, const Attention& attention, AttentionState& state, KvCache& cache,
                               Ranges ranges, Arena& scratch);
-/// Writes d_qkv [B, T, row] from d_out [B, T, H, Dv].
+/// Writes d_qkv [B, T, row] from d_out [B, T, H, Dv], to which distillation adds its part first.
 void attention_backward(Context& ctx, const Attention& attention, AttentionState& state, const Ranges& ranges,
                         const Tensor& d_out, const Tensor& d_qkv, Arena& scratch);
 

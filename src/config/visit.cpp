@@ -252,6 +252,13 @@ void visit_config(Config& c, ConfigVisitor& v) {
          {"none", "ops", "block"},
          {}},
         c.model.recompute);
+  v.key({"train.distill.lambda",
+         "sfa: weight of the squared distance between each head's output and that of dense attention under the same "
+         "weights, mean over heads, layers and tokens (Eq. 8); 0 = none",
+         {},
+         {}},
+        c.model.attention.distill_lambda);
+  v.key({"train.distill.every", "steps between those that distill", {}, {}}, c.train.distill_every);
   v.key({"checkpoint.every", "steps between checkpoints (one more at the end); 0 = at the end only", {}, {}},
         c.checkpoint.every);
   v.key({"checkpoint.keep_last", "newest checkpoints that are kept; 0 = all", {}, {}}, c.checkpoint.keep_last);
