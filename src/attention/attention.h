@@ -8,10 +8,10 @@
 //   merge     joins partial results over disjoint sets of keys by their log-sum-exp.
 // Gradients run back through core_backward and prepare_backward. d_qk and d_v are separate numbers everywhere.
 //
-// SFA semantics: top-k by |x| per token and head on Q and on K, the stored values keep sign and magnitude, scale
-// 1/sqrt(Dqk) with the full Dqk, ties go to the lowest index, the gradient is masked by the support (Eq. 6), and a pair
-// without a common feature scores 0 and stays in the softmax (`zero_overlap: score`) or is masked out except on the
-// diagonal (`zero_overlap: mask`).
+// SFA semantics: top-k by |x| (`selection` has other rules) per token and head on Q and on K, the stored values keep
+// sign and magnitude, scale 1/sqrt(Dqk) with the full Dqk, ties go to the lowest index, the gradient is masked by the
+// support (Eq. 6), and a pair without a common feature scores 0 and stays in the softmax (`zero_overlap: score`) or is
+// masked out except on the diagonal (`zero_overlap: mask`).
 #pragma once
 
 #include <cstdint>
@@ -28,10 +28,11 @@ namespace sfa {
 
 /// `model.attention` of the configuration, validated.
 struct AttentionConfig {
-  std::string type = "dense";          // dense | sfa
-  std::string impl = "auto";           // auto | reference | flash | ...: a row of the table
-  int k_q = 0, k_k = 0;                // active features a query / key row (sfa)
-  std::string selection = "topk";      // topk | topk_2of4 (queries: at most two of four neighbouring features)
+  std::string type = "dense";  // dense | sfa
+  std::string impl = "auto";   // auto | reference | flash | ...: a row of the table
+  int k_q = 0, k_k = 0;        // active features a query / key row (sfa)
+  // topk | topk_2of4 (queries: at most two of four neighbouring features) | topk_pairs (whole rotated pairs)
+  std::string selection = "topk";
   std::string zero_overlap = "score";  // score | mask
   std::int64_t window = 0;             // keys a query sees, itself included; 0 = all before it
   std::string kv_cache_v = "full";     // full | int8: values in the KV cache (sfa, flash on a GPU)
