@@ -60,8 +60,9 @@ Axis axis_over(const std::vector<double>& values, bool log) {
   return a;
 }
 
-// 131072 -> "131k", 2.5e7 -> "25M"; small numbers as they are.
+// 131072 -> "128k", 2.5e7 -> "25M"; small numbers as they are.
 std::string tick_text(double v) {
+  if (v >= 1024 && v < 1048576 && std::fmod(v, 1024) == 0) return fmt::format("{:.0f}k", v / 1024);  // a length
   for (const auto& [unit, name] : {std::pair{1e9, "G"}, {1e6, "M"}, {1e3, "k"}})
     if (std::fabs(v) >= unit) return fmt::format("{:.3g}{}", v / unit, name);
   return fmt::format("{:.4g}", v);

@@ -35,7 +35,29 @@ const std::array<Size, 3>& sizes() {
   return all;
 }
 
+struct LatencyRow {
+  std::int64_t d, k;
+  std::array<double, 6> ms;  // at kLatencyLengths
+};
+constexpr std::array<std::int64_t, 6> kLatencyLengths{1024, 4096, 8192, 16384, 32768, 65536};
+constexpr std::array<LatencyRow, 9> kTable9{{{128, 0, {2.102, 28.052, 112.878, 449.607, 1981.917, 7879.334}},
+                                             {128, 32, {2.166, 31.006, 120.576, 465.684, 1802.029, 7101.954}},
+                                             {128, 16, {1.557, 17.937, 70.616, 279.722, 1108.962, 4412.015}},
+                                             {128, 8, {0.918, 13.174, 54.249, 215.367, 777.152, 3323.529}},
+                                             {128, 4, {0.671, 10.077, 40.091, 157.876, 579.754, 2576.927}},
+                                             {64, 0, {0.773, 13.507, 50.618, 202.556, 801.497, 3137.779}},
+                                             {64, 16, {0.896, 12.514, 39.414, 195.531, 779.193, 2963.938}},
+                                             {64, 8, {0.589, 8.137, 32.004, 126.992, 504.226, 2014.140}},
+                                             {64, 4, {0.407, 5.414, 21.065, 83.118, 328.828, 1311.588}}}};
+
 }  // namespace
+
+std::optional<double> paper_latency(std::int64_t d, std::int64_t k, std::int64_t N) {
+  for (const LatencyRow& row : kTable9)
+    for (std::size_t i = 0; i < kLatencyLengths.size(); ++i)
+      if (row.d == d && row.k == k && kLatencyLengths[i] == N) return row.ms[i];
+  return std::nullopt;
+}
 
 std::optional<PaperFigures> paper_figures(const ModelConfig& model) {
   const AttentionConfig& a = model.attention;

@@ -22,4 +22,8 @@ struct PaperFigures {
 /// 16, exact top-k, every pair in the softmax), or nothing.
 std::optional<PaperFigures> paper_figures(const ModelConfig& model);
 
+/// Milliseconds of Table 9: attention forward of 64 heads over N tokens, full attention, A800, dense without tensor
+/// cores. k = 0: dense. Nothing where the table has no such cell.
+std::optional<double> paper_latency(std::int64_t d, std::int64_t k, std::int64_t N);
+
 }  // namespace sfa

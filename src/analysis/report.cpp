@@ -21,17 +21,17 @@ constexpr const char* kStyle = R"css(
   --series-1: #e6eaee; --series-2: #4aa8e0; --series-3: #f08a4b; --series-4: #3cc79a; --series-5: #d98cc4; --series-6: #e0b03f; --series-7: #86c9f2; --series-8: #c8ab5d; } }
 @media print { :root { color-scheme: light; --paper: #ffffff; --ink: #000000; --soft: #444444; --grid: #cccccc; --shade: #ffffff; --heat: #9bb9da;
   --series-1: #000000; --series-2: #0072b2; --series-3: #d55e00; --series-4: #009e73; --series-5: #b3589a; --series-6: #b88700; --series-7: #3f9bd0; --series-8: #8c6d1f; }
-  section { break-inside: avoid; } a { color: inherit; } }
-body { margin: 2rem auto; max-width: 76rem; padding: 0 1rem; background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
+  section { break-inside: avoid; } body { margin: 0; max-width: none; font-size: 11px; } .wide { overflow: visible; } table { font-size: .62rem; } th, td { padding: .15rem .3rem; } }
+body { margin: 2rem auto; max-width: 88rem; padding: 0 1rem; background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid var(--grid); padding-bottom: .2rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .86rem; margin: .6rem 0; }
 caption { text-align: left; color: var(--soft); padding-bottom: .3rem; }
-th, td { padding: .28rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--grid); }
+th, td { padding: .28rem .5rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--grid); }
 th { background: var(--shade); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
 td.n, td.heat { font-variant-numeric: tabular-nums; } td.paper { color: var(--soft); font-style: italic; }
 td.heat { background: color-mix(in srgb, var(--heat) var(--share), var(--paper)); text-align: center; print-color-adjust: exact; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); gap: 1rem; }
-svg.chart { width: 100%; height: auto; background: var(--paper); } svg text { fill: var(--ink); font: 12px system-ui, sans-serif; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1rem; }
+svg.chart { width: 100%; max-width: 46rem; height: auto; background: var(--paper); } svg text { fill: var(--ink); font: 12px system-ui, sans-serif; }
 svg .title { font-size: 13px; font-weight: 600; } svg .tick { fill: var(--soft); font-size: 11px; } svg .label { fill: var(--soft); }
 svg .grid { stroke: var(--grid); } svg .zero { stroke: var(--ink); } svg .paper { fill: none; stroke: var(--soft); stroke-width: 1.6; }
 .legend { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; font-size: .86rem; margin: .4rem 0; }
@@ -129,7 +129,6 @@ std::string group_section(const ReportData& data) {
 
 std::string run_section(const ReportData& data) {
   HtmlTable t;
-  t.caption = "Runs";
   t.columns = {"run", "seed", "step", "tokens", "train loss", "val loss", "bits/byte", "time", "device"};
   for (const ReportRun& run : data.runs) {
     const RunSummary& s = run.summary;

@@ -88,8 +88,15 @@ std::string needle_table(const ReportRun& run, const std::string& name, const js
 
 struct LatencyLine {
   std::string label;
-  std::vector<std::pair<double, double>> points;
+  std::vector<std::pair<double, double>> points, paper;
 };
+
+// Table 9's figure for a row of the same shape.
+std::optional<double> paper_ms(const json& row) {
+  if (row.value("op", "") != "forward" || row.value("batch", 0) * row.value("heads", 0) != 64) return std::nullopt;
+  const bool sfa = row.value("type", "") == "sfa";
+  return paper_latency(row.value("d", 0), sfa ? row.value("k", 0) : 0, row.value("n", 0));
+}
 
 std::string latency_label(const json& row) {
   const std::string type = row.value("type", "");
@@ -106,7 +113,7 @@ std::string latency_part(const std::string& file) {
   const bool right = whole.is_object() && whole.contains("rows") && whole["rows"].is_array() && !whole["rows"].empty();
   require(right, "--latency: {} is no file of `sfa bench attention --json`", file);
   HtmlTable t;
-  t.columns = {"attention", "op", "tokens", "batch x heads", "ms", "to dense"};
+  t.columns = {"attention", "op", "tokens", "batch x heads", "ms", "to dense", "paper: ms"};
   std::vector<LatencyLine> lines;
   for (std::size_t i = 0; i < whole["rows"].size(); ++i) {
     const json& row = whole["rows"][i];
@@ -114,14 +121,17 @@ std::string latency_part(const std::string& file) {
     require(ms && n, "--latency: {}: row {} has no ms or n", file, i);
     const std::string label = latency_label(row);
     auto at = std::find_if(lines.begin(), lines.end(), [&](const LatencyLine& l) { return l.label == label; });
-    if (at == lines.end()) at = lines.insert(lines.end(), {label, {}});
+    if (at == lines.end()) at = lines.insert(lines.end(), {label, {}, {}});
     at->points.emplace_back(*n, *ms);
+    const auto paper = paper_ms(row);
+    if (paper) at->paper.emplace_back(*n, *paper);
     t.rows.push_back(
         {text_cell(label), text_cell(row.value("op", "")), text_cell(fmt::format("{:.0f}", *n)),
          text_cell(fmt::format("{} x {}", row.value("batch", 0), row.value("heads", 0))),
          traced_cell(fmt::format("{:.4g}", *ms), file, fmt::format("rows/{}/ms", i), *ms),
          ratio ? traced_cell(fmt::format("{:.2f}", *ratio), file, fmt::format("rows/{}/ratio_to_dense", i), *ratio)
-               : text_cell("-")});
+               : text_cell("-"),
+         paper ? fmt::format("<td class=\"paper\">{:.4g}</td>", *paper) : text_cell("")});
   }
   HtmlPlot plot;
   plot.title = fmt::format("Attention {} on {}", whole["rows"][0].value("op", ""), whole.value("device", "?"));
@@ -131,6 +141,8 @@ std::string latency_part(const std::string& file) {
   std::string legend = "<div class=\"legend\">";
   for (std::size_t i = 0; i < lines.size(); ++i) {
     plot.series.push_back({lines[i].label, lines[i].points, i});
+    if (!lines[i].paper.empty())
+      plot.series.push_back({lines[i].label + ", the paper's on an A800", lines[i].paper, i, true, true});
     legend += fmt::format("<span style=\"--own:var(--series-{})\">{}</span>", i % 8 + 1, html_escaped(lines[i].label));
   }
   t.caption = file;
@@ -201,7 +213,11 @@ std::string report_supports(const ReportData& data) {
 std::string report_latency(const std::vector<std::string>& files) {
   std::string parts;
   for (const std::string& file : files) parts += latency_part(file);
-  return parts.empty() ? "" : "<section><h2>Latency against length</h2>\n" + parts + "</section>\n";
+  return parts.empty() ? ""
+                       : "<section><h2>Latency against length</h2>\n" + parts +
+                             "<p class=\"note\">Dashed, and in italics: Table 9 of the paper, an A800, full attention, "
+                             "its dense kernel without "
+                             "tensor cores. Ours are causal.</p></section>\n";
 }
 
 }  // namespace sfa

@@ -98,6 +98,59 @@ TEST_F(Report, EveryNumberIsInTheFileThatItNames) {
   EXPECT_FALSE(std::regex_search(page, bare));
 }
 
+// The rivals that a comparison needs, each by overrides of one dense recipe: trained, evaluated, generated from, told
+// apart.
+TEST_F(Report, RivalsAreConfigurationsOfOneRecipe) {
+  const std::vector<std::string> dense{"model.attention.type=dense", "model.attention.k=0"};
+  struct Rival {
+    std::string name, label;
+    bool sfa;
+    std::vector<std::string> keys;
+    double kv_to_dense;  // bytes of the cache, f32
+  };
+  const std::vector<Rival> rivals{{"full", "dense", false, {}, 1},
+                                  {"short", "dense d=4", false, {"model.head_dim=4"}, 0.5},
+                                  {"fair", "dense d_qk=4", false, {"model.attention.qk_head_dim=4"}, 0.75},
+                                  {"window", "dense window=6", false, {"model.attention.window=6"}, 1},
+                                  {"mqa", "dense kv_heads=1", false, {"model.num_key_value_heads=1"}, 0.5},
+                                  {"sfa", "sfa k=2", true, {"model.attention.k=2"}, (2 * 5 + 32) / 64.0},
+                                  {"sfa_2of4",
+                                   "sfa k=2 2of4",
+                                   true,
+                                   {"model.attention.k=2", "model.attention.selection=topk_2of4"},
+                                   (2 * 5 + 32) / 64.0},
+                                  {"sfa_mask",
+                                   "sfa k=2 mask",
+                                   true,
+                                   {"model.attention.k=2", "model.attention.zero_overlap=mask"},
+                                   (2 * 5 + 32) / 64.0},
+                                  {"window_sfa",
+                                   "sfa k=2 window=6",
+                                   true,
+                                   {"model.attention.k=2", "model.attention.window=6"},
+                                   (2 * 5 + 32) / 64.0}};
+  std::vector<std::string> folders{"compare", "--json"};
+  for (const Rival& r : rivals) {
+    SCOPED_TRACE(r.name);
+    std::vector<std::string> keys = r.sfa ? std::vector<std::string>{} : dense;
+    keys.insert(keys.end(), r.keys.begin(), r.keys.end());
+    keys.emplace_back("train.max_steps=6");
+    train(r.name, keys);
+    EXPECT_EQ(
+        sfa({"generate", "--checkpoint", at(r.name), "--prompt", "the ", "--max-tokens", "4", "--seed", "1"}).code, 0);
+    folders.push_back(at(r.name));
+  }
+  const Ended ended = sfa(folders);
+  ASSERT_EQ(ended.code, 0) << ended.err;
+  const json rows = json::parse(ended.out);
+  for (std::size_t i = 0; i < rivals.size(); ++i) {
+    EXPECT_EQ(rows[i]["attention"], rivals[i].label);
+    EXPECT_DOUBLE_EQ(rows[i]["kv_bytes_per_token"].get<double>() / rows[0]["kv_bytes_per_token"].get<double>(),
+                     rivals[i].kv_to_dense);
+    EXPECT_TRUE(rows[i]["val_loss"].is_number());
+  }
+}
+
 TEST_F(Report, IsOneFileThatLoadsNothing) {
   train("dense", {"model.attention.type=dense", "model.attention.k=0"});
   train("sparse", {});
@@ -124,6 +177,29 @@ TEST_F(Report, IsOneFileThatLoadsNothing) {
     }
   }
   EXPECT_TRUE(open.empty());
+}
+
+// Where there is a browser: it draws the page, and its own reading of the page has every chart with its lines.
+TEST_F(Report, ABrowserShowsIt) {
+  if (std::system("command -v chromium >/dev/null 2>&1") != 0) GTEST_SKIP() << "there is no chromium here";
+  train("dense", {"model.attention.type=dense", "model.attention.k=0"});
+  train("sparse", {});
+  (void)report({at("dense"), at("sparse")});
+  const std::string browser = "cd " + scratch().string() +
+                              " && timeout 100 chromium --headless --no-sandbox --disable-gpu --user-data-dir=profile ",
+                    page = " file://" + at("report.html") + " ";
+  ASSERT_EQ(std::system((browser + "--dump-dom" + page + ">dom.html 2>dom.log").c_str()), 0);
+  const std::string dom = read_text(scratch() / "dom.html");
+  std::size_t charts = 0, lines = 0;
+  for (std::size_t i = dom.find("<svg class=\"chart\""); i != std::string::npos;
+       i = dom.find("<svg class=\"chart\"", i + 1))
+    ++charts;
+  for (std::size_t i = dom.find("<path d=\"M"); i != std::string::npos; i = dom.find("<path d=\"M", i + 1)) ++lines;
+  EXPECT_EQ(charts, 5u) << "the gap, two courses, two frontiers";
+  EXPECT_EQ(lines, 8u) << "training and validation of two runs, twice";
+  ASSERT_EQ(std::system((browser + "--window-size=1200,1600 --screenshot=page.png" + page + ">shot.log 2>&1").c_str()),
+            0);
+  EXPECT_GT(fs::file_size(scratch() / "page.png"), 20000u);
 }
 
 TEST_F(Report, GapIsThatOfTheDocuments) {

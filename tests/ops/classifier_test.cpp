@@ -117,7 +117,7 @@ TEST_P(Head, LargeLogitsStayFinite) {
 
 // One feature, so that a logit is one exact product and equal weights give equal logits.
 TEST_P(Head, GreedyIsTheFirstOfTheLargestLogits) {
-  for (const auto [V, Vp] : {std::pair<std::int64_t, std::int64_t>{11, 16}, {2000, 2048}, {700, 701}}) {
+  for (const auto& [V, Vp] : {std::pair<std::int64_t, std::int64_t>{11, 16}, {2000, 2048}, {700, 701}}) {
     std::vector<float> w(static_cast<std::size_t>(Vp), 9.0f);  // the padding would win
     for (std::int64_t v = 0; v < V; ++v) w[static_cast<std::size_t>(v)] = static_cast<float>((v * 37 + 3) % 8) - 4;
     std::vector<std::int32_t> targets, want;
