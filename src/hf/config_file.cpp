@@ -216,24 +216,21 @@ Config config_from_hf(const json& config, const std::string& where, const std::v
 }
 
 bool is_plain(const ModelConfig& model) {
-  return model.attention.type == "dense" && model.attention.window == 0;
+  return model.attention.type == "dense" && model.attention.window == 0 && model.rope_projection == "none";
 }
 
 ordered_json config_to_hf(const Config& config, const std::string& dtype) {
   const ModelConfig& m = config.model;
   const Architecture* a = find_architecture(m.arch);
   require(a != nullptr, "internal error: no Hugging Face name of the architecture '{}'", m.arch);
-  if (m.arch == "gpt2") {
-    require(
-        m.num_key_value_heads == m.num_attention_heads,
-        "GPT-2 in transformers has a key and value head for each query head; this model has {} of them for {} query "
-        "heads and can't be exported",
-        m.num_key_value_heads, m.num_attention_heads);
-    require(m.qk_head_dim * m.num_attention_heads == m.hidden_size,
-            "GPT-2 in transformers has queries and keys as wide as values; this model has qk_head_dim {} and can't be "
-            "exported",
-            m.qk_head_dim);
-  }
+  require(m.arch != "gpt2" || m.num_key_value_heads == m.num_attention_heads,
+          "GPT-2 in transformers has a key and value head for each query head; this model has {} of them for {} query "
+          "heads and can't be exported",
+          m.num_key_value_heads, m.num_attention_heads);
+  require(m.qk_head_dim == m.head_dim,
+          "models in transformers have queries and keys as wide as values; this one has attention.qk_head_dim {} and "
+          "values of {}, and can't be exported",
+          m.qk_head_dim, m.head_dim);
   const std::map<std::string, json> values = values_of(config);
   ordered_json out;
   out["architectures"] = {is_plain(m) ? a->hf_class : a->sfa_class};

@@ -39,7 +39,25 @@ def select_topk_2of4(x, k):
     return x * keep
 
 
-SELECTION = {"topk": (select_topk, select_topk), "topk_2of4": (select_topk_2of4, select_topk)}  # of queries, of keys
+def select_topk_pairs(x, k):
+    """The k/2 pairs (i, i + D/2), which RoPE turns, of largest norm."""
+    a, b = x.float().chunk(2, -1)
+    chosen = torch.argsort(a * a + b * b, dim=-1, descending=True, stable=True)[..., : k // 2]
+    keep = torch.zeros_like(a).scatter_(-1, chosen, 1).to(x.dtype)
+    return x * torch.cat([keep, keep], -1)
+
+
+SELECTION = {  # of queries, of keys
+    "topk": (select_topk, select_topk),
+    "topk_2of4": (select_topk_2of4, select_topk),
+    "topk_pairs": (select_topk_pairs, select_topk_pairs),
+}
+
+
+def rotated_map(x, linear):
+    """The linear map behind RoPE: x [B, heads, T, D]; weight [D, D] for all heads or [heads * D, D]."""
+    D = x.shape[-1]
+    return torch.einsum("bhtd,hed->bhte", x, linear.weight.view(-1, D, D).expand(x.shape[1], D, D))
 
 
 def sfa_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
@@ -55,6 +73,8 @@ def sfa_attention(module, query, key, value, attention_mask, scaling=None, dropo
     own = (visible * place).amax(-1, keepdim=True)  # the last key that a query sees is its own
     if settings.get("window", 0) > 0:
         visible = visible & (place > own - settings["window"])
+    if settings.get("rope_projection", "none") != "none":
+        query, key = rotated_map(query, module.q_rope_proj), rotated_map(key, module.k_rope_proj)
     if settings.get("type") == "sfa":
         of_queries, of_keys = SELECTION[settings.get("selection", "topk")]
         query, key = of_queries(query, settings["k_q"]), of_keys(key, settings["k_k"])
@@ -95,3 +115,9 @@ class SfaQwen3ForCausalLM(Qwen3ForCausalLM):
     def __init__(self, config):
         config._attn_implementation = "sfa"
         super().__init__(config)
+        kind, D = config.sfa.get("rope_projection", "none"), config.head_dim
+        if kind == "none":
+            return
+        for layer in self.model.layers:
+            for name, heads in (("q_rope_proj", config.num_attention_heads), ("k_rope_proj", config.num_key_value_heads)):
+                setattr(layer.self_attn, name, nn.Linear(D, D if kind == "shared" else heads * D, bias=False))

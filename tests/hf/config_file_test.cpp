@@ -47,6 +47,46 @@ TEST(HfConfig, ReadsGpt2) {
   EXPECT_EQ(c.seed, 7);
 }
 
+json qwen3() {
+  return json::parse(R"({"model_type": "qwen3", "vocab_size": 151936, "hidden_size": 1024, "intermediate_size": 3072,
+    "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "hidden_act": "silu",
+    "max_position_embeddings": 40960, "rms_norm_eps": 1e-06, "rope_theta": 1000000, "rope_scaling": null,
+    "attention_bias": false, "attention_dropout": 0.0, "use_sliding_window": false, "sliding_window": null,
+    "max_window_layers": 28, "tie_word_embeddings": true, "initializer_range": 0.02, "torch_dtype": "bfloat16"})");
+}
+
+TEST(HfConfig, ReadsQwen3) {
+  const Config c = config_from_hf(with(qwen3(), "tie_word_embeddings", false), "F", {});
+  EXPECT_EQ(c.model.arch, "qwen3");
+  EXPECT_EQ(c.model.num_key_value_heads, 8);
+  EXPECT_EQ(c.model.head_dim, 128);
+  EXPECT_EQ(c.model.rms_norm_eps, 1e-6);
+  EXPECT_EQ(c.model.rope_theta, 1e6);
+  EXPECT_FALSE(c.model.tie_word_embeddings);
+  EXPECT_EQ(c.model.max_position_embeddings, 40960);
+  // Where transformers 5 has it.
+  const json moved =
+      with(without(qwen3(), "rope_theta"), "rope_parameters", {{"rope_theta", 5e5}, {"rope_type", "default"}});
+  EXPECT_EQ(config_from_hf(moved, "F", {}).model.rope_theta, 5e5);
+}
+
+TEST(HfConfig, RefusesQwen3VariantsThatWeDoNotCompute) {
+  const json yarn = {{"rope_type", "yarn"}, {"factor", 4.0}};
+  const std::vector<std::pair<json, std::string>> cases{
+      {with(qwen3(), "rope_scaling", yarn), "rope_scaling asks for rope_type \"yarn\""},
+      {with(qwen3(), "rope_parameters", yarn), "rope_parameters asks for rope_type \"yarn\""},
+      {with(qwen3(), "rope_scaling", {{"type", "linear"}, {"factor", 2}}), "rope_type \"linear\""},
+      {with(qwen3(), "use_sliding_window", true), "use_sliding_window is true"},
+      {with(qwen3(), "layer_types", {"full_attention", "sliding_attention"}), "layer_types has \"sliding_attention\""},
+      {with(qwen3(), "attention_bias", true), "attention_bias is true"},
+      {with(qwen3(), "hidden_act", "gelu"), "hidden_act is \"gelu\""},
+      {without(qwen3(), "head_dim"), "head_dim is missing"},
+      {with(qwen3(), "model_type", "qwen3_moe"), "model_type \"qwen3_moe\" is not supported; there is: gpt2, qwen3"},
+  };
+  for (const auto& [config, says] : cases)
+    EXPECT_NE(error_of(config).find(says), std::string::npos) << error_of(config);
+}
+
 TEST(HfConfig, LongContextsDoNotBecomeLongWindows) {
   EXPECT_EQ(config_from_hf(with(gpt2(), "n_positions", 8192), "F", {}).data.seq_len, kSequence);
   EXPECT_EQ(config_from_hf(with(gpt2(), "n_positions", 8192), "F", {"data.seq_len=4096"}).data.seq_len, 4096);
@@ -98,6 +138,15 @@ TEST(HfConfig, WritesWhatItReads) {
     EXPECT_EQ(written.contains("auto_map"), attention == "type=sfa");
     const Config after = config_from_hf(json::parse(written.dump()), "F", {"output_dir=x"});
     EXPECT_EQ(dump_config(after), dump_config(before));
+  }
+}
+
+TEST(HfConfig, WritesTheQwen3ThatItReads) {
+  for (const std::string kind : {"none", "shared", "per_head"}) {
+    const Config before = config_from_hf(qwen3(), "F", {"model.attention.rope_projection=" + kind});
+    const auto written = config_to_hf(before, "BF16");
+    EXPECT_EQ(written["model_type"], kind == "none" ? "qwen3" : "sfa_qwen3");
+    EXPECT_EQ(dump_config(config_from_hf(json::parse(written.dump()), "F", {})), dump_config(before));
   }
 }
 

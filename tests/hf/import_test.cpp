@@ -39,6 +39,12 @@ TEST(HfImport, Gpt2InBf16ShardsHasTheLogitsOfTransformers) {
 TEST(HfImport, Gpt2InFp16WithoutItsHeadHasTheLogitsOfTransformers) {
   expect_logits("hf_gpt2_fp16_base");
 }
+TEST(HfImport, Qwen3TiedHasTheLogitsOfTransformers) {
+  expect_logits("hf_qwen3_tied");
+}
+TEST(HfImport, Qwen3UntiedInBf16ShardsHasTheLogitsOfTransformers) {
+  expect_logits("hf_qwen3_untied");
+}
 TEST(HfImport, ALoneSafetensorsFileIsTakenWithTheConfigBesideIt) {
   const LoadedModel loaded = load_on_cpu(golden("hf_gpt2/model.safetensors"));
   EXPECT_EQ(loaded.config().model.intermediate_size, 40);
