@@ -138,19 +138,26 @@ void take_sfa_settings(const json& config, const std::string& where, Values& val
   }
 }
 
-// Every key of a configuration with its value.
+// Every key that the architecture has, with its value.
 class Collector final : public ConfigVisitor {
  public:
+  explicit Collector(std::string arch) : arch_(std::move(arch)) {}
   std::map<std::string, json> values;
-  void key(const KeyInfo& info, std::string& value) override { values[info.path] = value; }
-  void key(const KeyInfo& info, std::int64_t& value) override { values[info.path] = value; }
-  void key(const KeyInfo& info, double& value) override { values[info.path] = value; }
-  void key(const KeyInfo& info, bool& value) override { values[info.path] = value; }
+  void key(const KeyInfo& info, std::string& value) override { put(info, value); }
+  void key(const KeyInfo& info, std::int64_t& value) override { put(info, value); }
+  void key(const KeyInfo& info, double& value) override { put(info, value); }
+  void key(const KeyInfo& info, bool& value) override { put(info, value); }
   void key(const KeyInfo&, StepRange&) override {}
+
+ private:
+  void put(const KeyInfo& info, const json& value) {
+    if (info.arch.empty() || info.arch == arch_) values[info.path] = value;
+  }
+  std::string arch_;
 };
 
 std::map<std::string, json> values_of(Config config) {
-  Collector collector;
+  Collector collector(config.model.arch);
   visit_config(config, collector);
   return std::move(collector.values);
 }

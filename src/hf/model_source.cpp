@@ -67,6 +67,12 @@ void ModelSource::open_hugging_face(const fs::path& path) {
   for (const char* key : {"bos_token_id", "eos_token_id", "pad_token_id"})
     if (const auto it = hf_config_.find(key); it != hf_config_.end() && (it->is_number_unsigned() || it->is_array()))
       state_["hf_ids"][key] = *it;
+  // What transformers' generate() looks at.
+  const fs::path generation = folder_ / "generation_config.json";
+  if (fs::exists(generation)) {
+    const json named = read_json_file(generation.string());
+    if (named.contains("eos_token_id")) state_["end_ids"] = named["eos_token_id"];
+  }
   if (tokenizer_files_in(folder_.string()).empty()) return;
   try {
     state_["tokenizer_hash"] = load_tokenizer(folder_.string())->hash();
@@ -86,6 +92,14 @@ std::vector<std::string> ModelSource::tokenizer_places() const {
   if (name == "bytes") return {name};
   const fs::path kept = fs::absolute(folder_).lexically_normal().parent_path() / "tokenizer";
   return {(kept / fs::path(name).filename()).string(), kept.string(), name};
+}
+
+std::set<std::uint32_t> ModelSource::end_ids(const Tokenizer& tokenizer) const {
+  std::set<std::uint32_t> ids{tokenizer.end_of_text()};
+  const json named = state_.value("end_ids", json());
+  for (const json& id : named.is_array() ? named : json::array({named}))
+    if (id.is_number_unsigned()) ids.insert(id.get<std::uint32_t>());
+  return ids;
 }
 
 void ModelSource::require_tokenizer_of(const ShardSet& data, const std::string& where) const {

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,7 @@
 #include "hf/safetensors.h"
 #include "hf/weights.h"
 #include "models/model.h"
+#include "tokenizer/tokenizer.h"
 
 namespace sfa::hf {
 
@@ -33,6 +35,9 @@ class ModelSource {
   [[nodiscard]] const nlohmann::json& state() const { return state_; }
   /// Where the tokenizer may be found, best first.
   [[nodiscard]] std::vector<std::string> tokenizer_places() const;
+  /// Ids at which text ends: the tokenizer's, and those that a Hugging Face folder names (a chat model ends its turn
+  /// with another one).
+  [[nodiscard]] std::set<std::uint32_t> end_ids(const Tokenizer& tokenizer) const;
   /// Throws Error unless the ids of the data are those of the model's tokenizer (or nothing is known of that). `where`
   /// names the data.
   void require_tokenizer_of(const ShardSet& data, const std::string& where) const;

@@ -1,9 +1,9 @@
 """What transformers makes of folders that `sfa convert --to hf` wrote; for transformers_test.cpp.
 
-    python transformers_check.py JOBS.json
+    python transformers_check.py JOBS.json RESULTS.json
 
 JOBS.json lists {"folder", "tokens": [T], "logits": [T][V] (ours), "greedy": [n] (ours, after the tokens), "text", "ids" (our ids of the
-text, where the folder has a tokenizer)}. Prints one JSON object a job: the largest difference of logits, what transformers generates
+text, where the folder has a tokenizer)}. Writes one JSON object a job: the largest difference of logits, what transformers generates
 with and without its cache, its ids of the text, and whether what it saves again holds the same tensors.
 """
 import json
@@ -53,8 +53,9 @@ def check(job):
 
 def main():
     torch.set_num_threads(1)
-    for job in json.load(open(sys.argv[1])):
-        print(json.dumps(check(job)))
+    results = [check(job) for job in json.load(open(sys.argv[1]))]
+    with open(sys.argv[2], "w") as f:
+        json.dump(results, f)
 
 
 if __name__ == "__main__":
