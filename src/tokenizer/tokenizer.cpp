@@ -129,9 +129,15 @@ std::unique_ptr<Tokenizer> find_tokenizer(const std::string& hash, const std::ve
 bool same_ids(const Tokenizer& a, const Tokenizer& b) {
   const auto common = static_cast<std::uint32_t>(std::min(a.vocab_size(), b.vocab_size()));
   if (a.end_of_text() != b.end_of_text() || a.end_of_text() >= common) return false;
-  for (std::uint32_t id = 0; id < common; ++id)
-    if (a.token_bytes(id) != b.token_bytes(id)) return false;
   std::vector<std::uint32_t> of_a, of_b;
+  for (std::uint32_t id = 0; id < common; ++id) {
+    if (a.token_bytes(id) != b.token_bytes(id)) return false;
+    of_a.clear();
+    of_b.clear();
+    a.encode(a.token_bytes(id), of_a);  // a token is what the merges make of its bytes
+    b.encode(a.token_bytes(id), of_b);
+    if (of_a != of_b) return false;
+  }
   for (const std::string_view text :
        {"Hello, world! It's 12345 o'clock; we'LL see, they've gone.", "a  b   c \t\n\n\n  \r\n x",
         "e\xcc\x81 \xc3\xa9 x", "    return x[i] + 3.14159;  // don't!!!\n",

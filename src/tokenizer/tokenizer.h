@@ -64,9 +64,9 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::string& spec);
 std::unique_ptr<Tokenizer> find_tokenizer(const std::string& hash, const std::vector<std::string>& places,
                                           const std::string& advice);
 
-/// True when ids of one may be read as ids of the other: every id that both have stands for the same bytes, they end
-/// texts alike, and texts chosen to tell patterns and merges apart get the same ids. So are qwen.tiktoken and the
-/// tokenizer.json of Qwen3, which has some special tokens more, or `bytes` and a tokenizer.json without merges.
+/// True when ids of one may be read as ids of the other: every id that both have stands for the same bytes, which both
+/// encode alike, they end texts alike, and texts chosen to tell patterns apart get the same ids. So are qwen.tiktoken
+/// and the tokenizer.json of Qwen3, which has some special tokens more, or `bytes` and a tokenizer.json without merges.
 bool same_ids(const Tokenizer& a, const Tokenizer& b);
 
 /// The files that load_tokenizer(spec) reads; none for "bytes". Copied into one folder they are found by their names.
