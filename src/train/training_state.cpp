@@ -34,6 +34,7 @@ TrainingState::TrainingState(const Config& config, Device device, const MemoryLi
   targets_ = static_cast<double>(config.data.batch_size * config.data.seq_len);
   require_memory(config, memory_, limits);
   memory_.bind();
+  if (config.model.attention.distill_lambda > 0) distill_every_ = t.distill_every;
   graphs_ = device == Device::cuda && t.cuda_graphs;
 }
 
@@ -115,25 +116,40 @@ ModelInput TrainingState::upload(Context& ctx, const Batch& batch) {
   return {memory_.io.tokens, memory_.io.targets, memory_.io.first_key};
 }
 
-void TrainingState::begin_step(Context& ctx) {
+void TrainingState::begin_step(Context& ctx, std::int64_t step) {
   const OpScope scope(ctx, [&] {
     return OpWork{.kind = "zero gradients", .shape = "", .bytes = bytes_of({memory_.buffers.gradients})};
   });
   ctx.zero(memory_.buffers.gradients);
   ctx.zero(memory_.io.loss_total);
   micro_steps_ = 0;
+  Model::Distill& distill = memory_.model->distill;
+  distill = {distill_every_ > 0 && step % distill_every_ == 0, memory_.io.distance_total};
+  if (!distill.active) return;
+  ctx.zero(distill.total);
+  distilled_ = true;
+}
+
+std::optional<double> TrainingState::distance() {
+  if (!distilled_) return std::nullopt;
+  double total = 0;
+  context_->copy(&total, Device::cpu, memory_.io.distance_total.data, context_->device(), sizeof total);
+  context_->synchronize();
+  const ModelConfig& c = memory_.model->config();
+  return total / (targets_ * static_cast<double>(c.num_hidden_layers * c.num_attention_heads));
 }
 
 // The first time algorithms are chosen and small buffers made, which can't be recorded; an observer sees ops alone.
 template <class Work>
 bool TrainingState::replayed(Context& ctx, float loss_scale, Work&& work) {
   if constexpr (kHasCuda) {
-    if (!graphs_ || !warm_ || ctx.observer != nullptr) return false;
-    if (graph_ == nullptr || graph_scale_ != loss_scale) {
-      graph_ = record(ctx, work);
-      graph_scale_ = loss_scale;
-    }
-    cuda_ops::replay(ctx.cuda(), graph_.get());
+    const bool distilling = memory_.model->distill.active;
+    if (!graphs_ || !(distilling ? distilling_warm_ : warm_) || ctx.observer != nullptr) return false;
+    if (graph_scale_ != loss_scale) graph_ = distilling_graph_ = nullptr;
+    graph_scale_ = loss_scale;
+    std::shared_ptr<void>& graph = distilling ? distilling_graph_ : graph_;
+    if (graph == nullptr) graph = record(ctx, work);
+    cuda_ops::replay(ctx.cuda(), graph.get());
     return true;
   } else {
     return false;
@@ -147,7 +163,7 @@ void TrainingState::micro_step(Context& ctx, const Batch& batch, float loss_scal
     sum_add(ctx, memory_.io.losses, memory_.io.loss_total);
   };
   if (!replayed(ctx, loss_scale, work)) work();
-  warm_ = true;
+  (memory_.model->distill.active ? distilling_warm_ : warm_) = true;
   if (micro_steps_++ == 0) memory_.optimizer->measure_small_batch(ctx);
 }
 
