@@ -4,8 +4,8 @@
 
 namespace sfa {
 
-// Published models round their vocabulary up: Qwen3 has 151,936 rows for 151,669 ids.
-constexpr std::int64_t kMostUnusedIds = 1024;
+// Published models round their vocabulary up: Qwen3 has 151,936 rows for 151,669 ids. Anything else is a mistake.
+constexpr std::int64_t kMostUnusedIds = 1024, kRounding = 64;
 
 StartingWeights::StartingWeights(const Config& config) : path_(config.init_from) {
   if (!path_.empty() && config.resume == "auto" && !list_checkpoints(config.output_dir).empty())
@@ -17,7 +17,9 @@ Config StartingWeights::with_vocabulary(Config config, const ShardSet& shards) c
   std::int64_t& ids = config.model.vocab_size;
   if (ids == 0 && source_) ids = source_->config({}).model.vocab_size;
   if (ids == 0) ids = shards.vocab_size();
-  require(shards.vocab_size() <= ids && ids - shards.vocab_size() <= kMostUnusedIds,
+  const std::int64_t unused = ids - shards.vocab_size();
+  const bool rounded = source_ != nullptr || ids % kRounding == 0;
+  require(unused == 0 || (unused > 0 && unused <= kMostUnusedIds && rounded),
           "model.vocab_size: {} differs from the vocabulary of {}, which has {} ids ({})", ids, shards.describe(),
           shards.vocab_size(), shards.tokenizer_name());
   return config;
