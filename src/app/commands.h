@@ -9,6 +9,7 @@ void add_needle_data_command(CLI::App& data);
 void add_train_command(CLI::App& app);       // sfa train CONFIG [key=value...]
 void add_eval_command(CLI::App& app);        // sfa eval perplexity | lambada_openai | ... | niah | passkey
 void add_generate_command(CLI::App& app);    // sfa generate
+void add_convert_command(CLI::App& app);     // sfa convert IN OUT --to sfa | hf
 void add_config_command(CLI::App& app);      // sfa config
 void add_compare_command(CLI::App& app);     // sfa compare RUN_DIR...
 void add_flops_command(CLI::App& app);       // sfa flops CONFIG [key=value...]

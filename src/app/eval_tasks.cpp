@@ -51,7 +51,10 @@ void evaluate(const Options& o) {
 }  // namespace
 
 void add_model_options(CLI::App& command, LoadOptions& load) {
-  command.add_option("--checkpoint", load.path, "a checkpoint, or a run folder (its newest checkpoint)")->required();
+  command
+      .add_option("--checkpoint", load.path,
+                  "a checkpoint, a run folder (its newest checkpoint), or a Hugging Face folder")
+      ->required();
   command.add_option("--device", load.device, "auto, cpu or cuda")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();

@@ -29,10 +29,12 @@ void run(Options& o) {
     ids.push_back(static_cast<std::uint32_t>(tokenizer->end_of_text()));  // an empty prompt starts a new document
   o.generate.prompt.assign(ids.begin(), ids.end());
   o.generate.end_token = static_cast<std::int32_t>(tokenizer->end_of_text());
+  const auto ends = loaded.source().end_ids(*tokenizer);
   std::fwrite(o.prompt.data(), 1, o.prompt.size(), stdout);
   generate(loaded.context(), loaded.model(), o.generate, [&](std::int32_t token) {
-    if (token == o.generate.end_token) return false;
     const std::uint32_t id = static_cast<std::uint32_t>(token);
+    if (ends.contains(id)) return false;
+    if (id >= tokenizer->vocab_size()) return true;  // a row that no text was ever encoded to
     const std::string text = tokenizer->decode({&id, 1});
     std::fwrite(text.data(), 1, text.size(), stdout);
     return std::fflush(stdout) == 0;
@@ -45,7 +47,9 @@ void run(Options& o) {
 void add_generate_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("generate", "Continue a text");
-  command->add_option("--checkpoint", o->load.path, "a checkpoint, or a run folder (its newest checkpoint)")
+  command
+      ->add_option("--checkpoint", o->load.path,
+                   "a checkpoint, a run folder (its newest checkpoint), or a Hugging Face folder")
       ->required();
   command->add_option("--prompt", o->prompt, "text to continue; empty starts a document");
   command->add_option("--tokenizer", o->tokenizer,
