@@ -24,7 +24,7 @@ constexpr int kWarps = kThreads / 32;
 constexpr int kMaxHalf = 128;                  // pairs of a head: D up to 256
 constexpr int kTile = 4;                       // tokens of a block at a time
 constexpr std::int64_t kForwardBlocks = 528;   // four for each of 132 multiprocessors
-constexpr std::int64_t kBackwardBlocks = 264;  // two
+constexpr std::int64_t kBackwardBlocks = 396;  // three
 
 // Turns of the pairs from one position to the next, f_i / (2 pi).
 struct Turns {
@@ -41,6 +41,7 @@ Turns turns_of(std::int64_t D, double theta) {
 struct Shape {
   std::int64_t N, T, first_position;
   int H, G, half, row, out_row;  // row: elements of a row of x; out_row: of y
+  float per_feature;             // 1/D
 };
 
 __device__ __forceinline__ std::int64_t position_of(const Shape& s, std::int64_t n) {
@@ -58,7 +59,8 @@ struct Share {
 // (cosine, sine) of the pairs of a tile's tokens; two tiles in turns, so that one barrier a tile is enough.
 struct Angles {
   double turns[kMaxHalf];
-  float2 at[2][kTile][kMaxHalf];
+  __align__(16) float cosine[2][kTile][kMaxHalf];
+  __align__(16) float sine[2][kTile][kMaxHalf];
 
   // A block together, as the other two.
   __device__ __forceinline__ void start(const Turns& all, int half) {
@@ -69,9 +71,7 @@ struct Angles {
     for (int v = static_cast<int>(threadIdx.x); v < kTile * s.half; v += kThreads) {
       const int token = v / s.half, i = v - token * s.half;
       const double turn = static_cast<double>(position_of(s, tile * kTile + token)) * turns[i];
-      float2 angle;
-      sincospif(2.0f * static_cast<float>(turn - rint(turn)), &angle.y, &angle.x);
-      at[which][token][i] = angle;
+      sincospif(2.0f * static_cast<float>(turn - rint(turn)), &sine[which][token][i], &cosine[which][token][i]);
     }
     __syncthreads();
   }
@@ -151,8 +151,8 @@ struct ForwardPointers {
 };
 
 template <class T, class S>
-__device__ __forceinline__ void heads_forward(const ForwardPointers<T>& p, const Shape& s, const float2* angles,
-                                              const Unit<S>& unit) {
+__device__ __forceinline__ void heads_forward(const ForwardPointers<T>& p, const Shape& s, const float* cosines,
+                                              const float* sines, const Unit<S>& unit) {
   const int D = 2 * s.half;
   Part<T, S> x;
   x.read(p.x + unit.n() * s.row + unit.head * D, s.half, unit.live);
@@ -164,7 +164,7 @@ __device__ __forceinline__ void heads_forward(const ForwardPointers<T>& p, const
       const float a = to_float(x.low[i].v[j]), b = to_float(x.high[i].v[j]);
       squares += a * a + b * b;
     }
-  const float rstd = 1.0f / sqrtf(warp_sum<S::LANES>(squares) / static_cast<float>(D) + p.eps);
+  const float rstd = __frsqrt_rn(warp_sum<S::LANES>(squares) * s.per_feature + p.eps);
   if (!unit.live) return;
   if (p.rstd != nullptr && threadIdx.x % S::LANES == 0) p.rstd[unit.n() * (s.H + s.G) + unit.head] = rstd;
   const T* weight = unit.queries ? p.q_weight : p.k_weight;
@@ -176,12 +176,14 @@ __device__ __forceinline__ void heads_forward(const ForwardPointers<T>& p, const
     float low[S::WIDTH], high[S::WIDTH];
     load(low, weight + c);
     load(high, weight + s.half + c);
+    float cosine[S::WIDTH], sine[S::WIDTH];
+    load(cosine, cosines + c);
+    load(sine, sines + c);
 #pragma unroll
     for (int j = 0; j < S::WIDTH; ++j) {
       const float a = to_float(x.low[i].v[j]) * rstd * low[j], b = to_float(x.high[i].v[j]) * rstd * high[j];
-      const float2 at = angles[c + j];
-      low[j] = a * at.x - b * at.y;
-      high[j] = b * at.x + a * at.y;
+      low[j] = a * cosine[j] - b * sine[j];
+      high[j] = b * cosine[j] + a * sine[j];
     }
     store(to + c, low);
     store(to + s.half + c, high);
@@ -200,7 +202,7 @@ __global__ void __launch_bounds__(kThreads, 4)
 #pragma unroll 2
     for (int u = static_cast<int>(threadIdx.x) / 32; u < units; u += kWarps) {
       const Unit<S> unit(s, tile, u);
-      heads_forward<T, S>(p, s, angles.at[which][unit.token], unit);
+      heads_forward<T, S>(p, s, angles.cosine[which][unit.token], angles.sine[which][unit.token], unit);
     }
     if (p.copy) copy_values(s, tile, p.x, p.y, p.wide);
   }
@@ -211,7 +213,8 @@ struct BackwardPointers {
   const T *d_y, *x, *q_weight, *k_weight;
   const float* rstd;
   T* d_x;           // may be d_y
-  float* partials;  // [blocks][2][D]: d_q_weight, d_k_weight
+  float* partials;  // [blocks][D]
+  int query_blocks;
   bool copy, wide;
 };
 
@@ -220,59 +223,56 @@ struct WeightSums {
   float low[S::PER][S::WIDTH] = {}, high[S::PER][S::WIDTH] = {};
 };
 
-// What a thread reads of one head.
+// One head's share of a thread: `at` is where the head begins in x, d_y and d_x.
 template <class T, class S>
-struct Operands {
+__device__ __forceinline__ void head_backward(const BackwardPointers<T>& p, const Shape& s, const Angles& angles,
+                                              int which, int token, const T* weight, std::int64_t at, float rstd,
+                                              bool live, WeightSums<S>& sums) {
   Part<T, S> x, d_y;
-  float rstd;
-  __device__ __forceinline__ void read(const BackwardPointers<T>& p, const Shape& s, const Unit<S>& unit) {
-    const std::int64_t from = unit.n() * s.row + unit.head * 2 * s.half;
-    x.read(p.x + from, s.half, unit.live);
-    d_y.read(p.d_y + from, s.half, unit.live);
-    rstd = unit.live ? p.rstd[unit.n() * (s.H + s.G) + unit.head] : 0.0f;
-  }
-};
-
-template <class T, class S>
-__device__ __forceinline__ void heads_backward(const BackwardPointers<T>& p, const Shape& s, const float2* angles,
-                                               const T* weight, const Unit<S>& unit, Operands<T, S>& in,
-                                               WeightSums<S>& sums) {
-  const float rstd = in.rstd;
+  x.read(p.x + at, s.half, live);
+  d_y.read(p.d_y + at, s.half, live);
   float g_low[S::PER][S::WIDTH], g_high[S::PER][S::WIDTH], dot = 0;  // gradients of x * rstd
 #pragma unroll
   for (int i = 0; i < S::PER; ++i) {
     const int c = S::pair(i);
     if (c >= s.half) continue;
-    load(g_low[i], weight + c);
-    load(g_high[i], weight + s.half + c);
+    const auto w_low = *reinterpret_cast<const Vector<T, S::WIDTH>*>(weight + c),
+               w_high = *reinterpret_cast<const Vector<T, S::WIDTH>*>(weight + s.half + c);
+    constexpr int kSome = S::WIDTH < 4 ? S::WIDTH : 4;  // angles in registers at a time
 #pragma unroll
-    for (int j = 0; j < S::WIDTH; ++j) {
-      const float2 angle = angles[c + j];
-      const float a = to_float(in.d_y.low[i].v[j]), b = to_float(in.d_y.high[i].v[j]);
-      const float z_low = a * angle.x + b * angle.y, z_high = b * angle.x - a * angle.y;
-      const float x_low = to_float(in.x.low[i].v[j]) * rstd, x_high = to_float(in.x.high[i].v[j]) * rstd;
-      sums.low[i][j] += z_low * x_low;
-      sums.high[i][j] += z_high * x_high;
-      g_low[i][j] *= z_low;
-      g_high[i][j] *= z_high;
-      dot += g_low[i][j] * x_low + g_high[i][j] * x_high;
+    for (int j0 = 0; j0 < S::WIDTH; j0 += kSome) {
+      keep_packed(x);
+      keep_packed(d_y);
+      float cosine[kSome], sine[kSome];
+      load(cosine, angles.cosine[which][token] + c + j0);
+      load(sine, angles.sine[which][token] + c + j0);
+#pragma unroll
+      for (int j = j0; j < j0 + kSome; ++j) {
+        const float a = to_float(d_y.low[i].v[j]), b = to_float(d_y.high[i].v[j]);
+        const float z_low = a * cosine[j - j0] + b * sine[j - j0], z_high = b * cosine[j - j0] - a * sine[j - j0];
+        const float x_low = to_float(x.low[i].v[j]) * rstd, x_high = to_float(x.high[i].v[j]) * rstd;
+        sums.low[i][j] += z_low * x_low;
+        sums.high[i][j] += z_high * x_high;
+        g_low[i][j] = to_float(w_low.v[j]) * z_low;
+        g_high[i][j] = to_float(w_high.v[j]) * z_high;
+        dot += g_low[i][j] * x_low + g_high[i][j] * x_high;
+      }
     }
   }
-  dot = warp_sum<S::LANES>(dot) / static_cast<float>(2 * s.half);
-  if (!unit.live) return;
-  keep_packed(in.x);
-  T* to = p.d_x + unit.n() * s.row + unit.head * 2 * s.half;
+  dot = warp_sum<S::LANES>(dot) * s.per_feature * rstd;
+  if (!live) return;
+  keep_packed(x);
 #pragma unroll
   for (int i = 0; i < S::PER; ++i) {
     const int c = S::pair(i);
     if (c >= s.half) continue;
 #pragma unroll
     for (int j = 0; j < S::WIDTH; ++j) {
-      g_low[i][j] = (g_low[i][j] - to_float(in.x.low[i].v[j]) * rstd * dot) * rstd;
-      g_high[i][j] = (g_high[i][j] - to_float(in.x.high[i].v[j]) * rstd * dot) * rstd;
+      g_low[i][j] = (g_low[i][j] - to_float(x.low[i].v[j]) * dot) * rstd;
+      g_high[i][j] = (g_high[i][j] - to_float(x.high[i].v[j]) * dot) * rstd;
     }
-    store(to + c, g_low[i]);
-    store(to + s.half + c, g_high[i]);
+    store(p.d_x + at + c, g_low[i]);
+    store(p.d_x + at + s.half + c, g_high[i]);
   }
 }
 
@@ -299,41 +299,38 @@ __device__ void fold_block(const WeightSums<S>& sums, float* shared, float* out,
     __syncthreads();
   }
   for (int c = static_cast<int>(threadIdx.x); c < 2 * half; c += kThreads) out[c] = shared[c];
-  __syncthreads();
 }
 
+// The first query_blocks blocks take the query heads, the others the key heads (and copy the v heads, where wanted): a
+// thread then has one weight's sums to keep.
 template <class T, class S>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, 3)
     backward_kernel(const BackwardPointers<T> p, const Shape s, const __grid_constant__ Turns turns) {
   __shared__ Angles angles;
   __shared__ float folded[2 * kMaxHalf];
   angles.start(turns, s.half);
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int units = kTile * Unit<S>::of_token(s);
-  WeightSums<S> q_sums, k_sums;
+  const bool queries = static_cast<int>(blockIdx.x) < p.query_blocks;
+  const int heads = queries ? s.H : s.G, first_head = queries ? 0 : s.H, parts = (heads + S::HEADS - 1) / S::HEADS;
+  const T* weight = queries ? p.q_weight : p.k_weight;
+  const int step = queries ? p.query_blocks : static_cast<int>(gridDim.x) - p.query_blocks;
+  WeightSums<S> sums;
   int which = 0;
-  Operands<T, S> next;
-  next.read(p, s, Unit<S>(s, blockIdx.x, warp));
-  for (std::int64_t tile = blockIdx.x; tile * kTile < s.N; tile += gridDim.x, which ^= 1) {
+  for (std::int64_t tile = queries ? blockIdx.x : blockIdx.x - p.query_blocks; tile * kTile < s.N;
+       tile += step, which ^= 1) {
     angles.set(s, tile, which);
-    // The next heads, of this tile or the next, are on their way while these are worked on. (Also in place: nobody else
-    // writes them.)
-    for (int u = warp; u < units; u += kWarps) {
-      const Unit<S> unit(s, tile, u);
-      Operands<T, S> now = next;
-      const bool last = u + kWarps >= units;
-      next.read(p, s, last ? Unit<S>(s, tile + gridDim.x, warp) : Unit<S>(s, tile, u + kWarps));
-      const float2* at = angles.at[which][unit.token];
-      if (unit.queries)
-        heads_backward<T, S>(p, s, at, p.q_weight, unit, now, q_sums);
-      else
-        heads_backward<T, S>(p, s, at, p.k_weight, unit, now, k_sums);
+#pragma unroll 1
+    for (int u = warp; u < kTile * parts; u += kWarps) {
+      const int token = u / parts, head = (u - token * parts) * S::HEADS + lane / S::LANES;
+      const std::int64_t n = tile * kTile + token;
+      const bool live = n < s.N && head < heads;
+      const float rstd = live ? p.rstd[n * (s.H + s.G) + first_head + head] : 0.0f;
+      head_backward<T, S>(p, s, angles, which, token, weight, n * s.row + (first_head + head) * 2 * s.half, rstd, live,
+                          sums);
     }
-    if (p.copy) copy_values(s, tile, p.d_y, p.d_x, p.wide);
+    if (p.copy && !queries) copy_values(s, tile, p.d_y, p.d_x, p.wide);
   }
-  float* out = p.partials + std::int64_t{blockIdx.x} * 4 * s.half;
-  fold_block(q_sums, folded, out, s.half, warp, lane);
-  fold_block(k_sums, folded, out + 2 * s.half, s.half, warp, lane);
+  fold_block(sums, folded, p.partials + std::int64_t{blockIdx.x} * 2 * s.half, s.half, warp, lane);
 }
 
 // Calls f(Share) with how a warp shares heads of `half` pairs of T: vectors of 16 bytes where they fit.
@@ -370,7 +367,8 @@ Shape shape_of(const Tensor& x, const Tensor& y, std::int64_t H, std::int64_t G,
           .G = static_cast<int>(G),
           .half = static_cast<int>(D / 2),
           .row = static_cast<int>(x.dim(2)),
-          .out_row = static_cast<int>(y.dim(2))};
+          .out_row = static_cast<int>(y.dim(2)),
+          .per_feature = 1.0f / static_cast<float>(D)};
 }
 
 }  // namespace
@@ -399,9 +397,14 @@ void qk_norm_rope_forward(Context& ctx, const QkNormRope& args) {
 
 void qk_norm_rope_backward(Context& ctx, const QkNormRopeBackward& args) {
   const Shape s = shape_of(args.x, args.d_x, args.H, args.G, args.D, args.first_position);
-  const std::int64_t blocks = std::min(kBackwardBlocks, ceil_div(s.N, kTile)), D = args.D;
+  // Blocks of either kind in the proportion of their work.
+  const std::int64_t D = args.D, tiles = ceil_div(s.N, kTile),
+                     query_share =
+                         std::clamp<std::int64_t>(kBackwardBlocks * args.H / (args.H + args.G), 1, kBackwardBlocks - 1),
+                     query_blocks = std::min(query_share, tiles),
+                     key_blocks = std::min(kBackwardBlocks - query_share, tiles);
   ArenaScope scope(args.scratch);
-  const Tensor partials = args.scratch.take(DType::f32, {blocks, 2, D});
+  const Tensor partials = args.scratch.take(DType::f32, {query_blocks + key_blocks, D});
   if (ctx.planning) return;
   CudaState& state = ctx.cuda();
   const Turns turns = turns_of(D, args.theta);
@@ -413,17 +416,20 @@ void qk_norm_rope_backward(Context& ctx, const QkNormRopeBackward& args) {
                           .rstd = data_of<const float>(args.rstd),
                           .d_x = data_of<T>(args.d_x),
                           .partials = data_of<float>(partials),
+                          .query_blocks = static_cast<int>(query_blocks),
                           .copy = args.d_x.data != args.d_y.data,
                           .wide = false};
     const bool vectors = aligned<T>(s, p.d_y, p.x, p.q_weight, p.k_weight, p.d_x);
     p.wide = vectors && s.row % 8 == 0 && (s.H + s.G) * s.half % 4 == 0;
     for_share<T>(s.half, vectors, [&]<class S>(S) {
-      backward_kernel<T, S><<<static_cast<unsigned>(blocks), kThreads, 0, state.stream>>>(p, s, turns);
+      backward_kernel<T, S>
+          <<<static_cast<unsigned>(query_blocks + key_blocks), kThreads, 0, state.stream>>>(p, s, turns);
     });
   });
   SFA_LAUNCH_CHECK();
-  fold_partials(state, data_of<const float>(partials), static_cast<int>(blocks), 2 * D, args.d_q_weight, D);
-  fold_partials(state, data_of<const float>(partials) + D, static_cast<int>(blocks), 2 * D, args.d_k_weight, D);
+  const auto* sums = data_of<const float>(partials);
+  fold_partials(state, sums, static_cast<int>(query_blocks), D, args.d_q_weight, D);
+  fold_partials(state, sums + query_blocks * D, static_cast<int>(key_blocks), D, args.d_k_weight, D);
 }
 
 }  // namespace sfa::cuda_ops
