@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "app/program.h"
+#include "golden/golden_file.h"
 #include "hf/logits.h"
 #include "tokenizer/tokenizer.h"
 
