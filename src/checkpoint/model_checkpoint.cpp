@@ -21,6 +21,18 @@ std::vector<float> host_values(Context& ctx, const Tensor& t) {
   return values;
 }
 
+void upload_values(Context& ctx, const std::vector<float>& values, const Tensor& t) {
+  require(t.numel() == static_cast<std::int64_t>(values.size()), "internal error: {} values for {}", values.size(), t);
+  const auto send = [&](const void* from) {
+    ctx.copy(t.data, t.device, from, Device::cpu, static_cast<std::size_t>(t.bytes()));
+    ctx.synchronize();
+  };
+  if (t.dtype == DType::f32) return send(values.data());
+  std::vector<std::uint16_t> rounded(values.size());
+  std::transform(values.begin(), values.end(), rounded.begin(), bf16_bits);
+  send(rounded.data());
+}
+
 void add_parameters(Context& ctx, CheckpointWriter& writer, const ParameterList& list, const std::string& prefix,
                     const Tensor& flat) {
   for (std::size_t i = 0; i < list.all().size(); ++i) {
@@ -52,7 +64,6 @@ void copy_parameters(Context& ctx, BackgroundCheckpoint& background, const Param
 void read_parameters(Context& ctx, CheckpointReader& reader, const ParameterList& list, const std::string& prefix,
                      const Tensor& flat) {
   std::vector<float> host;
-  std::vector<std::uint16_t> rounded;
   for (std::size_t i = 0; i < list.all().size(); ++i) {
     const Parameter& p = list.all()[i];
     const std::string name = prefix + "/" + p.name;
@@ -64,15 +75,7 @@ void read_parameters(Context& ctx, CheckpointReader& reader, const ParameterList
             reader.folder().string(), name, name_of(it->second.dtype));
     host.resize(static_cast<std::size_t>(p.numel()));
     reader.read(name, 0, p.numel(), host.data());
-    const Tensor view = list.view(flat, i);
-    const void* source = host.data();
-    if (flat.dtype == DType::bf16) {
-      rounded.resize(host.size());
-      std::transform(host.begin(), host.end(), rounded.begin(), bf16_bits);
-      source = rounded.data();
-    }
-    ctx.copy(view.data, flat.device, source, Device::cpu, static_cast<std::size_t>(view.bytes()));
-    ctx.synchronize();
+    upload_values(ctx, host, list.view(flat, i));
   }
 }
 

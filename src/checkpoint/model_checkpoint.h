@@ -13,6 +13,9 @@ namespace sfa {
 /// The values of a contiguous f32 or bf16 tensor on any device (waits for it).
 std::vector<float> host_values(Context& ctx, const Tensor& t);
 
+/// f32 values in host memory into a contiguous f32 or bf16 tensor of as many elements on any device (waits for it).
+void upload_values(Context& ctx, const std::vector<float>& values, const Tensor& t);
+
 /// Adds "<prefix>/<name>" of every parameter from a flat buffer of f32 or bf16 on any device, as f32; tensor by tensor
 /// through host memory.
 void add_parameters(Context& ctx, CheckpointWriter& writer, const ParameterList& list, const std::string& prefix,

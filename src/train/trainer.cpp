@@ -18,6 +18,7 @@
 #include "train/metrics.h"
 #include "train/products_file.h"
 #include "train/run_folder.h"
+#include "train/starting_weights.h"
 #include "train/step_profiler.h"
 
 namespace sfa {
@@ -42,6 +43,7 @@ class Run {
 
  private:
   void resume();
+  void begin();
   void train_step(std::int64_t step);
   void validate(std::int64_t done);
   void save(std::int64_t done);
@@ -59,6 +61,7 @@ class Run {
   const TrainHooks& hooks_;
   Config config_;
   ShardSet shards_;
+  StartingWeights start_;
   TrainingState state_;
   StepProfiler profiler_{state_.context(), config_.train.profile_steps};
   RunFolder folder_;
@@ -78,15 +81,6 @@ class Run {
   double tokens_per_second_ = 0;
 };
 
-// Fills what the data decides, before any memory is planned.
-Config with_vocabulary(Config config, const ShardSet& shards) {
-  if (config.model.vocab_size == 0) config.model.vocab_size = shards.vocab_size();
-  require(config.model.vocab_size == shards.vocab_size(),
-          "model.vocab_size: {} differs from the vocabulary of {}, which has {} ids ({})", config.model.vocab_size,
-          shards.describe(), shards.vocab_size(), shards.tokenizer_name());
-  return config;
-}
-
 std::vector<std::string> data_paths(const std::string& pattern) {
   require(!pattern.empty(), "data.train: is not set; it names a token file made by `sfa data tokenize`");
   return {pattern};
@@ -96,7 +90,8 @@ Run::Run(Config config, const MemoryLimits& limits, const TrainHooks& hooks)
     : hooks_(hooks),
       config_(std::move(config)),
       shards_(data_paths(config_.data.train)),
-      state_((config_ = with_vocabulary(config_, shards_)), choose_device(config_.device), limits) {
+      start_(config_),
+      state_((config_ = start_.with_vocabulary(config_, shards_)), choose_device(config_.device), limits) {
   // Everything that can be refused is refused before the run's folder is touched.
   const DataConfig& d = config_.data;
   ValidationOptions v{.paths = {d.val.empty() ? d.train : d.val},
@@ -114,7 +109,7 @@ Run::Run(Config config, const MemoryLimits& limits, const TrainHooks& hooks)
   if (!d.val.empty() || shards_.tokens(Split::val) > 1) validation_ = std::make_unique<ValidationSet>(v);
   folder_ = find_run_folder(config_);
   if (folder_.checkpoint.empty())
-    state_.initialize(static_cast<std::uint64_t>(config_.seed));
+    begin();
   else
     resume();
   open_loader();
@@ -161,6 +156,13 @@ Config identity(const Config& config) {
   c.data.shuffle = config.data.shuffle;
   c.seed = config.seed;
   return c;
+}
+
+// At step 0: seeded weights, or those of init_from.
+void Run::begin() {
+  const ParameterList& list = state_.model().parameters();
+  start_.check(config_, list, shards_);
+  state_.initialize(static_cast<std::uint64_t>(config_.seed), [&](const Tensor& flat) { start_.read(list, flat); });
 }
 
 void Run::resume() {
@@ -312,7 +314,7 @@ void Run::roll_back(const GuardEvent& e) {
   next_sample_ += (e.step - opened_step_) * config_.data.batch_size;
   ++rollbacks_;
   if (all.empty()) {
-    state_.initialize(static_cast<std::uint64_t>(config_.seed));
+    begin();
     step_ = 0;
   } else {
     load(all.back());

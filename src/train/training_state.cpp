@@ -38,11 +38,12 @@ TrainingState::TrainingState(const Config& config, Device device, const MemoryLi
   graphs_ = device == Device::cuda && t.cuda_graphs;
 }
 
-void TrainingState::initialize(std::uint64_t seed) {
+void TrainingState::initialize(std::uint64_t seed, const std::function<void(const Tensor& flat)>& weights) {
   const ParameterBuffers& b = memory_.buffers;
   const Buffer host(Device::cpu, static_cast<std::size_t>(b.master.numel()) * sizeof(float), "initial weights");
   const Tensor flat(host.data(), DType::f32, Device::cpu, {b.master.numel()});
   initialize_parameters(memory_.model->parameters(), seed, flat);
+  if (weights) weights(flat);
   set_weights(flat);
   context_->zero(b.m);
   context_->zero(b.v);
