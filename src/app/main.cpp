@@ -56,7 +56,8 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "sfa: %s: %s\n", e.path1().c_str(), e.code().message().c_str());
     return 1;
   } catch (const std::exception& e) {
-    std::fprintf(stderr, "sfa: %s\n", e.what());
+    // Of many ranks one says what was wrong.
+    if (*e.what() != '\0') std::fprintf(stderr, "sfa: %s\n", e.what());
     return 1;
   }
 }

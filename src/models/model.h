@@ -111,6 +111,12 @@ class Model {
   /// there; the work may still be queued on the context. For analysis; empty = not called.
   std::function<void(std::int64_t layer, const AttentionState& state)> on_attention;
 
+  /// Called by forward_backward() as backward gets on: nothing queued on the context from now on changes the gradients
+  /// of elements [begin, end) of the flat buffer, padding included. Each element is named at most once a call of
+  /// forward_backward(); what is not named is final at its end. For sums over ranks beside backward; empty = not
+  /// called.
+  std::function<void(std::int64_t begin, std::int64_t end)> on_gradients_final;
+
  protected:
   Model(ModelConfig config, Device device, DType dtype) : config_(std::move(config)), device_(device), dtype_(dtype) {}
   ModelConfig config_;

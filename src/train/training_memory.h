@@ -19,11 +19,16 @@ struct MemoryPart {
   std::size_t bytes = 0;
 };
 
+/// Which of how many ranks: with dist.zero each keeps a part of the optimizer's state.
+struct RankPlace {
+  int rank = 0, size = 1;
+};
+
 class TrainingMemory {
  public:
-  /// Counts; allocates nothing. model.vocab_size must be set. Throws Error when the configuration can't be trained on
-  /// the device.
-  TrainingMemory(const Config& config, Device device);
+  /// Counts; allocates nothing. model.vocab_size must be set, and the configuration that of `for_ranks` below. Throws
+  /// Error when it can't be trained on the device.
+  TrainingMemory(const Config& config, Device device, RankPlace place = {});
   /// Allocates what was counted and points everything at it.
   void bind();
 
@@ -40,6 +45,8 @@ class TrainingMemory {
     Tensor loss_total;                  // [1]: the bits of a double
   };
 
+  /// dist.zero: the part of the flat buffer that each rank updates; empty when every rank updates all.
+  std::vector<FlatRange> owners;
   std::unique_ptr<Model> model;
   ModelArenas arenas;
   ParameterBuffers buffers;
@@ -54,7 +61,12 @@ class TrainingMemory {
   [[nodiscard]] std::vector<const Arena*> all_arenas() const;
 
   Config config_;
+  RankPlace place_;
   Arena weights_, gradients_, optimizer_memory_, batches_;
 };
+
+/// The configuration of one of `ranks` ranks: micro-batches no larger than its share of data.batch_size, and dividing it.
+/// Throws Error when the batch can't be shared among so many.
+Config for_ranks(Config config, int ranks);
 
 }  // namespace sfa

@@ -1,6 +1,8 @@
 // TrainingState of trainer.h: one optimizer step on the memory of a run.
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <utility>
 
 #include "checkpoint/model_checkpoint.h"
 #include "core/build_config.h"
@@ -24,10 +26,17 @@ std::shared_ptr<void> record(Context& ctx, Work&& work) {
   return cuda_ops::recording_end(ctx.cuda());
 }
 
+RankPlace place_of(const Communicator* c) {
+  return c != nullptr ? RankPlace{c->rank(), c->size()} : RankPlace{};
+}
+
 }  // namespace
 
-TrainingState::TrainingState(const Config& config, Device device, const MemoryLimits& limits)
-    : context_(std::make_unique<Context>(device)), memory_(config, device) {
+TrainingState::TrainingState(const Config& config, Device device, const MemoryLimits& limits,
+                             Communicator* communicator)
+    : context_(std::make_unique<Context>(device)),
+      memory_(config, device, place_of(communicator)),
+      communicator_(communicator != nullptr && communicator->size() > 1 ? communicator : nullptr) {
   context_->round_bf16 = memory_.round_bf16;
   const TrainConfig& t = config.train;
   schedule_ = {t.schedule, t.lr, t.min_lr, t.warmup_steps, t.max_steps, t.decay_steps, t.decay_shape};
@@ -35,14 +44,61 @@ TrainingState::TrainingState(const Config& config, Device device, const MemoryLi
   require_memory(config, memory_, limits);
   memory_.bind();
   graphs_ = device == Device::cuda && t.cuda_graphs;
+  if (communicator_ == nullptr) return;
+  all_micro_steps_ = config.data.batch_size / (config.data.micro_batch_size * communicator_->size());
+  const auto element = static_cast<std::int64_t>(size_of(memory_.buffers.gradients.dtype));
+  buckets_ = std::make_unique<GradientBuckets>(
+      *communicator_, memory_.buffers.gradients,
+      GradientBuckets::Options{config.dist.bucket_mb * 1'000'000 / element, memory_.owners});
+  memory_.optimizer->set_sum_over_ranks([this](Context& ctx, const Tensor& doubles) {
+    exchange([&] {
+      communicator_->all_reduce_f64(ctx, doubles);
+      communicator_->join(ctx);
+    });
+  });
+  if constexpr (kHasCuda) {
+    if (device == Device::cuda) {
+      backward_done_ = cuda_ops::make_event();
+      exchange_done_ = cuda_ops::make_event();
+    }
+  }
+}
+
+// Something with other ranks: the time it takes the host counts on the CPU, where it is through when it returns.
+template <class Work>
+void TrainingState::exchange(Work&& work) {
+  const PhaseScope phase(communicator_->control(), Phase::communicate);
+  const auto begin = std::chrono::steady_clock::now();
+  work();
+  if (context_->on_cuda()) return;
+  exchange_ms_ += std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
+}
+
+double TrainingState::take_exchange_ms() {
+  if constexpr (kHasCuda) {
+    if (exchange_done_ != nullptr)
+      return cuda_ops::event_done(exchange_done_.get())
+                 ? cuda_ops::milliseconds_between(backward_done_.get(), exchange_done_.get())
+                 : 0;
+  }
+  return std::exchange(exchange_ms_, 0);
+}
+
+// Each rank has brought its part up to date.
+void TrainingState::gather_weights(const Tensor& flat) {
+  if (memory_.owners.empty()) return;
+  exchange([&] {
+    communicator_->all_gather(*context_, flat, memory_.owners);
+    communicator_->join(*context_);
+  });
 }
 
 void TrainingState::initialize(std::uint64_t seed) {
   const ParameterBuffers& b = memory_.buffers;
-  const Buffer host(Device::cpu, static_cast<std::size_t>(b.master.numel()) * sizeof(float), "initial weights");
-  const Tensor flat(host.data(), DType::f32, Device::cpu, {b.master.numel()});
+  const Buffer host(Device::cpu, static_cast<std::size_t>(b.params.numel()) * sizeof(float), "initial weights");
+  const Tensor flat(host.data(), DType::f32, Device::cpu, {b.params.numel()});
   initialize_parameters(memory_.model->parameters(), seed, flat);
-  set_weights(flat);
+  set_weights(flat.slice(0, b.owned.begin, b.owned.count));
   context_->zero(b.m);
   context_->zero(b.v);
   reset_average();
@@ -51,7 +107,7 @@ void TrainingState::initialize(std::uint64_t seed) {
   publish_weights();
 }
 
-// Masters take f32 as it is; weights without masters are rounded.
+// The owned part. Masters take f32 as it is; weights without masters are rounded.
 void TrainingState::set_weights(const Tensor& flat) {
   const Tensor& to = memory_.buffers.master;
   const auto send = [&](const void* from) {
@@ -59,7 +115,7 @@ void TrainingState::set_weights(const Tensor& flat) {
     context_->synchronize();
   };
   if (to.dtype == DType::f32) {
-    if (to.data == memory_.buffers.params.data) round_output(*context_, flat);
+    if (!memory_.buffers.separate_master) round_output(*context_, flat);
     return send(flat.data);
   }
   std::vector<std::uint16_t> rounded(static_cast<std::size_t>(flat.numel()));
@@ -69,7 +125,8 @@ void TrainingState::set_weights(const Tensor& flat) {
 
 void TrainingState::publish_weights() {
   const ParameterBuffers& b = memory_.buffers;
-  if (b.params.data != b.master.data) memory_.optimizer->publish(*context_, b.master, b.params);
+  if (b.separate_master) memory_.optimizer->publish(*context_, b.params);
+  gather_weights(b.params);
 }
 
 void TrainingState::reset_average() {
@@ -83,7 +140,11 @@ void TrainingState::reset_average() {
 void TrainingState::use_average(bool average) {
   const ParameterBuffers& b = memory_.buffers;
   require(!average || !memory_.ema_params.empty(), "internal error: no average of the weights was planned");
-  if (average && memory_.ema_params.data != b.ema.data) round_weights(*context_, {b.ema, memory_.ema_params});
+  if (average && memory_.ema_params.data != b.ema.data) {
+    if (b.owned.count > 0)
+      round_weights(*context_, {b.ema, memory_.ema_params.slice(0, b.owned.begin, b.owned.count)});
+    gather_weights(memory_.ema_params);
+  }
   memory_.model->bind(average ? memory_.ema_params : b.params, b.gradients);
 }
 
@@ -94,16 +155,19 @@ std::string TrainingState::first_not_finite() {
   const std::pair<const char*, Tensor> all[] = {{"param", b.master}, {"adam_m", b.m}, {"adam_v", b.v}, {"ema", b.ema}};
   for (const auto& [prefix, flat] : all) {
     if (flat.empty()) continue;
-    for (std::size_t p = 0; p < list.all().size(); ++p) {
-      const std::vector<float> values = host_values(*context_, list.view(flat, p));
+    for (const Parameter& p : list.all()) {
+      const FlatRange part = intersection({p.offset, p.numel()}, b.owned);
+      if (part.count == 0) continue;
+      const std::vector<float> values = host_values(*context_, flat.slice(0, part.begin - b.owned.begin, part.count));
       if (!std::all_of(values.begin(), values.end(), [](float x) { return std::isfinite(x); }))
-        return fmt::format("{}/{}", prefix, list.all()[p].name);
+        return fmt::format("{}/{}", prefix, p.name);
     }
   }
   return "padding between parameters";
 }
 
 ModelInput TrainingState::upload(Context& ctx, const Batch& batch) {
+  if (communicator_ != nullptr) communicator_->control().tick();
   const auto send = [&](const Tensor& to, const std::vector<std::int32_t>& from) {
     require(static_cast<std::int64_t>(from.size()) == to.numel(),
             "internal error: a batch of {} places, {} were planned", from.size(), to.numel());
@@ -146,13 +210,59 @@ void TrainingState::micro_step(Context& ctx, const Batch& batch, float loss_scal
     memory_.model->forward_backward(ctx, memory_.arenas, input, loss_scale, memory_.io.losses);
     sum_add(ctx, memory_.io.losses, memory_.io.loss_total);
   };
-  if (!replayed(ctx, loss_scale, work)) work();
+  const bool last = communicator_ != nullptr && micro_steps_ + 1 == all_micro_steps_;
+  if (last)
+    last_micro_step(ctx, loss_scale, work);
+  else if (!replayed(ctx, loss_scale, work))
+    work();
   warm_ = true;
   if (micro_steps_++ == 0) memory_.optimizer->measure_small_batch(ctx);
 }
 
+// Sums over ranks begin where gradients become final. They stay outside of graphs, so a recorded micro-step is one graph
+// from each such place to the next.
+void TrainingState::last_micro_step(Context& ctx, float loss_scale, const std::function<void()>& work) {
+  const auto final = [&](const FlatRange& r) { exchange([&] { buckets_->final(ctx, r.begin, r.end()); }); };
+  auto& hook = memory_.model->on_gradients_final;
+  if constexpr (kHasCuda) {
+    if (graphs_ && warm_ && ctx.observer == nullptr) {
+      if (last_graph_.empty() || last_graph_scale_ != loss_scale) {
+        last_graph_.clear();
+        hook = [&](std::int64_t begin, std::int64_t end) {
+          last_graph_.push_back({cuda_ops::recording_end(ctx.cuda()), {begin, end - begin}});
+          cuda_ops::recording_begin(ctx.cuda());
+        };
+        std::shared_ptr<void> rest = record(ctx, work);
+        last_graph_.push_back({std::move(rest), {}});
+        last_graph_scale_ = loss_scale;
+        hook = nullptr;
+      }
+      for (const GraphPart& part : last_graph_) {
+        cuda_ops::replay(ctx.cuda(), part.graph.get());
+        if (part.final.count > 0) final(part.final);
+      }
+      return;
+    }
+  }
+  hook = [&](std::int64_t begin, std::int64_t end) { final({begin, end - begin}); };
+  work();
+  hook = nullptr;
+}
+
 void TrainingState::update(Context& ctx, std::int64_t step) {
+  if (communicator_ != nullptr) {
+    const auto mark = [&](const std::shared_ptr<void>& event) {
+      if constexpr (kHasCuda) {
+        if (event != nullptr) cuda_ops::record_event(ctx.cuda(), event.get());
+      }
+    };
+    exchange([&] { communicator_->all_reduce_f64(ctx, memory_.io.loss_total); });
+    mark(backward_done_);
+    exchange([&] { buckets_->finish(ctx); });
+    mark(exchange_done_);
+  }
   memory_.optimizer->step(ctx, step + 1, schedule_.at(step), {memory_.io.loss_total, 1.0 / targets_});
+  gather_weights(memory_.buffers.params);
 }
 
 }  // namespace sfa

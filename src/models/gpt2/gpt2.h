@@ -66,6 +66,7 @@ class Gpt2 final : public Model {
 
   std::unique_ptr<Attention> attention_;
   Weights weights_, gradients_;
+  std::vector<std::int64_t> block_begin_;  // [L + 1]: where each block begins in the flat buffer, then the last norm
   Activations acts_;
 };
 
