@@ -3,7 +3,7 @@
 # them against each other.
 #   scripts/quickstart.sh [--text FILE] [--steps N] [--device auto|cpu|cuda]
 #     --text FILE    what to learn (plain text or .jsonl); without it, the documents and sources of this repository
-#     --steps N      optimizer steps of each run (400)
+#     --steps N      optimizer steps of each run (400 on the CPU, 4000 on a GPU)
 #     --device ...   auto: the GPU when card, driver and nvcc are there, else the CPU
 # Everything it makes lies in .quickstart/ and build/. Run again it builds and prepares only what has changed and trains a new pair of runs
 # beside the older ones.
@@ -14,7 +14,7 @@ usage() {
   printf 'quickstart.sh: %s\nusage: scripts/quickstart.sh [--text FILE] [--steps N] [--device auto|cpu|cuda]\n' "$1" >&2
   exit 2
 }
-TEXT='' STEPS=400 DEVICE=auto
+TEXT='' STEPS='' DEVICE=auto
 while [ $# -gt 0 ]; do
   case $1 in
     -h | --help) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
@@ -25,7 +25,7 @@ while [ $# -gt 0 ]; do
     *) usage "unknown option $1" ;;
   esac
 done
-[[ $STEPS =~ ^[1-9][0-9]*$ ]] || usage "--steps: a positive whole number is expected, got $STEPS"
+[[ -z $STEPS || $STEPS =~ ^[1-9][0-9]*$ ]] || usage "--steps: a positive whole number is expected, got $STEPS"
 [[ $DEVICE =~ ^(auto|cpu|cuda)$ ]] || usage "--device: auto, cpu or cuda is expected, got $DEVICE"
 if [ -n "$TEXT" ]; then
   [ -r "$TEXT" ] || die "--text: $TEXT can't be read"
@@ -51,6 +51,7 @@ choose_device() {
     auto) [ -z "$WHY" ] && DEVICE=cuda || DEVICE=cpu ;;
   esac
   if [ $DEVICE = cuda ]; then WHY="$(gpu_name), $(find_nvcc)"; fi
+  if [ -z "$STEPS" ]; then [ $DEVICE = cuda ] && STEPS=4000 || STEPS=400; fi
   say "device: $DEVICE ($WHY)"
 }
 
@@ -132,7 +133,7 @@ Run folders (config.yaml, metrics.jsonl, train.log, checkpoints): $RUNS/dense  $
 
 What to try next:
   $SFA generate --checkpoint $RUNS/sfa_k8 --prompt "The " --max-tokens 200 --temperature 0.8 --top-k 40
-  scripts/quickstart.sh --text YOUR_TEXT --steps 2000        # your own text, a longer run
+  scripts/quickstart.sh --text YOUR_TEXT --steps $((5 * STEPS))        # your own text, a longer run
   $SFA train configs/quickstart.yaml data.train=$DATA output_dir=runs/k4 model.attention.type=sfa model.attention.k=4
   $SFA compare $RUNS/dense runs/k4
   less README.md docs/configuration.md                       # the commands, every key

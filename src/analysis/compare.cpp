@@ -65,8 +65,8 @@ std::string attention_label(const ModelConfig& model) {
     if (a.selection == "topk_2of4") label += " 2of4";
     if (a.zero_overlap == "mask") label += " mask";
   }
-  if (model.qk_head_dim != model.hidden_size / model.num_attention_heads)
-    label += fmt::format(" d_qk={}", model.qk_head_dim);
+  if (model.qk_head_dim != model.head_dim) label += fmt::format(" d_qk={}", model.qk_head_dim);
+  if (model.rope_projection != "none") label += fmt::format(" rope_projection={}", model.rope_projection);
   if (a.window > 0) label += fmt::format(" window={}", a.window);
   return label;
 }

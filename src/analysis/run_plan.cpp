@@ -14,9 +14,9 @@ namespace sfa {
 namespace {
 
 std::string group_of(const Parameter& p) {
-  for (const auto& [part, group] : {std::pair{".attn.", "attention"}, std::pair{".mlp.", "mlp"}})
+  for (const auto& [part, group] : {std::pair{"norm", "norms"}, {".attn.", "attention"}, {".mlp.", "mlp"}})
     if (p.name.find(part) != std::string::npos) return group;
-  return p.name.find("norm") != std::string::npos ? "norms" : "embeddings";
+  return "embeddings";
 }
 
 std::string bytes_row(const MemoryPart& part) {

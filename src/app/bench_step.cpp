@@ -119,8 +119,8 @@ Measured measure(const Options& o) {
   const ModelCost cost = state.model().cost(config.data.seq_len);
   const ModelConfig& c = config.model;
   m.parameters = cost.parameters;
-  m.convention_flops =
-      6 * cost.parameters + 12.0 * static_cast<double>(c.num_hidden_layers * c.hidden_size * config.data.seq_len);
+  m.convention_flops = 6 * cost.parameters + 12.0 * static_cast<double>(c.num_hidden_layers * c.num_attention_heads *
+                                                                        c.head_dim * config.data.seq_len);
   m.exact_flops = cost.forward_flops_per_token + cost.backward_flops_per_token;
   return m;
 }

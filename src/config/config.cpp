@@ -132,6 +132,12 @@ class Reader final : public ConfigVisitor {
     value = {static_cast<std::int64_t>(first), static_cast<std::int64_t>(last)};
   }
 
+  /// A key that was given and that only another architecture has is an error.
+  void refuse_foreign(const std::string& arch) const {
+    for (const auto& [path, owner, where] : owned_)
+      require(owner == arch, "{}: {}: {} has no such key, only {} has it", where, path, arch, owner);
+  }
+
  private:
   static bool number(const std::string& s, double& value) {
     const auto [end, error] = std::from_chars(s.data(), s.data() + s.size(), value);
@@ -156,9 +162,15 @@ class Reader final : public ConfigVisitor {
     }
     require(found == nullptr || may_be_list || !found->list, "{}: {}: a single value is expected, not a list",
             found == nullptr ? "" : found->where, info.path);
+    if (found != nullptr && !info.arch.empty()) owned_.push_back({info.path, info.arch, found->where});
     return found;
   }
+
+  struct Owned {
+    std::string path, arch, where;
+  };
   Leaves& leaves_;
+  std::vector<Owned> owned_;  // keys given that one architecture alone has
 };
 
 // Collects names, or prints values.
@@ -354,6 +366,7 @@ Config build(Leaves& leaves) {
   visit_config(config, reader);
   for (const auto& [name, leaf] : leaves)
     require(leaf.used, "{}: unknown key '{}'; the nearest known one is '{}'", leaf.where, name, nearest_key(name));
+  reader.refuse_foreign(config.model.arch);
   validate(config);
   return config;
 }
@@ -382,6 +395,7 @@ Config load_config(const std::string& file, const std::vector<std::string>& over
 std::string dump_config(const Config& config) {
   std::string out, section;
   for (const auto& [info, value] : list_keys(config)) {
+    if (!info.arch.empty() && info.arch != config.model.arch) continue;
     std::vector<std::string> parts;
     std::stringstream path(info.path);
     for (std::string part; std::getline(path, part, '.');) parts.push_back(part);

@@ -97,6 +97,7 @@ struct KeyInfo {
   std::string meaning;               // one phrase, unit included
   std::vector<std::string> choices;  // allowed values of a string key; empty = any
   std::vector<std::string> aliases;  // other names of the last part, as nanoGPT has them
+  std::string arch = "";             // the one architecture that has it; empty = all
 };
 
 class ConfigVisitor {
@@ -117,7 +118,7 @@ Config load_config(const std::string& file, const std::vector<std::string>& over
 /// The same from YAML text; `source` names it in messages.
 Config parse_config(const std::string& text, const std::string& source, const std::vector<std::string>& overrides);
 
-/// Every key with its value, as YAML that load_config reads back to the same Config.
+/// Every key that the architecture has with its value, as YAML that load_config reads back to the same Config.
 std::string dump_config(const Config& config);
 /// The table of docs/configuration.md: key, default, meaning.
 std::string config_reference();

@@ -40,11 +40,15 @@ void visit_attention(ModelConfig& m, ConfigVisitor& v) {
          {"score", "mask"},
          {}},
         m.attention.zero_overlap);
-  v.key({p + "qk_head_dim",
-         "features of a query or key head; 0 = hidden_size / num_attention_heads, which value heads always have",
-         {},
-         {}},
+  v.key({p + "qk_head_dim", "features of a query or key head; 0 = head_dim, which value heads always have", {}, {}},
         m.qk_head_dim);
+  v.key({p + "rope_projection",
+         "qwen3: a linear map of each query and key head behind its rotation, before features are selected (arXiv "
+         "2603.22300, A.1): none, one for all heads, or one a head; the identity at first",
+         {"none", "shared", "per_head"},
+         {},
+         "qwen3"},
+        m.rope_projection);
   v.key({p + "qk_initializer_range",
          "standard deviation of the initial query and key projections; 0 = model.initializer_range",
          {},
@@ -60,22 +64,36 @@ void visit_attention(ModelConfig& m, ConfigVisitor& v) {
 }
 
 void visit_model(ModelConfig& m, ConfigVisitor& v) {
-  v.key({"model.arch", "architecture", {"gpt2"}, {}}, m.arch);
+  v.key({"model.arch", "architecture", {"gpt2", "qwen3"}, {}}, m.arch);
   v.key({"model.num_hidden_layers", "blocks", {}, {"n_layer"}}, m.num_hidden_layers);
   v.key({"model.num_attention_heads", "query heads", {}, {"n_head"}}, m.num_attention_heads);
   v.key({"model.num_key_value_heads", "key and value heads (grouped-query attention); 0 = num_attention_heads", {}, {}},
         m.num_key_value_heads);
   v.key({"model.hidden_size", "width of the residual stream", {}, {"n_embd"}}, m.hidden_size);
-  v.key({"model.intermediate_size", "width of the MLP; 0 = 4 * hidden_size", {}, {"n_inner"}}, m.intermediate_size);
+  v.key({"model.head_dim",
+         "features of a value head; 0 = hidden_size / num_attention_heads, which gpt2 always has",
+         {},
+         {}},
+        m.head_dim);
+  v.key({"model.intermediate_size",
+         "width of the MLP; 0 = 4 * hidden_size (gpt2), 3 * hidden_size (qwen3)",
+         {},
+         {"n_inner"}},
+        m.intermediate_size);
   v.key({"model.max_position_embeddings",
-         "learned positions: the longest sequence (tokens)",
+         "the longest sequence (tokens); gpt2: as many learned positions",
          {},
          {"block_size", "n_positions"}},
         m.max_position_embeddings);
   v.key({"model.vocab_size", "vocabulary; 0 = that of the data", {}, {}}, m.vocab_size);
-  v.key({"model.layer_norm_epsilon", "added to the variance in layer norms", {}, {}}, m.layer_norm_epsilon);
+  v.key({"model.layer_norm_epsilon", "gpt2: added to the variance in layer norms", {}, {}, "gpt2"},
+        m.layer_norm_epsilon);
+  v.key({"model.rms_norm_eps", "qwen3: added to the mean square in RMS norms", {}, {}, "qwen3"}, m.rms_norm_eps);
+  v.key({"model.rope_theta", "qwen3: base of the rotary positions' wavelengths", {}, {}, "qwen3"}, m.rope_theta);
+  v.key({"model.tie_word_embeddings", "qwen3: the head is the token embedding (gpt2's always is)", {}, {}, "qwen3"},
+        m.tie_word_embeddings);
   v.key({"model.initializer_range",
-         "standard deviation of initial weights; residual projections get it over sqrt(2 * blocks)",
+         "standard deviation of initial weights; gpt2: residual projections get it over sqrt(2 * blocks)",
          {},
          {}},
         m.initializer_range);
@@ -227,7 +245,8 @@ void visit_config(Config& c, ConfigVisitor& v) {
   visit_data(c.data, v);
   visit_train(c.train, v);
   v.key({"train.recompute",
-         "what backward computes again instead of keeping it from forward: nothing, outputs of GELU and norms (`ops`), "
+         "what backward computes again instead of keeping it from forward: nothing, outputs of norms and activations "
+         "(`ops`), "
          "or whole blocks from their inputs (`block`: the same bits as `none`)",
          {"none", "ops", "block"},
          {}},

@@ -1,6 +1,7 @@
 #include "models/model.h"
 
 #include "models/gpt2/gpt2.h"
+#include "models/qwen3/qwen3.h"
 
 namespace sfa {
 
@@ -14,6 +15,10 @@ struct Row {
 constexpr Row kTable[] = {
     {"gpt2",
      [](const ModelConfig& c, Device d, DType t) -> std::unique_ptr<Model> { return std::make_unique<Gpt2>(c, d, t); }},
+    {"qwen3",
+     [](const ModelConfig& c, Device d, DType t) -> std::unique_ptr<Model> {
+       return std::make_unique<Qwen3>(c, d, t);
+     }},
 };
 
 }  // namespace

@@ -24,16 +24,21 @@ struct ModelConfig {
   std::int64_t num_attention_heads = 12;
   std::int64_t num_key_value_heads = 0;  // 0 = num_attention_heads
   std::int64_t hidden_size = 768;
-  std::int64_t intermediate_size = 0;  // 0 = 4 * hidden_size
+  std::int64_t head_dim = 0;           // features of a value head; 0 = hidden_size / num_attention_heads
+  std::int64_t intermediate_size = 0;  // 0 = 4 * hidden_size, qwen3: 3 * hidden_size
   std::int64_t max_position_embeddings = 1024;
-  std::int64_t vocab_size = 0;  // 0 = the vocabulary of the data
-  double layer_norm_epsilon = 1e-5;
+  std::int64_t vocab_size = 0;       // 0 = the vocabulary of the data
+  double layer_norm_epsilon = 1e-5;  // gpt2
+  double rms_norm_eps = 1e-6;        // qwen3
+  double rope_theta = 1e6;           // qwen3
+  bool tie_word_embeddings = true;   // gpt2: always
   double initializer_range = 0.02;
   double qk_initializer_range = 0;  // attention.qk_initializer_range: 0 = initializer_range
   std::string recompute = "none";   // train.recompute: none | ops | block; no part of what the model is
   AttentionConfig attention;
-  std::int64_t k = 0;            // attention.k: sets k_q and k_k where they are 0
-  std::int64_t qk_head_dim = 0;  // attention.qk_head_dim: 0 = hidden_size / num_attention_heads
+  std::int64_t k = 0;                    // attention.k: sets k_q and k_k where they are 0
+  std::int64_t qk_head_dim = 0;          // attention.qk_head_dim: 0 = head_dim
+  std::string rope_projection = "none";  // attention.rope_projection: none | shared | per_head (qwen3)
 
   /// Fills the derived fields and checks everything that does not depend on the data; throws Error with one sentence.
   void resolve();

@@ -1,7 +1,32 @@
 // What a model's configuration leaves open is derived here, and what can't be is refused.
+#include <utility>
+
 #include "models/model.h"
 
 namespace sfa {
+namespace {
+
+// Widths of a head. GPT-2's value heads share out the residual stream; Qwen3's are as wide as they like, and the
+// features of its queries and keys are rotated in pairs.
+void resolve_heads(ModelConfig& m) {
+  const bool gpt2 = m.arch == "gpt2";
+  require(m.num_attention_heads % m.num_key_value_heads == 0,
+          "model.num_key_value_heads: {} query heads can't be shared out evenly among {} key/value heads",
+          m.num_attention_heads, m.num_key_value_heads);
+  if (gpt2 || m.head_dim == 0)
+    require(m.hidden_size % m.num_attention_heads == 0,
+            "model.num_attention_heads: {} heads do not divide a hidden_size of {}{}", m.num_attention_heads,
+            m.hidden_size, gpt2 ? "" : " (set model.head_dim)");
+  if (m.head_dim == 0) m.head_dim = m.hidden_size / m.num_attention_heads;
+  require(!gpt2 || m.head_dim * m.num_attention_heads == m.hidden_size,
+          "model.head_dim: gpt2 has hidden_size / num_attention_heads = {}, got {}",
+          m.hidden_size / m.num_attention_heads, m.head_dim);
+  if (m.qk_head_dim == 0) m.qk_head_dim = m.head_dim;
+  require(gpt2 || m.qk_head_dim % 2 == 0, "model.{}: {} features can't be rotated in pairs; an even number is needed",
+          m.qk_head_dim == m.head_dim ? "head_dim" : "attention.qk_head_dim", m.qk_head_dim);
+}
+
+}  // namespace
 
 void ModelConfig::resolve() {
   // Sizes stay far enough below 2^63 that no product of a few of them can leave it; memory ends long before.
@@ -17,16 +42,20 @@ void ModelConfig::resolve() {
   require(vocab_size >= 0, "model.vocab_size: must not be negative, got {}", vocab_size);
   require(vocab_size <= kMost, "model.vocab_size: can be {} at the most, got {}", kMost, vocab_size);
   if (num_key_value_heads == 0) num_key_value_heads = num_attention_heads;
-  if (intermediate_size == 0) intermediate_size = 4 * hidden_size;
+  if (intermediate_size == 0) intermediate_size = (arch == "qwen3" ? 3 : 4) * hidden_size;
   positive(num_key_value_heads, "num_key_value_heads");
   positive(intermediate_size, "intermediate_size");
-  require(num_attention_heads % num_key_value_heads == 0,
-          "model.num_key_value_heads: {} query heads can't be shared out evenly among {} key/value heads",
-          num_attention_heads, num_key_value_heads);
-  require(hidden_size % num_attention_heads == 0,
-          "model.num_attention_heads: {} heads do not divide a hidden_size of {}", num_attention_heads, hidden_size);
-  if (qk_head_dim == 0) qk_head_dim = hidden_size / num_attention_heads;
+  resolve_heads(*this);
+  positive(head_dim, "head_dim");
   positive(qk_head_dim, "attention.qk_head_dim");
+  for (const auto& [value, key] : {std::pair{layer_norm_epsilon, "layer_norm_epsilon"}, {rms_norm_eps, "rms_norm_eps"}})
+    require(value >= 0, "model.{}: must not be negative, got {}", key, value);
+  require(rope_theta > 0, "model.rope_theta: must be positive, got {}", rope_theta);
+  require(rope_projection == "none" || rope_projection == "shared" || rope_projection == "per_head",
+          "model.attention.rope_projection: '{}' is not known; there are none, shared and per_head", rope_projection);
+  require(arch != "gpt2" || rope_projection == "none",
+          "model.attention.rope_projection: gpt2 has no rotary positions to isolate; it must be none");
+  require(arch != "gpt2" || tie_word_embeddings, "model.tie_word_embeddings: gpt2's head is always tied");
   if (qk_initializer_range == 0) qk_initializer_range = initializer_range;
   AttentionConfig& a = attention;
   require(k >= 0 && k <= kMost, "model.attention.k: must be from 1 to qk_head_dim = {}, got {}", qk_head_dim, k);
@@ -64,8 +93,7 @@ void ModelConfig::resolve() {
 }
 
 AttentionDims ModelConfig::attention_dims() const {
-  return {
-      .H = num_attention_heads, .G = num_key_value_heads, .Dqk = qk_head_dim, .Dv = hidden_size / num_attention_heads};
+  return {.H = num_attention_heads, .G = num_key_value_heads, .Dqk = qk_head_dim, .Dv = head_dim};
 }
 
 std::int64_t ModelConfig::padded_vocab_size() const {

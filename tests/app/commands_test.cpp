@@ -222,6 +222,52 @@ TEST_F(AppCommands, PlanCountsWithoutRunning) {
   EXPECT_EQ(snapshot(), before);
 }
 
+TEST_F(AppCommands, Qwen3GoesThroughEveryCommand) {
+  const std::vector<std::string> qwen3{"model.arch=qwen3",
+                                       "model.head_dim=12",
+                                       "model.num_key_value_heads=1",
+                                       "model.intermediate_size=40",
+                                       "model.tie_word_embeddings=false",
+                                       "model.attention.rope_projection=shared"};
+  const auto with = [&](std::vector<std::string> command, const std::vector<std::string>& more) {
+    for (const auto* list : {&qwen3, &more}) command.insert(command.end(), list->begin(), list->end());
+    return command;
+  };
+  const std::int64_t C = 16, F = 40, L = 2, D = 12, row = (2 + 1 + 1) * D;
+  const nlohmann::json plan = json_of(with({"plan", at("run.yaml"), "--json", "--memory", "1GB"}, {}));
+  EXPECT_EQ(plan["arch"], "qwen3");
+  EXPECT_EQ(plan["parameters"]["embeddings"], 2 * 257 * C) << "an own head";
+  EXPECT_EQ(plan["parameters"]["attention"], L * (row * C + C * 2 * D + 2 * D * D));
+  EXPECT_EQ(plan["parameters"]["mlp"], L * 3 * C * F);
+  EXPECT_EQ(plan["parameters"]["norms"], L * (2 * C + 2 * D) + C);
+  const nlohmann::json flops = json_of(with({"flops", at("run.yaml"), "--context", "16", "--json"}, {}));
+  EXPECT_EQ(flops[0]["forward_flops_per_token"], plan["forward_flops_per_token"]);
+  const nlohmann::json bench = json_of(with({"bench", "step", at("run.yaml"), "--steps", "2", "--json"}, {}));
+  EXPECT_EQ(bench["attention"], "sfa k=4 rope_projection=shared");
+  double sum = 0;
+  for (const auto& op : bench["ops"]) sum += op["ms"].get<double>();
+  EXPECT_GT(sum, 0.7 * bench["watched_step_ms"].get<double>()) << "ops are missing in the table";
+
+  ASSERT_EQ(sfa(with({"train", at("run.yaml")}, {})).code, 0);
+  const nlohmann::json ppl =
+      json_of({"eval", "perplexity", "--checkpoint", at("run"), "--data", at("data.h5"), "--json"});
+  EXPECT_LT(ppl["loss"].get<double>(), 4.5) << "40 steps learn something of text with eight words";
+  const std::vector<std::string> generate{"generate",     "--checkpoint", at("run"),       "--prompt", "the ",
+                                          "--max-tokens", "10",           "--temperature", "0"};
+  const Ended text = sfa(generate);
+  ASSERT_EQ(text.code, 0) << text.err;
+  EXPECT_EQ(text.out, sfa(generate).out);
+  EXPECT_EQ(json_of({"analyze", "support", "--checkpoint", at("run"), "--data", at("data.h5"), "--json"}).size(), 2u);
+  // A gpt2 run is no qwen3 run, and a key of the other architecture is refused by its name.
+  const Ended resumed = sfa({"train", at("run.yaml"), "--resume"});
+  EXPECT_EQ(resumed.code, 1);
+  EXPECT_NE(resumed.err.find("arch: qwen3"), std::string::npos) << resumed.err;
+  const Ended foreign = sfa({"config", at("run.yaml"), "model.rope_theta=10000"});
+  EXPECT_EQ(foreign.code, 1);
+  EXPECT_NE(foreign.err.find("model.rope_theta: gpt2 has no such key, only qwen3 has it"), std::string::npos)
+      << foreign.err;
+}
+
 TEST_F(AppCommands, StandardInputIsText) {
   const Ended ended = Program({"data", "tokenize", "--output", at("in.h5"), "-"}, scratch(), at("text.txt")).wait();
   ASSERT_EQ(ended.code, 0) << ended.err;

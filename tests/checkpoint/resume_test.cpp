@@ -38,24 +38,31 @@ TEST_F(Resume, KilledTwentyTimesItEndsBitForBitTheSame) {
 }
 
 TEST_F(Resume, StoppedBySignalItSavesAndExitsWell) {
-  const pid_t child = start(train("stopped", true));
-  int status = 0;
-  bool ended = false;
-  while (!ended && list_checkpoints(folder.path() / "stopped").empty()) {
-    ended = ::waitpid(child, &status, WNOHANG) != 0;
-    ::usleep(500);
+  const std::vector<std::string> gpt2,
+      qwen3{"model.arch=qwen3", "model.num_key_value_heads=1", "model.head_dim=24", "model.tie_word_embeddings=false",
+            "model.attention.rope_projection=shared"};
+  for (const auto& [model, more] : {std::pair{"gpt2", gpt2}, {"qwen3", qwen3}}) {
+    SCOPED_TRACE(model);
+    const std::string name = model, stopped = "stopped_" + name, calm = "calm_" + name;
+    const pid_t child = start(train(stopped, true, more));
+    int status = 0;
+    bool ended = false;
+    while (!ended && list_checkpoints(folder.path() / stopped).empty()) {
+      ended = ::waitpid(child, &status, WNOHANG) != 0;
+      ::usleep(500);
+    }
+    if (!ended) {
+      ::kill(child, SIGTERM);
+      status = wait_for(child);
+    }
+    ASSERT_TRUE(WIFEXITED(status));
+    EXPECT_EQ(WEXITSTATUS(status), 0) << errors();
+    EXPECT_NE(errors().find("stopped by signal 15"), std::string::npos) << errors();
+    EXPECT_TRUE(leftovers(folder.path() / stopped).empty());
+    ASSERT_EQ(exit_code(train(stopped, true, more)), 0) << errors();
+    ASSERT_EQ(exit_code(train(calm, true, more)), 0) << errors();
+    EXPECT_TRUE(final_bytes(stopped) == final_bytes(calm));
   }
-  if (!ended) {
-    ::kill(child, SIGTERM);
-    status = wait_for(child);
-  }
-  ASSERT_TRUE(WIFEXITED(status));
-  EXPECT_EQ(WEXITSTATUS(status), 0) << errors();
-  EXPECT_NE(errors().find("stopped by signal 15"), std::string::npos) << errors();
-  EXPECT_TRUE(leftovers(folder.path() / "stopped").empty());
-  ASSERT_EQ(exit_code(train("stopped", true)), 0) << errors();
-  ASSERT_EQ(exit_code(train("calm", true)), 0) << errors();
-  EXPECT_TRUE(final_bytes("stopped") == final_bytes("calm"));
 }
 
 // The disk fills up in the middle of a run: one sentence, the last good checkpoint stays, and with more room it ends as

@@ -48,9 +48,12 @@ struct RunFixture : ::testing::Test {
   }
   [[nodiscard]] std::string errors() const { return read_file(folder.path() / "err.txt"); }
 
-  [[nodiscard]] static std::vector<std::string> train(const std::string& output, bool background) {
-    return {"train", "run.yaml", "--resume", "output_dir=" + output,
-            fmt::format("checkpoint.background={}", background ? "true" : "false")};
+  [[nodiscard]] static std::vector<std::string> train(const std::string& output, bool background,
+                                                      const std::vector<std::string>& more = {}) {
+    std::vector<std::string> command{"train", "run.yaml", "--resume", "output_dir=" + output,
+                                     fmt::format("checkpoint.background={}", background ? "true" : "false")};
+    command.insert(command.end(), more.begin(), more.end());
+    return command;
   }
   // The bytes of the last checkpoint: the same content makes the same bytes.
   [[nodiscard]] std::string final_bytes(const std::string& output) const {

@@ -134,6 +134,30 @@ TEST(Config, DerivedValuesAreResolved) {
   EXPECT_EQ(c.data.micro_batch_size, c.data.batch_size);
 }
 
+TEST(Config, AnArchitectureHasItsOwnKeys) {
+  const std::string qwen3 = "output_dir: x\nmodel: {arch: qwen3, hidden_size: 64, num_attention_heads: 4}\n",
+                    gpt2 = "output_dir: x\nmodel: {hidden_size: 64, num_attention_heads: 4}\n";
+  const std::string printed = dump_config(parse_config(qwen3, "test.yaml", {"model.rope_theta=1e4"}));
+  EXPECT_NE(printed.find("rope_theta: 10000"), std::string::npos) << printed;
+  EXPECT_EQ(printed.find("layer_norm_epsilon"), std::string::npos) << "what qwen3 does not have is not printed";
+  EXPECT_EQ(parse_config(printed, "printed", {}).model.rope_theta, 1e4);
+  EXPECT_EQ(dump_config(parse_config(gpt2, "test.yaml", {})).find("rope"), std::string::npos);
+  const auto refused = [](const std::string& yaml, const std::string& key, const char* what) {
+    try {
+      (void)parse_config(yaml, "test.yaml", {key});
+      ADD_FAILURE() << "accepted: " << key;
+    } catch (const Error& e) {
+      EXPECT_NE(std::string(e.what()).find(what), std::string::npos) << e.what();
+    }
+  };
+  refused(qwen3, "model.layer_norm_epsilon=1e-5", "layer_norm_epsilon: qwen3 has no such key, only gpt2 has it");
+  for (const char* key : {"model.rms_norm_eps=1e-6", "model.rope_theta=1e6", "model.tie_word_embeddings=true",
+                          "model.attention.rope_projection=none"})
+    refused(gpt2, key, "gpt2 has no such key, only qwen3 has it");
+  refused(gpt2, "model.head_dim=32", "model.head_dim: gpt2 has hidden_size / num_attention_heads = 16, got 32");
+  EXPECT_EQ(parse_config(gpt2, "test.yaml", {"model.head_dim=16"}).model.head_dim, 16);
+}
+
 TEST(Config, TheDecayOfAScheduleIsResolvedAndFits) {
   const std::string yaml = "output_dir: x\ntrain: {schedule: wsd, max_steps: 200}\n";
   EXPECT_EQ(parse_config(yaml, "test.yaml", {}).train.decay_steps, 20);

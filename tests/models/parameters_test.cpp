@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 
@@ -59,6 +60,102 @@ TEST(ParameterList, Gpt2SmallHas124Million) {
   // transformers' GPT2LMHeadModel: 124,439,808; here the vocabulary is padded to 50,304 rows.
   EXPECT_EQ(model->parameters().count() - (50304 - 50257) * 768, 124439808);
   EXPECT_EQ(model->cost(1024).parameters, 124439808.0);
+}
+
+// The published sizes, from transformers' Qwen3ForCausalLM; 151,936 is a multiple of the padding.
+TEST(ParameterList, Qwen3HasThePublishedSizes) {
+  struct Size {
+    std::int64_t layers, hidden, heads, intermediate, parameters;
+    bool tied;
+  };
+  for (const Size& size : {Size{28, 1024, 16, 3072, 596049920, true}, Size{28, 2048, 16, 6144, 1720574976, true},
+                           Size{36, 2560, 32, 9728, 4022468096, true}, Size{36, 4096, 32, 12288, 8190735360, false}}) {
+    ModelConfig c;
+    c.arch = "qwen3";
+    c.vocab_size = 151936;
+    c.num_hidden_layers = size.layers;
+    c.hidden_size = size.hidden;
+    c.num_attention_heads = size.heads;
+    c.num_key_value_heads = 8;
+    c.head_dim = 128;
+    c.intermediate_size = size.intermediate;
+    c.tie_word_embeddings = size.tied;
+    c.resolve();
+    const auto model = make_model(c, Device::cpu, DType::f32);
+    EXPECT_EQ(model->parameters().count(), size.parameters) << size.hidden;
+    EXPECT_EQ(model->cost(1024).parameters, static_cast<double>(size.parameters)) << size.hidden;
+  }
+}
+
+ModelConfig small_qwen3() {
+  ModelConfig c;
+  c.arch = "qwen3";
+  c.num_hidden_layers = 2;
+  c.num_attention_heads = 4;
+  c.num_key_value_heads = 2;
+  c.head_dim = 24;
+  c.hidden_size = 64;
+  c.vocab_size = 257;
+  c.tie_word_embeddings = false;
+  c.rope_projection = "per_head";
+  c.resolve();
+  return c;
+}
+
+TEST(ParameterList, Qwen3GoesByHuggingFacesNames) {
+  const auto model = make_model(small_qwen3(), Device::cpu, DType::f32);
+  std::map<std::string, std::int64_t> rows;
+  for (const Parameter& p : model->parameters().all()) {
+    std::int64_t next = 0;
+    for (const HfView& view : p.hf) {
+      EXPECT_EQ(view.row_begin, next) << view.name;
+      EXPECT_FALSE(view.transpose) << view.name;
+      EXPECT_TRUE(rows.emplace(view.name, view.row_count).second) << view.name << " is there twice";
+      next += view.row_count;
+    }
+    EXPECT_EQ(next, p.rows()) << p.name;
+    EXPECT_EQ(p.decay, p.shape.size() == 2) << p.name;
+  }
+  const std::string l = "model.layers.1.";
+  const std::map<std::string, std::int64_t> want{{"model.embed_tokens.weight", 320},
+                                                 {"lm_head.weight", 320},
+                                                 {"model.norm.weight", 64},
+                                                 {l + "self_attn.q_proj.weight", 96},
+                                                 {l + "self_attn.k_proj.weight", 48},
+                                                 {l + "self_attn.v_proj.weight", 48},
+                                                 {l + "self_attn.o_proj.weight", 64},
+                                                 {l + "self_attn.q_norm.weight", 24},
+                                                 {l + "self_attn.k_norm.weight", 24},
+                                                 {l + "self_attn.q_rope_proj.weight", 96},
+                                                 {l + "self_attn.k_rope_proj.weight", 48},
+                                                 {l + "mlp.gate_proj.weight", 192},
+                                                 {l + "mlp.up_proj.weight", 192},
+                                                 {l + "mlp.down_proj.weight", 64},
+                                                 {l + "input_layernorm.weight", 64},
+                                                 {l + "post_attention_layernorm.weight", 64}};
+  for (const auto& [name, count] : want) EXPECT_EQ(rows[name], count) << name;
+  EXPECT_EQ(rows.size(), 3u + 2u * (want.size() - 3u));
+}
+
+TEST(Initialisation, IsThatOfQwen3) {
+  const auto model = make_model(small_qwen3(), Device::cpu, DType::f32);
+  const auto flat = initial(model->parameters(), 11);
+  for (const Parameter& p : model->parameters().all()) {
+    const float* first = flat.data() + p.offset;
+    if (p.name.find("rope") != std::string::npos) {
+      for (std::int64_t i = 0; i < p.numel(); ++i)
+        ASSERT_EQ(first[i], i / 24 % 24 == i % 24 ? 1.0f : 0.0f) << p.name << " is the identity of every head";
+      continue;
+    }
+    double squares = 0;
+    for (std::int64_t i = 0; i < p.numel(); ++i)
+      squares += static_cast<double>(first[i]) * static_cast<double>(first[i]);
+    const double n = static_cast<double>(p.numel()), deviation = std::sqrt(squares / n);
+    if (p.shape.size() == 2)
+      EXPECT_NEAR(deviation, 0.02, 5 * 0.02 / std::sqrt(2 * n)) << p.name << ", residual branches too";
+    else
+      EXPECT_EQ(std::count(first, first + p.numel(), 1.0f), p.numel()) << p.name;
+  }
 }
 
 TEST(Initialisation, IsThatOfGpt2) {
@@ -122,6 +219,14 @@ TEST(ModelConfigTest, DerivesWhatIsLeftOpen) {
   EXPECT_EQ(c.attention_dims().Dv, 16);
   EXPECT_EQ(c.attention_dims().row(), 3 * 64);
   c = ModelConfig{};
+  c.arch = "qwen3";
+  c.num_attention_heads = 5;  // 768 is no multiple of it
+  c.head_dim = 128;
+  c.resolve();
+  EXPECT_EQ(c.intermediate_size, 3 * 768);
+  EXPECT_EQ(c.qk_head_dim, 128);
+  EXPECT_EQ(c.attention_dims().Dv, 128);
+  c = ModelConfig{};
   c.attention.type = "sfa";
   c.k = 8;
   c.attention.k_k = 16;
@@ -163,6 +268,35 @@ TEST(ModelConfigTest, RefusesWhatCannotBe) {
   expect("vocab_size", [](ModelConfig& c) { c.vocab_size = 0; });
   expect("vocab_size", [](ModelConfig& c) { c.vocab_size = -5; });
   expect("qk_head_dim", [](ModelConfig& c) { c.qk_head_dim = -2; });
+  expect("head_dim", [](ModelConfig& c) { c.head_dim = 32; });
+  expect("head_dim", [](ModelConfig& c) { c.head_dim = -16; });
+  const auto qwen3 = [](ModelConfig& c) { c.arch = "qwen3"; };
+  expect("head_dim", [&](ModelConfig& c) {
+    qwen3(c);
+    c.num_attention_heads = 5;
+  });
+  expect("head_dim: 33", [&](ModelConfig& c) {
+    qwen3(c);
+    c.head_dim = 33;
+  });
+  expect("qk_head_dim: 7", [&](ModelConfig& c) {
+    qwen3(c);
+    c.qk_head_dim = 7;
+  });
+  expect("rope_theta", [&](ModelConfig& c) {
+    qwen3(c);
+    c.rope_theta = 0;
+  });
+  expect("rms_norm_eps", [&](ModelConfig& c) {
+    qwen3(c);
+    c.rms_norm_eps = -1;
+  });
+  expect("rope_projection", [&](ModelConfig& c) {
+    qwen3(c);
+    c.rope_projection = "linear";
+  });
+  expect("rope_projection", [](ModelConfig& c) { c.rope_projection = "shared"; });
+  expect("tie_word_embeddings", [](ModelConfig& c) { c.tie_word_embeddings = false; });
   expect("window", [](ModelConfig& c) { c.attention.window = -1; });
   expect("arch", [](ModelConfig& c) { c.arch = "gpt3"; });
   expect("attention.type", [](ModelConfig& c) { c.attention.type = "sparse"; });

@@ -11,6 +11,7 @@ namespace sfa::test {
 namespace {
 
 constexpr std::int64_t B = 2, T = 21;
+constexpr int kVariants = 7;  // four of GPT-2, three of Qwen3
 
 ModelConfig variant(int which, const std::string& recompute) {
   ModelConfig c;
@@ -29,6 +30,14 @@ ModelConfig variant(int which, const std::string& recompute) {
   if (which == 3) {
     c.attention.window = 6;
     c.num_key_value_heads = 1;
+  }
+  if (which >= 4) {
+    c.arch = "qwen3";
+    c.num_key_value_heads = 1;
+    c.intermediate_size = 96;
+    c.k = which == 4 ? 0 : 8;
+    c.attention.type = which == 4 ? "dense" : "sfa";
+    c.rope_projection = which == 6 ? "shared" : "none";
   }
   return c;
 }
@@ -73,7 +82,7 @@ class RecomputeTest : public DeviceTest {
 
 TEST_P(RecomputeTest, BlocksComputedAgainGiveTheSameBits) {
   for (const DType type : types())
-    for (int which = 0; which < 4; ++which)
+    for (int which = 0; which < kVariants; ++which)
       for (const bool round : {false, true}) {
         if (round && ctx.on_cuda()) continue;
         SCOPED_TRACE(fmt::format("variant {} {}{}", which, name_of(type), round ? ", rounded" : ""));
@@ -88,7 +97,7 @@ TEST_P(RecomputeTest, BlocksComputedAgainGiveTheSameBits) {
 
 TEST_P(RecomputeTest, OutputsComputedAgainStayWithinRounding) {
   for (const DType type : types())
-    for (int which = 0; which < 4; ++which)
+    for (int which = 0; which < kVariants; ++which)
       for (const bool round : {false, true}) {
         if (round && ctx.on_cuda()) continue;
         SCOPED_TRACE(fmt::format("variant {} {}{}", which, name_of(type), round ? ", rounded" : ""));
@@ -107,8 +116,7 @@ TEST_P(RecomputeTest, OutputsComputedAgainStayWithinRounding) {
           difference += std::pow(static_cast<double>(kept.gradients[i] - again.gradients[i]), 2);
           size += std::pow(static_cast<double>(kept.gradients[i]), 2);
         }
-        EXPECT_LT(std::sqrt(difference / size), 0.03)
-            << "after three updates, each with gelu's output rounded otherwise";
+        EXPECT_LT(std::sqrt(difference / size), 0.03) << "after three updates, each with activations rounded otherwise";
         EXPECT_GT(size, 0);
       }
 }

@@ -1,11 +1,12 @@
-// Residual addition + layer norm against the formula in double, which is itself held against central differences.
+// Residual addition + layer norm or RMS norm against the formula in double, which is itself held against central
+// differences.
 #include "ops/residual_norm/residual_norm.h"
 
 #include <gtest/gtest.h>
 
 #include "support/compare.h"
 #include "support/devices.h"
-#include "support/oracle.h"
+#include "support/oracle_qwen3.h"
 
 namespace sfa::test {
 namespace {
@@ -32,6 +33,17 @@ TEST(ResidualNormFormula, BackwardIsTheDerivativeOfForward) {
   EXPECT_TRUE(near_in_norm(g.r, numeric_gradient([&](const auto& a) { return value(a, w, b); }, r), 1e-8));
   EXPECT_TRUE(near_in_norm(g.weight, numeric_gradient([&](const auto& a) { return value(r, a, b); }, w), 1e-8));
   EXPECT_TRUE(near_in_norm(g.bias, numeric_gradient([&](const auto& a) { return value(r, w, a); }, b), 1e-8));
+}
+
+TEST(RmsNormFormula, BackwardIsTheDerivativeOfForward) {
+  const std::int64_t N = 3, C = 6;
+  const auto r = as<double>(normal(N * C, 1)), w = as<double>(normal(C, 2)), d_y = as<double>(normal(N * C, 4));
+  const auto value = [&](const auto& at, const auto& weight) {
+    return dot(oracle::rms_norm(at, weight, N, C, 1e-5).y, d_y);
+  };
+  const auto g = oracle::rms_norm_backward(d_y, r, w, N, C, 1e-5);
+  EXPECT_TRUE(near_in_norm(g.r, numeric_gradient([&](const auto& a) { return value(a, w); }, r), 1e-8));
+  EXPECT_TRUE(near_in_norm(g.weight, numeric_gradient([&](const auto& a) { return value(r, a); }, w), 1e-8));
 }
 
 class ResidualNorm : public DeviceTest {};
@@ -139,6 +151,79 @@ TEST_P(ResidualNorm, ConstantRowsStayFinite) {
   std::vector<float> want = normal(C, 2);
   want.insert(want.end(), want.begin(), want.begin() + C);
   EXPECT_EQ(values_of(ctx, y), want);
+}
+
+TEST_P(ResidualNorm, WithoutBiasAndMeanItIsRmsNorm) {
+  for (const auto [N, C] : kShapes) {
+    SCOPED_TRACE(::testing::Message() << N << " x " << C);
+    // A mean that is far from zero: layer norm would take it away.
+    std::vector<float> residual = normal(N * C, 1);
+    for (float& v : residual) v += 2;
+    const auto x = normal(N * C, 2), w = normal(C, 3), d_y = normal(N * C, 4), d_next = normal(N * C, 5);
+    const auto r = sum(residual, x);
+    const auto exact = oracle::rms_norm(as<double>(r), as<double>(w), N, C, static_cast<double>(kEps));
+    const auto naive = oracle::rms_norm(r, w, N, C, kEps);
+    const Tensor out = pool.poisoned(DType::f32, {N, C}), y = pool.poisoned(DType::f32, {N, C}),
+                 rstd = pool.poisoned(DType::f32, {N}), tw = pool.floats(w, {C});
+    residual_norm_forward(ctx, {.residual = pool.floats(residual, {N, C}),
+                                .x = pool.floats(x, {N, C}),
+                                .weight = tw,
+                                .bias = {},
+                                .eps = kEps,
+                                .residual_out = out,
+                                .y = y,
+                                .mean = {},
+                                .rstd = rstd});
+    EXPECT_EQ(values_of(ctx, out), r);
+    EXPECT_TRUE(near_in_norm(values_of(ctx, y), exact.y, derived_tolerance(naive.y, exact.y)));
+    EXPECT_TRUE(near_in_norm(values_of(ctx, rstd), exact.rstd, derived_tolerance(naive.rstd, exact.rstd)));
+
+    const auto g =
+        oracle::rms_norm_backward(as<double>(d_y), as<double>(r), as<double>(w), N, C, static_cast<double>(kEps));
+    const auto rough = oracle::rms_norm_backward(d_y, r, w, N, C, kEps);
+    const Tensor td = pool.floats(d_y, {N, C}), d_w = pool.floats(std::vector<float>(w.size(), 1.5f), {C}),
+                 d_x_bias = pool.floats(std::vector<float>(w.size(), 0.5f), {C});
+    // 1: no gradient from after; 2: one in the memory that is overwritten, and the bias of the layer in front.
+    for (int form = 1; form <= 2; ++form) {
+      const Tensor next = form == 1 ? Tensor{} : pool.floats(d_next, {N, C});
+      const Tensor d_r = form == 1 ? pool.poisoned(DType::f32, {N, C}) : next;
+      run_planned(ctx, [&](Context& on, Arena& scratch) {
+        residual_norm_backward(on, {.d_y = td,
+                                    .d_residual_out = next,
+                                    .residual_out = out,
+                                    .weight = tw,
+                                    .mean = {},
+                                    .rstd = rstd,
+                                    .d_residual = d_r,
+                                    .d_weight = d_w,
+                                    .d_bias = {},
+                                    .scratch = scratch,
+                                    .d_x_bias = form == 1 ? Tensor{} : d_x_bias});
+      });
+      std::vector<double> want = g.r;
+      std::vector<float> near = rough.r;
+      if (form == 2)
+        for (std::size_t i = 0; i < want.size(); ++i) {
+          want[i] += d_next[i];
+          near[i] += d_next[i];
+        }
+      EXPECT_TRUE(near_in_norm(values_of(ctx, d_r), want, derived_tolerance(near, want))) << "form " << form;
+      EXPECT_TRUE(
+          near_in_norm(values_of(ctx, d_w), plus(g.weight, 1.5, form), derived_tolerance(rough.weight, g.weight)));
+      if (form == 1) continue;
+      std::vector<double> columns(w.size(), 0.5);
+      for (std::size_t i = 0; i < want.size(); ++i) columns[i % w.size()] += want[i];
+      EXPECT_TRUE(near_in_norm(values_of(ctx, d_x_bias), columns, 1e-5));
+    }
+  }
+}
+
+TEST_P(ResidualNorm, BiasAndMeanAreLeftOutTogether) {
+  const Tensor r = pool.zeros(DType::f32, {2, 4}), y = pool.zeros(DType::f32, {2, 4}), w = pool.zeros(DType::f32, {4}),
+               stat = pool.zeros(DType::f32, {2});
+  ResidualNormForward args{
+      .residual = r, .x = {}, .weight = w, .bias = {}, .residual_out = {}, .y = y, .mean = stat, .rstd = stat};
+  EXPECT_THROW(residual_norm_forward(ctx, args), Error);
 }
 
 SFA_ON_EVERY_DEVICE(ResidualNorm);

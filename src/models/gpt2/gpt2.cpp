@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "core/observer.h"
+#include "models/generation.h"
 #include "models/gpt2/block.h"
 #include "ops/classifier/classifier.h"
 #include "ops/embedding/embedding.h"
@@ -187,6 +188,32 @@ void Gpt2::evaluate(Context& ctx, ModelArenas& arenas, const ModelInput& batch, 
   forward(ctx, arenas.scratch, batch);
   classifier_loss(ctx, {acts_.norm_f.y, weights_.wte, batch.targets, config_.vocab_size, 1.0f, losses, Tensor{},
                         Tensor{}, arenas.scratch});
+}
+
+std::unique_ptr<Generation> Gpt2::start_generation(Context& ctx, std::int64_t B, std::int64_t capacity,
+                                                   std::int64_t chunk) {
+  return start_cached_generation(ctx, *this, *attention_, B, capacity, chunk);
+}
+
+Tensor Gpt2::feed(Context& ctx, Generation& generation, const Tensor& tokens) {
+  CachedGeneration& g = begin_feed(generation, tokens);
+  const std::int64_t B = g.batch, n = tokens.dim(1), C = config_.hidden_size;
+  Arena& scratch = g.memory.scratch;
+  // Nothing is kept for backward: all blocks work in the memory of one. A block reads the stream where the last one
+  // left it and has it in `embedded` between its two branches.
+  Activations acts = plan_activations(g.memory.activations, scratch, B, n, 1, "none");
+  BlockActivations& block = acts.blocks[0];
+  const Ranges ranges{.causal = true, .window = config_.attention.window, .first_key = {}};
+  embedding_forward(ctx, tokens, weights_.wte, weights_.wpe, g.place(), acts.embedded.view({B, n, C}));
+  Tensor residual = acts.embedded, branch;
+  for (std::size_t l = 0; l < weights_.blocks.size(); ++l) {
+    gpt2_block_forward(ctx, {config_, *attention_, weights_.blocks[l], scratch, &g.caches[l]}, block, residual, branch,
+                       acts.branch, ranges);
+    residual = block.norm2.residual;
+    branch = acts.branch;
+  }
+  gpt2_norm_forward(ctx, config_, weights_.norm_f, residual, branch, acts.norm_f);
+  return last_logits(ctx, g, acts.norm_f.y, weights_.wte);
 }
 
 ModelCost Gpt2::cost(std::int64_t T) const {

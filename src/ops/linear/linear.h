@@ -1,4 +1,5 @@
-// Linear layer with a fused epilogue. Weights are [O,I], as Hugging Face's nn.Linear has them. Rows are N = B*T.
+// Linear layer with a fused epilogue. Weights are [O,I], as Hugging Face's nn.Linear has them. Rows are N = B*T;
+// without an epilogue, rows of x, y and their gradients may lie apart (columns of a wider matrix).
 //   forward:  a = x W^T + b;   y = a, or y = gelu(a) with a kept in `pre`
 //   backward: d_x = d_y W  [* gelu'(pre_of_x) when x = gelu(pre_of_x): then d_x is the gradient of pre_of_x]
 //   (overwritten)
@@ -32,7 +33,7 @@ struct LinearBackward {
   Tensor weight;    // [O,I]
   Tensor pre_of_x;  // [N,I] when x is a gelu output, otherwise empty
   Tensor d_x;       // [N,I] or empty (not wanted)
-  Tensor d_weight;  // [O,I], accumulated; dtype of the gradients
+  Tensor d_weight;  // [O,I] or empty (not wanted), accumulated; dtype of the gradients
   Tensor d_bias;    // [O] or empty, accumulated
   Arena& scratch;
   // [I] or empty, accumulated, with pre_of_x alone: sum over rows of d_x, which is the gradient of the bias of the

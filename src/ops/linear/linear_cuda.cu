@@ -205,7 +205,7 @@ void linear_backward(Context& ctx, const LinearBackward& args) {
     return;
   }
   CudaState& state = ctx.cuda();
-  {
+  if (!args.d_weight.empty()) {
     const OpScope scope(ctx, [&] { return d_weight_work(args); });
     gemm(state, {.transpose_a = true,
                  .accumulate = true,

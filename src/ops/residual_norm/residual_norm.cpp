@@ -10,7 +10,7 @@ namespace sfa {
 void residual_norm_forward(Context& ctx, const ResidualNormForward& args) {
   require(args.residual.rank == 2 && args.residual.contiguous() && args.y.contiguous() &&
               args.y.numel() == args.residual.numel() && args.weight.numel() == args.residual.dim(1) &&
-              args.x.empty() == args.residual_out.empty(),
+              args.x.empty() == args.residual_out.empty() && args.bias.empty() == args.mean.empty(),
           "internal error: residual_norm_forward: residual {}, y {}, weight {}", args.residual, args.y, args.weight);
   if (ctx.planning) return;
   const OpScope scope(ctx, [&] {
@@ -26,7 +26,7 @@ void residual_norm_forward(Context& ctx, const ResidualNormForward& args) {
 
 void residual_norm_backward(Context& ctx, const ResidualNormBackward& args) {
   require(args.d_y.rank == 2 && args.d_y.contiguous() && args.d_residual.numel() == args.d_y.numel() &&
-              args.residual_out.numel() == args.d_y.numel(),
+              args.residual_out.numel() == args.d_y.numel() && args.d_bias.empty() == args.mean.empty(),
           "internal error: residual_norm_backward: d_y {}, residual_out {}", args.d_y, args.residual_out);
   const OpScope scope(ctx, [&] {
     return OpWork{

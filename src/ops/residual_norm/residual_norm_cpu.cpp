@@ -9,9 +9,10 @@ void residual_norm_forward(Context& ctx, const ResidualNormForward& args) {
   const std::int64_t N = args.residual.dim(0), C = args.residual.dim(1);
   const float* residual = args.residual.as<float>();
   const float* x = args.x.empty() ? nullptr : args.x.as<float>();
-  const float *weight = args.weight.as<float>(), *bias = args.bias.as<float>();
+  const bool rms = args.mean.empty();
+  const float *weight = args.weight.as<float>(), *bias = rms ? nullptr : args.bias.as<float>();
   float* sum_out = x ? args.residual_out.as<float>() : nullptr;
-  float *y = args.y.as<float>(), *mean = args.mean.as<float>(), *rstd = args.rstd.as<float>();
+  float *y = args.y.as<float>(), *mean = rms ? nullptr : args.mean.as<float>(), *rstd = args.rstd.as<float>();
   const bool round = ctx.round_bf16;
 #pragma omp parallel for schedule(static)
   for (std::int64_t n = 0; n < N; ++n) {
@@ -23,18 +24,20 @@ void residual_norm_forward(Context& ctx, const ResidualNormForward& args) {
         for (std::int64_t c = 0; c < C; ++c) s[c] = round_to_bf16(s[c]);
       r = s;
     }
-    float total = 0;
-#pragma omp simd reduction(+ : total)
-    for (std::int64_t c = 0; c < C; ++c) total += r[c];
-    const float m = total / static_cast<float>(C);
+    float m = 0;
+    if (!rms) {
+#pragma omp simd reduction(+ : m)
+      for (std::int64_t c = 0; c < C; ++c) m += r[c];
+      m /= static_cast<float>(C);
+      mean[n] = m;
+    }
     float squares = 0;
 #pragma omp simd reduction(+ : squares)
     for (std::int64_t c = 0; c < C; ++c) squares += (r[c] - m) * (r[c] - m);
     const float s = 1.0f / std::sqrt(squares / static_cast<float>(C) + args.eps);
-    mean[n] = m;
     rstd[n] = s;
     float* to = y + n * C;
-    for (std::int64_t c = 0; c < C; ++c) to[c] = (r[c] - m) * s * weight[c] + bias[c];
+    for (std::int64_t c = 0; c < C; ++c) to[c] = (r[c] - m) * s * weight[c] + (bias ? bias[c] : 0.0f);
   }
   round_output(ctx, args.y);
 }
@@ -61,41 +64,46 @@ void residual_norm_backward(Context& ctx, const ResidualNormBackward& args) {
   if (ctx.planning) return;
   const std::int64_t N = args.d_y.dim(0), C = args.d_y.dim(1);
   const float *d_y = args.d_y.as<float>(), *r = args.residual_out.as<float>(), *weight = args.weight.as<float>();
-  const float *mean = args.mean.as<float>(), *rstd = args.rstd.as<float>();
+  const bool rms = args.mean.empty();
+  const float *mean = rms ? nullptr : args.mean.as<float>(), *rstd = args.rstd.as<float>();
   const float* d_next = args.d_residual_out.empty() ? nullptr : args.d_residual_out.as<float>();
-  float *d_r = args.d_residual.as<float>(), *d_weight = args.d_weight.as<float>(), *d_bias = args.d_bias.as<float>();
+  float *d_r = args.d_residual.as<float>(), *d_weight = args.d_weight.as<float>();
+  float* d_bias = rms ? nullptr : args.d_bias.as<float>();
   // Parameters: threads own columns, rows in order.
   constexpr std::int64_t kColumns = 32;
 #pragma omp parallel for schedule(static)
   for (std::int64_t c0 = 0; c0 < C; c0 += kColumns) {
     const std::int64_t width = std::min(kColumns, C - c0);
     float dw[kColumns] = {}, db[kColumns] = {};
-    for (std::int64_t n = 0; n < N; ++n)
+    for (std::int64_t n = 0; n < N; ++n) {
+      const float m = rms ? 0.0f : mean[n];
 #pragma omp simd
       for (std::int64_t c = 0; c < width; ++c) {
         const float g = d_y[n * C + c0 + c];
-        dw[c] += g * (r[n * C + c0 + c] - mean[n]) * rstd[n];
+        dw[c] += g * (r[n * C + c0 + c] - m) * rstd[n];
         db[c] += g;
       }
+    }
     for (std::int64_t c = 0; c < width; ++c) {
       d_weight[c0 + c] += dw[c];
-      d_bias[c0 + c] += db[c];
+      if (!rms) d_bias[c0 + c] += db[c];
     }
   }
 #pragma omp parallel for schedule(static)
   for (std::int64_t n = 0; n < N; ++n) {
     const float *g = d_y + n * C, *row = r + n * C;
+    const float m = rms ? 0.0f : mean[n];
     float sum = 0, dot = 0;
 #pragma omp simd reduction(+ : sum, dot)
     for (std::int64_t c = 0; c < C; ++c) {
       const float gw = g[c] * weight[c];
       sum += gw;
-      dot += gw * (row[c] - mean[n]) * rstd[n];
+      dot += gw * (row[c] - m) * rstd[n];
     }
-    sum /= static_cast<float>(C);
+    sum = rms ? 0.0f : sum / static_cast<float>(C);  // only a mean that was taken away has a gradient
     dot /= static_cast<float>(C);
     for (std::int64_t c = 0; c < C; ++c) {
-      const float normed = (row[c] - mean[n]) * rstd[n];
+      const float normed = (row[c] - m) * rstd[n];
       const float next = d_next ? d_next[n * C + c] : 0.0f;
       d_r[n * C + c] = next + (g[c] * weight[c] - sum - normed * dot) * rstd[n];
     }

@@ -26,7 +26,8 @@ struct ForwardPointers {
 
 // GROUP threads a row, each with up to VECTORS vectors of WIDTH features: vector i of a thread starts at (i * GROUP +
 // thread) * WIDTH.
-template <class T, int WIDTH, int GROUP, int VECTORS>
+// RMS: no mean is taken away and no bias added.
+template <class T, bool RMS, int WIDTH, int GROUP, int VECTORS>
 __global__ void __launch_bounds__(kThreads) forward_kernel(const ForwardPointers<T> p) {
   constexpr int kRows = kThreads / GROUP;
   const int thread = static_cast<int>(threadIdx.x) % GROUP;
@@ -50,7 +51,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const ForwardPointers
 #pragma unroll
     for (int j = 0; j < WIDTH; ++j) sum += r[i][j];
   }
-  const float mean = group_sum<GROUP>(sum) / static_cast<float>(p.C);
+  const float mean = RMS ? 0.0f : group_sum<GROUP>(sum) / static_cast<float>(p.C);
   float squares = 0;
 #pragma unroll
   for (int i = 0; i < VECTORS; ++i) {
@@ -60,16 +61,16 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const ForwardPointers
   }
   const float rstd = 1.0f / sqrtf(group_sum<GROUP>(squares) / static_cast<float>(p.C) + p.eps);
   if (thread == 0) {
-    p.mean[row] = mean;
+    if constexpr (!RMS) p.mean[row] = mean;
     p.rstd[row] = rstd;
   }
 #pragma unroll
   for (int i = 0; i < VECTORS; ++i) {
     const std::int64_t c = (i * GROUP + thread) * WIDTH;
     if (c >= p.C) continue;
-    float weight[WIDTH], bias[WIDTH];
+    float weight[WIDTH], bias[WIDTH] = {};
     load(weight, p.weight + c);
-    load(bias, p.bias + c);
+    if constexpr (!RMS) load(bias, p.bias + c);
 #pragma unroll
     for (int j = 0; j < WIDTH; ++j) r[i][j] = (r[i][j] - mean) * rstd * weight[j] + bias[j];
     store(p.y + row * p.C + c, r[i]);
@@ -99,7 +100,7 @@ __device__ __forceinline__ void keep_packed(Pack& pack) {
 // One row: d_residual, and the row's share of d_weight and d_bias into the thread's sums. Threads of a block call it
 // together. Rows stay packed and the last operand is asked for before the reductions, so that two blocks fit on a
 // multiprocessor and hide each other's waits.
-template <class T, int WIDTH, int GROUP, int VECTORS>
+template <class T, bool RMS, int WIDTH, int GROUP, int VECTORS>
 __device__ __forceinline__ void backward_row(const BackwardPointers<T>& p, std::int64_t row, int thread,
                                              float (&d_weight)[VECTORS][WIDTH], float (&d_bias)[VECTORS][WIDTH]) {
   using Pack = Vector<T, WIDTH>;
@@ -112,7 +113,7 @@ __device__ __forceinline__ void backward_row(const BackwardPointers<T>& p, std::
     d_y[i] = inside ? *reinterpret_cast<const Pack*>(p.d_y + row * p.C + c) : Pack{};
     r[i] = inside ? *reinterpret_cast<const Pack*>(p.r + row * p.C + c) : Pack{};
   }
-  const float mean = live ? p.mean[row] : 0.0f, rstd = live ? p.rstd[row] : 0.0f;
+  const float mean = live && !RMS ? p.mean[row] : 0.0f, rstd = live ? p.rstd[row] : 0.0f;
   float sum = 0, dot = 0;
 #pragma unroll
   for (int i = 0; i < VECTORS; ++i) {
@@ -124,8 +125,10 @@ __device__ __forceinline__ void backward_row(const BackwardPointers<T>& p, std::
     for (int j = 0; j < WIDTH; ++j) {
       const float g = to_float(d_y[i].v[j]), normed = (to_float(r[i].v[j]) - mean) * rstd;
       d_weight[i][j] += g * normed;
-      d_bias[i][j] += g;
-      sum += g * weight[j];
+      if constexpr (!RMS) {
+        d_bias[i][j] += g;
+        sum += g * weight[j];
+      }
       dot += g * weight[j] * normed;
     }
   }
@@ -135,7 +138,7 @@ __device__ __forceinline__ void backward_row(const BackwardPointers<T>& p, std::
     const bool wanted = live && c < p.C && p.d_residual_out != nullptr;
     next[i] = wanted ? *reinterpret_cast<const Pack*>(p.d_residual_out + row * p.C + c) : Pack{};
   }
-  sum = group_sum<GROUP>(sum) / static_cast<float>(p.C);
+  if constexpr (!RMS) sum = group_sum<GROUP>(sum) / static_cast<float>(p.C);
   dot = group_sum<GROUP>(dot) / static_cast<float>(p.C);
   const T* weights = p.weight;
   asm volatile("" : "+l"(weights));  // read again, from the L1 cache
@@ -156,14 +159,14 @@ __device__ __forceinline__ void backward_row(const BackwardPointers<T>& p, std::
   }
 }
 
-template <class T, int WIDTH, int GROUP, int VECTORS>
+template <class T, bool RMS, int WIDTH, int GROUP, int VECTORS>
 __global__ void __launch_bounds__(kThreads, 2) backward_kernel(const BackwardPointers<T> p) {
   constexpr int kRows = kThreads / GROUP;
   extern __shared__ float shared[];  // [2][C], when a block has several groups
   const int thread = static_cast<int>(threadIdx.x) % GROUP, group = static_cast<int>(threadIdx.x) / GROUP;
   float d_weight[VECTORS][WIDTH] = {}, d_bias[VECTORS][WIDTH] = {};
   for (std::int64_t first = blockIdx.x * std::int64_t{kRows}; first < p.N; first += gridDim.x * std::int64_t{kRows})
-    backward_row<T, WIDTH, GROUP, VECTORS>(p, first + group, thread, d_weight, d_bias);
+    backward_row<T, RMS, WIDTH, GROUP, VECTORS>(p, first + group, thread, d_weight, d_bias);
 
   float* out = p.partials + blockIdx.x * 3 * p.C;
   float* to = kRows == 1 ? out : shared;
@@ -176,14 +179,14 @@ __global__ void __launch_bounds__(kThreads, 2) backward_kernel(const BackwardPoi
 #pragma unroll
         for (int j = 0; j < WIDTH; ++j) {
           to[c + j] = turn == 0 ? d_weight[i][j] : to[c + j] + d_weight[i][j];
-          to[p.C + c + j] = turn == 0 ? d_bias[i][j] : to[p.C + c + j] + d_bias[i][j];
+          if constexpr (!RMS) to[p.C + c + j] = turn == 0 ? d_bias[i][j] : to[p.C + c + j] + d_bias[i][j];
         }
       }
     }
     __syncthreads();
   }
   if constexpr (kRows > 1)
-    for (std::int64_t c = threadIdx.x; c < 2 * p.C; c += kThreads) out[c] = shared[c];
+    for (std::int64_t c = threadIdx.x; c < (RMS ? 1 : 2) * p.C; c += kThreads) out[c] = shared[c];
 }
 
 template <int WIDTH_, int GROUP_, int VECTORS_>
@@ -232,8 +235,13 @@ std::int64_t backward_any(CudaState& state, const ResidualNormBackward& args, fl
       constexpr int kRows = kThreads / S::GROUP;
       blocks = backward_blocks(N, kRows);
       const std::size_t shared = kRows > 1 ? static_cast<std::size_t>(2 * C) * sizeof(float) : 0;
-      backward_kernel<T, S::WIDTH, S::GROUP, S::VECTORS>
-          <<<static_cast<unsigned>(blocks), kThreads, shared, state.stream>>>(p);
+      const auto launch = [&](auto kernel) {
+        kernel<<<static_cast<unsigned>(blocks), kThreads, shared, state.stream>>>(p);
+      };
+      if (args.mean.empty())
+        launch(backward_kernel<T, true, S::WIDTH, S::GROUP, S::VECTORS>);
+      else
+        launch(backward_kernel<T, false, S::WIDTH, S::GROUP, S::VECTORS>);
     });
   });
   SFA_LAUNCH_CHECK();
@@ -254,7 +262,7 @@ bool backward_but_x_bias(Context& ctx, const ResidualNormBackward& args) {
     fold_partials(state, partials + which * C, static_cast<int>(blocks), 3 * C, to, C);
   };
   fold(0, args.d_weight);
-  fold(1, args.d_bias);
+  if (!args.d_bias.empty()) fold(1, args.d_bias);
   if (all_sums && !args.d_x_bias.empty()) fold(2, args.d_x_bias);
   return all_sums;
 }
@@ -279,8 +287,13 @@ void residual_norm_forward(Context& ctx, const ResidualNormForward& args) {
                                .C = C};
     const bool vectors = vectors_of_eight(C, p.residual, p.x, p.weight, p.bias, p.residual_out, p.y);
     for_shape(C, vectors, [&]<class S>(S) {
-      forward_kernel<T, S::WIDTH, S::GROUP, S::VECTORS>
-          <<<blocks_for(N, kThreads / S::GROUP), kThreads, 0, state.stream>>>(p);
+      const auto launch = [&](auto kernel) {
+        kernel<<<blocks_for(N, kThreads / S::GROUP), kThreads, 0, state.stream>>>(p);
+      };
+      if (args.mean.empty())
+        launch(forward_kernel<T, true, S::WIDTH, S::GROUP, S::VECTORS>);
+      else
+        launch(forward_kernel<T, false, S::WIDTH, S::GROUP, S::VECTORS>);
     });
   });
   SFA_LAUNCH_CHECK();

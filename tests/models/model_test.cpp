@@ -1,4 +1,5 @@
-// GPT-2 as a whole: evaluation, causality, document masks, generation over KV caches, rounding to bf16, counted work.
+// GPT-2 and Qwen3 as a whole: evaluation, causality, document masks, generation over KV caches, rounding to bf16,
+// counted work.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -24,6 +25,18 @@ ModelConfig small(const std::string& type = "dense") {
   return c;
 }
 
+// Heads that are not hidden_size / num_attention_heads wide, two query heads a key head, an own head.
+ModelConfig small_qwen3(const std::string& type = "dense") {
+  ModelConfig c = small(type);
+  c.arch = "qwen3";
+  c.num_key_value_heads = 2;
+  c.head_dim = 16;
+  c.intermediate_size = 80;
+  c.tie_word_embeddings = false;
+  c.rope_theta = 100;
+  return c;
+}
+
 std::vector<std::int32_t> some_tokens(std::int64_t n, std::int64_t V, int salt = 0) {
   std::vector<std::int32_t> out;
   for (std::int64_t i = 0; i < n; ++i) out.push_back(static_cast<std::int32_t>((i * i * 7 + 3 * i + salt + i / 5) % V));
@@ -36,7 +49,7 @@ std::vector<float> weights(const ParameterList& list) {
   return flat;
 }
 
-class Gpt2Test : public DeviceTest {
+class ModelTest : public DeviceTest {
  protected:
   // Losses of a forward pass alone, with memory planned for evaluation.
   std::vector<float> evaluate(const ModelConfig& given, const std::vector<std::int32_t>& tokens,
@@ -66,10 +79,17 @@ std::vector<ModelConfig> variants() {
   all[3].attention.zero_overlap = "mask";
   all[3].attention.window = 6;
   all[4].attention.window = 5;
+  for (const ModelConfig& c : {small_qwen3(), small_qwen3("sfa"), small_qwen3("sfa"), small_qwen3()}) all.push_back(c);
+  all[6].attention.selection = "topk_2of4";
+  all[6].tie_word_embeddings = true;
+  all[7].rope_projection = "shared";
+  all[7].attention.window = 6;
+  all[8].rope_projection = "per_head";
+  all[8].qk_head_dim = 8;
   return all;
 }
 
-TEST_P(Gpt2Test, EvaluationGivesTheLossesOfTraining) {
+TEST_P(ModelTest, EvaluationGivesTheLossesOfTraining) {
   for (const ModelConfig& config : variants()) {
     const std::int64_t B = 2, T = 13;
     const auto tokens = some_tokens(B * T, 90), targets = some_tokens(B * T, 90, 1);
@@ -81,7 +101,7 @@ TEST_P(Gpt2Test, EvaluationGivesTheLossesOfTraining) {
   }
 }
 
-TEST_P(Gpt2Test, NoTokenSeesALaterOne) {
+TEST_P(ModelTest, NoTokenSeesALaterOne) {
   for (const ModelConfig& config : variants()) {
     const std::int64_t T = 16, changed = 9;
     auto tokens = some_tokens(T, 90);
@@ -94,7 +114,7 @@ TEST_P(Gpt2Test, NoTokenSeesALaterOne) {
   }
 }
 
-TEST_P(Gpt2Test, DocumentsDoNotSeeEachOther) {
+TEST_P(ModelTest, DocumentsDoNotSeeEachOther) {
   for (const ModelConfig& config : variants()) {
     const std::int64_t B = 2, T = 14, start = 6;
     auto tokens = some_tokens(B * T, 90);
@@ -111,7 +131,7 @@ TEST_P(Gpt2Test, DocumentsDoNotSeeEachOther) {
 
 // Fed in pieces, the model must give at every piece's end the logits that one pass gives there: the loss of one target
 // tells.
-TEST_P(Gpt2Test, GenerationOverCachesEqualsOnePass) {
+TEST_P(ModelTest, GenerationOverCachesEqualsOnePass) {
   for (ModelConfig config : variants()) {
     const std::int64_t B = 2, T = 12;
     const auto tokens = some_tokens(B * T, 90), targets = some_tokens(B * T, 90, 1);
@@ -151,8 +171,8 @@ TEST_P(Gpt2Test, GenerationOverCachesEqualsOnePass) {
   }
 }
 
-TEST_P(Gpt2Test, SameBitsEveryRun) {
-  for (const ModelConfig& config : {small(), small("sfa")}) {
+TEST_P(ModelTest, SameBitsEveryRun) {
+  for (const ModelConfig& config : {small(), small("sfa"), small_qwen3(), small_qwen3("sfa")}) {
     const auto tokens = some_tokens(3 * 15, 90), targets = some_tokens(3 * 15, 90, 1);
     std::vector<float> first;
     for (int attempt = 0; attempt < 3; ++attempt) {
@@ -169,17 +189,17 @@ TEST_P(Gpt2Test, SameBitsEveryRun) {
   }
 }
 
-TEST_P(Gpt2Test, AStepOfAnotherSizeWasNotPlanned) {
+TEST_P(ModelTest, AStepOfAnotherSizeWasNotPlanned) {
   TrainingRun run(ctx, small(), 2, 8);
   const Tensor tokens = pool.zeros(DType::i32, {2, 9}), losses = pool.zeros(DType::f32, {18});
   EXPECT_THROW(run.model->forward_backward(ctx, run.arenas, {tokens, tokens, Tensor{}}, 1.0f, losses), Error);
 }
 
-SFA_ON_EVERY_DEVICE(Gpt2Test);
+SFA_ON_EVERY_DEVICE(ModelTest);
 
 // The CPU's imitation of a GPU in bf16: weights are rounded, losses stay close to those in f32, training goes on.
-TEST(Gpt2Rounding, TrainsLikeF32) {
-  for (const ModelConfig& config : {small(), small("sfa")}) {
+TEST(ModelRounding, TrainsLikeF32) {
+  for (const ModelConfig& config : {small(), small("sfa"), small_qwen3(), small_qwen3("sfa")}) {
     const auto tokens = some_tokens(4 * 16, 90), targets = some_tokens(4 * 16, 90, 1);
     std::vector<std::vector<double>> curves;
     for (const bool round : {false, true}) {
@@ -205,7 +225,7 @@ TEST(Gpt2Rounding, TrainsLikeF32) {
 }
 
 // Counted by hand for one small shape: T = 8, C = 48, H = 4, D = 12, F = 192, L = 2, V = 90.
-TEST(Gpt2Cost, CountsTheMathematics) {
+TEST(Cost, CountsTheMathematicsOfGpt2) {
   ModelConfig config = small();
   config.resolve();
   const auto model = make_model(config, Device::cpu, DType::f32);
@@ -222,6 +242,29 @@ TEST(Gpt2Cost, CountsTheMathematics) {
   EXPECT_DOUBLE_EQ(s.attention_flops_per_token, 2 * 2 * pairs * 4 * (16.0 / 12 + 12) / 8)
       << "k^2 / d shared features a pair";
   EXPECT_DOUBLE_EQ(s.kv_bytes_per_token, 2 * 4 * (4 * (4 + 1) + 12 * 4.0)) << "k values and k one-byte indices a key";
+}
+
+// T = 8, C = 48, H = 4, G = 2, D = 16, F = 80, L = 2, V = 90.
+TEST(Cost, CountsTheMathematicsOfQwen3) {
+  ModelConfig config = small_qwen3();
+  config.resolve();
+  const ModelCost c = make_model(config, Device::cpu, DType::f32)->cost(8);
+  const double matrices = 2 * (128.0 * 48 + 48 * 64 + 3 * 48 * 80) + 90 * 48, pairs = 8 * 9 / 2;
+  const double attention = 2 * 2 * pairs * 4 * (16 + 16) / 8;
+  EXPECT_DOUBLE_EQ(c.attention_flops_per_token, attention);
+  EXPECT_DOUBLE_EQ(c.forward_flops_per_token, 2 * matrices + attention);
+  EXPECT_DOUBLE_EQ(c.backward_flops_per_token, 4 * matrices + 2 * 2 * pairs * 4 * (3 * 16 + 2 * 16) / 8);
+  EXPECT_DOUBLE_EQ(c.parameters, matrices + 90 * 48 + 2 * (2 * 48 + 2 * 16) + 48) << "the embedding multiplies nothing";
+  EXPECT_DOUBLE_EQ(c.kv_bytes_per_token, 2 * 2 * (16 + 16) * 4.0);
+  for (const auto& [projection, heads] : {std::pair{"shared", 2}, {"per_head", 4 + 2}}) {
+    ModelConfig mapped = small_qwen3();
+    mapped.rope_projection = projection;
+    mapped.resolve();
+    const ModelCost m = make_model(mapped, Device::cpu, DType::f32)->cost(8);
+    EXPECT_DOUBLE_EQ(m.parameters - c.parameters, 2 * heads * 16.0 * 16);
+    EXPECT_DOUBLE_EQ(m.forward_flops_per_token - c.forward_flops_per_token, 2.0 * 2 * (4 + 2) * 16 * 16);
+    EXPECT_DOUBLE_EQ(m.backward_flops_per_token - c.backward_flops_per_token, 4.0 * 2 * (4 + 2) * 16 * 16);
+  }
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
-// GPT-2 in bf16 on a GPU beside the CPU that rounds after each op, and beside f32: what the card loses against f32 must
-// be what bf16 itself loses, which the CPU's imitation tells. Attention by every implementation that serves the case;
-// dense, SFA and 2:4 selection.
+// GPT-2 and Qwen3 in bf16 on a GPU beside the CPU that rounds after each op, and beside f32: what the card loses
+// against f32 must be what bf16 itself loses, which the CPU's imitation tells. Attention by every implementation that
+// serves the case; dense, SFA and 2:4 selection.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -16,8 +16,9 @@ namespace {
 
 constexpr std::int64_t B = 2, T = 96, V = 257, kSteps = 6;
 
-ModelConfig model_of(const std::string& type, const std::string& selection) {
+ModelConfig model_of(const std::string& arch, const std::string& type, const std::string& selection) {
   ModelConfig c;
+  c.arch = arch;
   c.num_hidden_layers = 2;
   c.num_attention_heads = 2;
   c.hidden_size = 128;  // heads of 64, which the tiled cores serve
@@ -27,6 +28,10 @@ ModelConfig model_of(const std::string& type, const std::string& selection) {
   c.attention.type = type;
   c.attention.selection = selection;
   if (type == "sfa") c.k = 8;
+  if (arch == "qwen3") {  // heads of 128, as the published sizes have; two query heads a key head
+    c.num_key_value_heads = 1;
+    c.head_dim = 128;
+  }
   return c;
 }
 
@@ -68,15 +73,15 @@ double worst_loss(const Curve& a, const Curve& b) {
 }
 
 struct Bf16Case {
-  const char *type, *selection;
+  const char *arch, *type, *selection;
   Device device;
 };
 
-class Gpt2Bf16 : public ::testing::TestWithParam<Bf16Case> {};
+class ModelBf16 : public ::testing::TestWithParam<Bf16Case> {};
 
-TEST_P(Gpt2Bf16, LosesNoMoreThanBf16Does) {
-  const auto [type, selection, device] = GetParam();
-  const ModelConfig config = model_of(type, selection);
+TEST_P(ModelBf16, LosesNoMoreThanBf16Does) {
+  const auto [arch, type, selection, device] = GetParam();
+  const ModelConfig config = model_of(arch, type, selection);
   Context cpu(Device::cpu), imitation(Device::cpu), under_test(device);
   imitation.round_bf16 = true;
   under_test.round_bf16 = device == Device::cpu;
@@ -91,7 +96,7 @@ TEST_P(Gpt2Bf16, LosesNoMoreThanBf16Does) {
     if (row.type != type || row.device != device || !row.trains ||
         !row.why_not(resolved.attention, resolved.attention_dims(), dtype).empty())
       continue;
-    SCOPED_TRACE(std::string(type) + " " + selection + ", attention " + std::string(row.impl));
+    SCOPED_TRACE(std::string(arch) + " " + type + " " + selection + ", attention " + std::string(row.impl));
     const Curve got = train(under_test, config, std::string(row.impl), dtype);
     EXPECT_LE(worst_loss(got, exact), 2 * worst_loss(rounded, exact) + 1e-3);
     EXPECT_GT(worst_loss(got, exact), 1e-6) << "nothing was rounded";
@@ -104,8 +109,8 @@ TEST_P(Gpt2Bf16, LosesNoMoreThanBf16Does) {
       worst = std::max(worst, norm_error(got.gradients[i], exact.gradients[i]) / (loses + kUnitBf16 / 2));
     }
     std::printf(
-        "  bf16 on %s, %s %s, attention %s: losses %.1e from f32 (imitation %.1e), gradients %.2f of its error\n",
-        name_of(device), type, selection, std::string(row.impl).c_str(), worst_loss(got, exact),
+        "  bf16 on %s, %s %s %s, attention %s: losses %.1e from f32 (imitation %.1e), gradients %.2f of its error\n",
+        name_of(device), arch, type, selection, std::string(row.impl).c_str(), worst_loss(got, exact),
         worst_loss(rounded, exact), worst);
     ++served;
   }
@@ -115,16 +120,18 @@ TEST_P(Gpt2Bf16, LosesNoMoreThanBf16Does) {
 std::vector<Bf16Case> bf16_cases() {
   std::vector<Bf16Case> all;
   for (const Device device : devices())
-    for (const auto& [type, selection] : {std::pair{"dense", "topk"}, {"sfa", "topk"}, {"sfa", "topk_2of4"}})
-      all.push_back({type, selection, device});
+    for (const char* arch : {"gpt2", "qwen3"})
+      for (const auto& [type, selection] : {std::pair{"dense", "topk"}, {"sfa", "topk"}, {"sfa", "topk_2of4"}})
+        all.push_back({arch, type, selection, device});
   return all;
 }
 
 std::string bf16_name(const ::testing::TestParamInfo<Bf16Case>& one) {
-  return std::string(one.param.type) + "_" + one.param.selection + "_" + name_of(one.param.device);
+  return std::string(one.param.arch) + "_" + one.param.type + "_" + one.param.selection + "_" +
+         name_of(one.param.device);
 }
 
-INSTANTIATE_TEST_SUITE_P(Variants, Gpt2Bf16, ::testing::ValuesIn(bf16_cases()), bf16_name);
+INSTANTIATE_TEST_SUITE_P(Variants, ModelBf16, ::testing::ValuesIn(bf16_cases()), bf16_name);
 
 // The logits of the last token after `pieces` were fed through KV caches.
 std::vector<float> generate(Context& ctx, ModelConfig config, const std::string& impl, DType dtype,
@@ -152,14 +159,17 @@ std::vector<float> generate(Context& ctx, ModelConfig config, const std::string&
 
 // Prompt and decoding are as far from f32 as the whole sequence in one piece is: rounding to bf16 differs between the
 // two, and no more.
-TEST(Gpt2Bf16Generation, CachesAreAsCloseToF32AsOnePass) {
+TEST(Bf16Generation, CachesAreAsCloseToF32AsOnePass) {
   std::string why;
   if (!cuda_available(&why)) GTEST_SKIP() << "no GPU can be used: " << why;
   Context cpu(Device::cpu), gpu(Device::cuda);
-  for (const auto& [type, selection] :
-       {std::pair{"dense", "topk"}, std::pair{"sfa", "topk"}, std::pair{"sfa", "topk_2of4"}}) {
-    SCOPED_TRACE(std::string(type) + " " + selection);
-    const ModelConfig config = model_of(type, selection);
+  for (const auto& [arch, type, selection] : {std::tuple{"gpt2", "dense", "topk"},
+                                              {"gpt2", "sfa", "topk"},
+                                              {"gpt2", "sfa", "topk_2of4"},
+                                              {"qwen3", "dense", "topk"},
+                                              {"qwen3", "sfa", "topk"}}) {
+    SCOPED_TRACE(std::string(arch) + " " + type + " " + selection);
+    const ModelConfig config = model_of(arch, type, selection);
     const auto exact = generate(cpu, config, "reference", DType::f32, {T});
     const auto error = [&](const std::vector<float>& got) {
       double difference = 0, norm = 0;
