@@ -1,4 +1,4 @@
-// sfa plan CONFIG [key=value...] [--device cuda] [--memory 141GB]
+// sfa plan CONFIG [key=value...] [--device cuda] [--memory 141GB] [--ranks 8]
 #include <fmt/core.h>
 
 #include "analysis/run_plan.h"
@@ -15,6 +15,7 @@ namespace {
 struct Options {
   std::string config, device, memory;
   std::vector<std::string> overrides;
+  int ranks = 1;
   bool json = false;
 };
 
@@ -42,7 +43,7 @@ void plan(const Options& o) {
   Config config = load_config(o.config, o.overrides);
   take_vocabulary(config);
   const Device device = device_of(o.device.empty() ? config.device : o.device);
-  const RunPlan result = plan_run(config, device, room_of(o, device));
+  const RunPlan result = plan_run(config, device, room_of(o, device), o.ranks);
   fmt::print("{}", o.json ? plan_json(result).dump(2) + "\n" : plan_table(result));
 }
 
@@ -57,6 +58,8 @@ void add_plan_command(CLI::App& app) {
   command->add_option("--device", o->device, "cuda or cpu; default: `device` of the file. No card is needed for cuda")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   command->add_option("--memory", o->memory, "what there is, for example 141GB or 80GiB; default: what is free here");
+  command->add_option("--ranks", o->ranks, "memory of one of so many ranks (dist.zero shares it out)")
+      ->check(CLI::Range(1, 1 << 20));
   command->add_flag("--json", o->json, "print one JSON object, bytes and FLOPs as plain numbers");
   command->callback([o] { plan(*o); });
 }

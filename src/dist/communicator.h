@@ -2,8 +2,9 @@
 //   single  one rank; every operation leaves the tensor as it is
 //   MPI     tensors in CPU memory
 //   NCCL    tensors in GPU memory, on a stream of its own
-// Operations on tensors are queued: each begins behind the work queued on the context so far, and join() makes the context
-// wait for all of them. On the CPU they are through when they return. Every rank makes the same calls in the same order.
+// Operations on tensors are queued: each begins behind the work queued on the context so far, and join() makes the
+// context wait for all of them. On the CPU they are through when they return. Every rank makes the same calls in the
+// same order.
 //
 // Sums are the same bits on every rank and in every run of one layout: over MPI elements are added in the order of the
 // ranks, bf16 in f32 and rounded once; over NCCL in the order of its rings, which a layout fixes.
@@ -43,8 +44,8 @@ class Communicator {
   virtual void all_reduce(Context& ctx, const Tensor& t) = 0;
   /// The same for doubles, whose bits an i64 tensor holds.
   virtual void all_reduce_f64(Context& ctx, const Tensor& bits) = 0;
-  /// t[parts[r]] = sum over ranks, on rank r; what rank r holds elsewhere in the parts is undefined afterwards. One part a
-  /// rank, in order, without overlap; f32 or bf16.
+  /// t[parts[r]] = sum over ranks, on rank r; what rank r holds elsewhere in the parts is undefined afterwards. One
+  /// part a rank, in order, without overlap; f32 or bf16.
   virtual void reduce_scatter(Context& ctx, const Tensor& t, const std::vector<FlatRange>& parts) = 0;
   /// t[parts[r]] of rank r comes to all.
   virtual void all_gather(Context& ctx, const Tensor& t, const std::vector<FlatRange>& parts) = 0;

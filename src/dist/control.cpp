@@ -74,8 +74,8 @@ double since(Clock::time_point then) {
 }  // namespace
 
 std::string_view name_of(Phase phase) {
-  constexpr std::array<std::string_view, 7> kNames{
-      "starting", "waiting for data", "computing", "communicating", "validating", "saving", "waiting"};
+  constexpr std::array<std::string_view, 7> kNames{"starting",   "waiting for data", "computing", "communicating",
+                                                   "validating", "saving",           "waiting"};
   return kNames[static_cast<std::size_t>(phase)];
 }
 

@@ -1,15 +1,15 @@
 // What ranks tell each other beside tensors: short texts, and signs of life. Every rank keeps one connection to rank 0
 // and one thread that listens to it, so that a rank that waits for tensors still hears.
 //
-// gather() is the one exchange: every rank gives a text, all get all of them. Barrier, broadcast and agreement are made of
-// it. Exchanges of different purposes run side by side on lanes; on one lane every rank makes the same ones in the same
-// order.
+// gather() is the one exchange: every rank gives a text, all get all of them. Barrier, broadcast and agreement are made
+// of it. Exchanges of different purposes run side by side on lanes; on one lane every rank makes the same ones in the
+// same order.
 //
 // Faults. A rank beats twice a second, with what it is doing. Rank 0 ends the job when a connection ends without a
-// goodbye (the process died), when a rank has not been heard for `timeout_s` (stopped, machine gone) or when one has not
-// got on for so long (a hang; named is the one that is furthest behind and does not wait for others). A rank that throws
-// says so itself. Ending means: one line with rank, host, step and cause on rank 0, or on whoever finds rank 0 gone; then
-// every process leaves with exit code 1 at once.
+// goodbye (the process died), when a rank has not been heard for `timeout_s` (stopped, machine gone) or when one has
+// not got on for so long (a hang; named is the one that is furthest behind and does not wait for others). A rank that
+// throws says so itself. Ending means: one line with rank, host, step and cause on rank 0, or on whoever finds rank 0
+// gone; then every process leaves with exit code 1 at once.
 #pragma once
 
 #include <atomic>

@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "core/error.h"
+#include "ops/reduce/reduce.h"
+#include "optim/adamw.h"
 
 namespace sfa {
 
@@ -12,14 +14,34 @@ GradientBuckets::GradientBuckets(Communicator& communicator, const Tensor& gradi
 void GradientBuckets::reduce(Context& ctx, const FlatRange& range) {
   if (range.count == 0) return;
   queued_.push_back(range);
-  const Tensor bucket = gradients_.slice(0, range.begin, range.count);
-  if (options_.owners.empty()) return communicator_.all_reduce(ctx, bucket);
+  if (options_.staging.empty()) return sum(ctx, range, gradients_.slice(0, range.begin, range.count));
+  for (std::int64_t at = range.begin; at < range.end(); at = staged_.end()) {
+    settle(ctx);
+    staged_ = {at, std::min(options_.staging.numel(), range.end() - at)};
+    const Tensor values = options_.staging.slice(0, 0, staged_.count);
+    ctx.zero(values);
+    add_to(ctx, gradients_.slice(0, at, staged_.count), values);
+    sum(ctx, staged_, values);
+  }
+}
+
+// Sums that have arrived in the staging memory go back to the gradients.
+void GradientBuckets::settle(Context& ctx) {
+  if (staged_.count == 0) return;
+  communicator_.join(ctx);
+  round_weights(ctx, {options_.staging.slice(0, 0, staged_.count), gradients_.slice(0, staged_.begin, staged_.count)});
+  staged_.count = 0;
+}
+
+// `values` are those of `range`.
+void GradientBuckets::sum(Context& ctx, const FlatRange& range, const Tensor& values) {
+  if (options_.owners.empty()) return communicator_.all_reduce(ctx, values);
   std::vector<FlatRange> parts;
   for (const FlatRange& owner : options_.owners) {
     const FlatRange part = intersection(owner, range);
     parts.push_back({part.count > 0 ? part.begin - range.begin : 0, part.count});
   }
-  communicator_.reduce_scatter(ctx, bucket, parts);
+  communicator_.reduce_scatter(ctx, values, parts);
 }
 
 // Backward comes from the end of the buffer, so ranges mostly continue each other downwards.
@@ -55,6 +77,7 @@ void GradientBuckets::finish(Context& ctx) {
   }
   rest(gradients_.numel());
   queued_.clear();
+  settle(ctx);
   communicator_.join(ctx);
 }
 

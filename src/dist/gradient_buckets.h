@@ -14,6 +14,9 @@ class GradientBuckets {
     std::int64_t bucket_elements = 0;
     /// ZeRO: rank r needs the sums of owners[r] alone. Empty = every rank needs all.
     std::vector<FlatRange> owners;
+    /// f32: bf16 gradients are summed in it, a stretch of its length at a time, and rounded once. Empty = summed as
+    /// they are.
+    Tensor staging = {};
   };
   /// `gradients` is the flat buffer, f32 or bf16.
   GradientBuckets(Communicator& communicator, const Tensor& gradients, Options options);
@@ -25,11 +28,14 @@ class GradientBuckets {
 
  private:
   void reduce(Context& ctx, const FlatRange& range);
+  void sum(Context& ctx, const FlatRange& range, const Tensor& values);
+  void settle(Context& ctx);
 
   Communicator& communicator_;
   Tensor gradients_;
   Options options_;
   FlatRange pending_;              // final, not queued yet
+  FlatRange staged_;               // under way in the staging memory
   std::vector<FlatRange> queued_;  // of this step
 };
 

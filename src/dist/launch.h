@@ -1,5 +1,5 @@
-// Who started this process, and as which of how many: read from the environment that a launcher leaves. Nothing is opened
-// or contacted here.
+// Who started this process, and as which of how many: read from the environment that a launcher leaves. Nothing is
+// opened or contacted here.
 //   Open MPI   OMPI_COMM_WORLD_RANK, _SIZE, _LOCAL_RANK, _LOCAL_SIZE
 //   MPICH      PMI_RANK, PMI_SIZE, MPI_LOCALRANKID, MPI_LOCALNRANKS
 //   Slurm      SLURM_PROCID, SLURM_STEP_NUM_TASKS, SLURM_LOCALID: steps of srun; a batch script itself is one process

@@ -37,9 +37,10 @@ class Session final : public MpiSession {
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     if (provided < MPI_THREAD_FUNNELED || size != launch.size || rank != launch.rank) {
       require(provided >= MPI_THREAD_FUNNELED, "this MPI library does not allow threads beside the one that calls it");
-      fail("{} says that this is rank {} of {}, but MPI says {} of {}: is {} of another MPI than this program was built "
-           "with?",
-           launch.launcher, launch.rank, launch.size, rank, size, launch.launcher);
+      fail(
+          "{} says that this is rank {} of {}, but MPI says {} of {}: is {} of another MPI than this program was built "
+          "with?",
+          launch.launcher, launch.rank, launch.size, rank, size, launch.launcher);
     }
   }
   ~Session() override { MPI_Finalize(); }
@@ -214,7 +215,8 @@ class MpiCommunicator final : public Communicator {
   void add(T* mine, std::int64_t n) {
     using Add = Adder<T>;
     std::vector<const T*> from;
-    for (std::size_t r = 0; std::cmp_less(r, size()); ++r) from.push_back(std::cmp_equal(r, rank()) ? mine : place<T>(r));
+    for (std::size_t r = 0; std::cmp_less(r, size()); ++r)
+      from.push_back(std::cmp_equal(r, rank()) ? mine : place<T>(r));
     for (std::int64_t i = 0; i < n; ++i) {
       typename Add::Sum s = Add::load(from[0] + i);
       for (std::size_t r = 1; r < from.size(); ++r) s += Add::load(from[r] + i);

@@ -18,10 +18,11 @@ void* open_library() {
   const char* home = std::getenv("NCCL_HOME");
   void* library =
       home != nullptr ? ::dlopen((std::string(home) + "/lib/libnccl.so.2").c_str(), RTLD_NOW | RTLD_LOCAL) : nullptr;
-  require(library != nullptr,
-          "several GPUs talk over NCCL, and libnccl.so.2 can't be loaded ({}); install libnccl2, or set LD_LIBRARY_PATH "
-          "or NCCL_HOME to where it lies",
-          reason);
+  require(
+      library != nullptr,
+      "several GPUs talk over NCCL, and libnccl.so.2 can't be loaded ({}); install libnccl2, or set LD_LIBRARY_PATH "
+      "or NCCL_HOME to where it lies",
+      reason);
   return library;
 }
 

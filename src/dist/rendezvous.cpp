@@ -109,8 +109,8 @@ Socket connect_to(const std::string& host, int port) {
       pollfd wait{socket.fd(), POLLOUT, 0};
       int error = 0;
       socklen_t length = sizeof error;
-      there = ::poll(&wait, 1, 2000) == 1 &&
-              ::getsockopt(socket.fd(), SOL_SOCKET, SO_ERROR, &error, &length) == 0 && error == 0;
+      there = ::poll(&wait, 1, 2000) == 1 && ::getsockopt(socket.fd(), SOL_SOCKET, SO_ERROR, &error, &length) == 0 &&
+              error == 0;
     }
   }
   ::freeaddrinfo(found);
@@ -148,7 +148,8 @@ std::vector<Socket> gather_ranks(const Socket& listener, const Place& place, con
   for (int there = 1; there < launch.size;) {
     std::string missing;
     for (int r = 1; r < launch.size && missing.size() < 60; ++r)
-      if (!sockets[static_cast<std::size_t>(r - 1)].open()) missing += (missing.empty() ? "" : ", ") + std::to_string(r);
+      if (!sockets[static_cast<std::size_t>(r - 1)].open())
+        missing += (missing.empty() ? "" : ", ") + std::to_string(r);
     const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now()).count();
     pollfd wait{listener.fd(), POLLIN, 0};
     require(left > 0, "{} of {} ranks have reached rank 0 on {} within {} s; missing: {}", there, launch.size,

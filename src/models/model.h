@@ -91,7 +91,7 @@ class Model {
 
   /// Points the model at flat buffers of flat_size() elements: weights of dtype(), and gradients (f32 or bf16; empty
   /// when only evaluating).
-  virtual void bind(const Tensor& parameters, const Tensor& gradients) = 0;
+  virtual void bind(const Tensor& parameters, const FlatMemory& gradients) = 0;
 
   /// Plans one micro-step of B x T. Call with counting arenas, bind them, call again; run() both times takes the same
   /// memory. Scratch is counted by running the step on a context whose `planning` is set.
@@ -123,6 +123,9 @@ class Model {
   std::function<void(std::int64_t begin, std::int64_t end)> on_gradients_final;
 
  protected:
+  /// Tells on_gradients_final of the parameters whose names begin with `prefix`; they lie side by side.
+  void say_final(const Context& ctx, std::string_view prefix) const;
+
   Model(ModelConfig config, Device device, DType dtype) : config_(std::move(config)), device_(device), dtype_(dtype) {}
   ModelConfig config_;
   Device device_;

@@ -18,15 +18,17 @@ bool finite_sum(Context& ctx, const Tensor& partials) {
 
 }  // namespace
 
-ParameterBuffers plan_parameters(const ParameterArenas& arenas, const ParameterList& list, DType dtype,
-                                 DType grad_dtype, bool separate_master, const FlatRange& owned) {
+ParameterBuffers plan_parameters(const ParameterArenas& arenas, const ParameterList& list, const ParameterPlan& plan) {
   const std::int64_t n = list.flat_size();
+  const FlatRange& owned = plan.owned;
   ParameterBuffers b;
   b.owned = owned;
-  b.separate_master = separate_master;
-  b.params = arenas.weights.take(dtype, {n});
-  b.gradients = arenas.gradients.take(grad_dtype, {n});
-  b.master = separate_master ? arenas.optimizer.take(DType::f32, {owned.count}) : b.owned_params();
+  b.separate_master = plan.separate_master;
+  b.gradient_begin = plan.owned_gradients ? owned.begin : 0;
+  b.params = arenas.weights.take(plan.dtype, {n});
+  b.gradients = plan.owned_gradients ? arenas.gradients.take(DType::f32, {owned.count})
+                                     : arenas.gradients.take(plan.grad_dtype, {n});
+  b.master = plan.separate_master ? arenas.optimizer.take(DType::f32, {owned.count}) : b.owned_params();
   b.m = arenas.optimizer.take(DType::f32, {owned.count});
   b.v = arenas.optimizer.take(DType::f32, {owned.count});
   return b;
@@ -34,7 +36,7 @@ ParameterBuffers plan_parameters(const ParameterArenas& arenas, const ParameterL
 
 ParameterBuffers plan_parameters(const ParameterArenas& arenas, const ParameterList& list, DType dtype,
                                  DType grad_dtype, bool separate_master) {
-  return plan_parameters(arenas, list, dtype, grad_dtype, separate_master, {0, list.flat_size()});
+  return plan_parameters(arenas, list, {dtype, grad_dtype, separate_master, {0, list.flat_size()}});
 }
 
 // Neighbouring parameters of one decay group become one range; the padding between them holds zeros and stays zero.
@@ -42,7 +44,7 @@ Optimizer::Optimizer(const ParameterList& list, const ParameterBuffers& buffers,
     : buffers_(buffers), options_(options) {
   for (const Parameter& p : list.all()) {
     const FlatRange mine = intersection({p.offset, p.numel()}, buffers.owned);
-    spans_host_.insert(spans_host_.end(), {mine.count > 0 ? mine.begin : 0, mine.count});
+    spans_host_.insert(spans_host_.end(), {mine.count > 0 ? mine.begin - buffers.gradient_begin : 0, mine.count});
     if (ranges_.empty() || ranges_.back().decay != p.decay) {
       if (!ranges_.empty()) ranges_.back().count = p.offset - ranges_.back().begin;
       ranges_.push_back({p.offset, 0, p.decay});
@@ -98,7 +100,8 @@ void Optimizer::step(Context& ctx, std::int64_t step, float lr, const StepLoss& 
     ctx.zero(partials_);
     const FlatRange& owned = buffers_.owned;
     if (owned.count > 0)
-      gradient_norm_accumulate(ctx, buffers_.gradients.slice(0, owned.begin, owned.count), partials_);
+      gradient_norm_accumulate(ctx, buffers_.gradients.slice(0, owned.begin - buffers_.gradient_begin, owned.count),
+                               partials_);
     if (sum_over_ranks_ && buffers_.sharded()) sum_over_ranks_(ctx, partials_);
     decide_step(ctx, {.partials = partials_,
                       .loss = loss.total,
@@ -126,7 +129,7 @@ void Optimizer::step(Context& ctx, std::int64_t step, float lr, const StepLoss& 
                        .beta2 = options_.beta2,
                        .eps = options_.epsilon,
                        .weight_decay = r.decay ? options_.weight_decay : 0.0f,
-                       .grad = part(buffers_.gradients),
+                       .grad = buffers_.gradients.slice(0, r.begin - buffers_.gradient_begin, r.count),
                        .master = no_master ? Tensor{} : own(buffers_.master),
                        .m = own(buffers_.m),
                        .v = own(buffers_.v),

@@ -34,6 +34,7 @@ struct ParameterBuffers {
   Tensor ema = {};   // f32 running average of the weights, or empty
   FlatRange owned = {};
   bool separate_master = false;
+  std::int64_t gradient_begin = 0;  // element of the flat buffer at which `gradients` begin: 0, or that of `owned`
 
   [[nodiscard]] bool sharded() const { return owned.count != params.numel(); }
   /// The weights that this rank updates, as the model uses them.
@@ -47,13 +48,18 @@ struct ParameterArenas {
 };
 
 /// `separate_master`: weights are stored rounded, and the f32 originals get memory of their own.
-ParameterBuffers plan_parameters(const ParameterArenas& arenas, const ParameterList& list, DType dtype,
-                                 DType grad_dtype, bool separate_master, const FlatRange& owned);
+struct ParameterPlan {
+  DType dtype = DType::f32, grad_dtype = DType::f32;
+  bool separate_master = false;
+  FlatRange owned = {};
+  bool owned_gradients = false;  // only those of `owned` are kept, in f32
+};
+ParameterBuffers plan_parameters(const ParameterArenas& arenas, const ParameterList& list, const ParameterPlan& plan);
 ParameterBuffers plan_parameters(const ParameterArenas& arenas, const ParameterList& list, DType dtype,
                                  DType grad_dtype, bool separate_master);
 
-/// How a rank's sums become those of all ranks: adds the doubles, whose bits an i64 tensor holds, in place, in the order
-/// of the context's work. Empty = one rank.
+/// How a rank's sums become those of all ranks: adds the doubles, whose bits an i64 tensor holds, in place, in the
+/// order of the context's work. Empty = one rank.
 using SumOverRanks = std::function<void(Context& ctx, const Tensor& doubles)>;
 
 /// The step's loss for the guard: `total` [1] holds the bits of a double, total * scale is the mean. Empty = only the

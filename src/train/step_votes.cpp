@@ -2,19 +2,24 @@
 
 #include <algorithm>
 #include <cstring>
+#include <string>
 
 #include "core/error.h"
 
 namespace sfa {
 namespace {
 
-struct Vote {
-  StepVotes::Outcome outcome;
-  StepTimes times;
-};
-
-std::string text_of(const Vote& vote) {
-  return {reinterpret_cast<const char*>(&vote), sizeof vote};
+template <class T>
+std::string text_of(const T& value) {
+  return {reinterpret_cast<const char*>(&value), sizeof value};
+}
+template <class T>
+T from_text(const std::string& text) {
+  T value;
+  require(text.size() == sizeof value, "internal error: a rank sent {} bytes, {} were expected", text.size(),
+          sizeof value);
+  std::memcpy(static_cast<void*>(&value), text.data(), sizeof value);
+  return value;
 }
 
 }  // namespace
@@ -23,44 +28,36 @@ StepVotes::~StepVotes() {
   if (open_) control_.end_gather(ControlChannel::kVote);
 }
 
-StepVotes::Outcome StepVotes::cast(const Outcome& mine, const StepTimes& times) {
+StepVotes::Outcome StepVotes::cast(const Outcome& mine) {
   if (control_.size() == 1) return mine;
   Outcome outcome;
   if (open_) {
-    std::size_t rank = 0;
     for (const std::string& text : control_.end_gather(ControlChannel::kVote)) {
-      Vote vote;
-      require(text.size() == sizeof vote, "internal error: a vote of {} bytes", text.size());
-      std::memcpy(static_cast<void*>(&vote), text.data(), sizeof vote);
-      outcome.stop_signal = std::max(outcome.stop_signal, vote.outcome.stop_signal);
-      outcome.halted = outcome.halted || vote.outcome.halted;
-      StepTimes& sum = times_[rank++];
-      sum.data += vote.times.data;
-      sum.exchange += vote.times.exchange;
-      sum.all += vote.times.all;
+      const auto vote = from_text<Outcome>(text);
+      outcome.stop_signal = std::max(outcome.stop_signal, vote.stop_signal);
+      outcome.halted = outcome.halted || vote.halted;
     }
-    ++steps_;
   }
-  control_.begin_gather(ControlChannel::kVote, text_of({mine, times}));
+  control_.begin_gather(ControlChannel::kVote, text_of(mine));
   open_ = true;
   return outcome;
 }
 
-StepVotes::Slowest StepVotes::take_slowest() {
-  Slowest s;
-  if (steps_ == 0) return s;
-  const auto busy = [](const StepTimes& t) { return t.data + t.compute(); };
-  const auto slow = std::max_element(times_.begin(), times_.end(),
-                                     [&](const StepTimes& a, const StepTimes& b) { return busy(a) < busy(b); });
-  const auto fast =
-      std::min_element(times_.begin(), times_.end(),
-                       [](const StepTimes& a, const StepTimes& b) { return a.compute() < b.compute(); });
-  s = {static_cast<int>(slow - times_.begin()),
-       {slow->data / steps_, slow->exchange / steps_, slow->all / steps_},
-       fast->compute() / steps_};
-  std::fill(times_.begin(), times_.end(), StepTimes{});
-  steps_ = 0;
-  return s;
+Slowest find_slowest(ControlChannel& control, const StepTimes& mine) {
+  Slowest slowest;
+  double longest = -1;
+  int rank = 0;
+  for (const std::string& text : control.gather(ControlChannel::kMain, text_of(mine))) {
+    const auto times = from_text<StepTimes>(text);
+    if (times.data + times.compute() > longest) {
+      longest = times.data + times.compute();
+      slowest.rank = rank;
+      slowest.times = times;
+    }
+    slowest.fastest_compute = rank == 0 ? times.compute() : std::min(slowest.fastest_compute, times.compute());
+    ++rank;
+  }
+  return slowest;
 }
 
 }  // namespace sfa

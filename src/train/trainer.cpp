@@ -71,7 +71,7 @@ class Run {
   std::vector<std::pair<const char*, Tensor>> saved_buffers() const;
   std::filesystem::path newest_checkpoint();
   WriterGroup writers();
-  StepVotes::Outcome vote(double step_ms);
+  StepVotes::Outcome vote();
   bool look_at_guard(bool wait);
   void note(const GuardEvent& event);
   void roll_back(const GuardEvent& event);
@@ -97,7 +97,6 @@ class Run {
   std::optional<Progress> bar_;  // on a terminal
   Clock::time_point interval_start_ = Clock::now();
   std::int64_t interval_steps_ = 0;
-  double data_ms_ = 0;  // of the interval
   double tokens_per_second_ = 0;
 };
 
@@ -380,11 +379,11 @@ void Run::note(const GuardEvent& e) {
   const std::string what = fmt::format("step {}: {}", e.step, describe(e, list, config_.train.guard.window));
   if (first_rank())
     metrics_->write({{"step", e.step},
-                   {"guard/cause", name_of(e.cause)},
-                   {"guard/action", name_of(e.action)},
-                   {"guard/tensor", tensor_of(e, list)},
-                   {"guard/loss", e.loss},
-                   {"guard/grad_norm", e.grad_norm}});
+                     {"guard/cause", name_of(e.cause)},
+                     {"guard/action", name_of(e.action)},
+                     {"guard/tensor", tensor_of(e, list)},
+                     {"guard/loss", e.loss},
+                     {"guard/grad_norm", e.grad_norm}});
   if (e.action == GuardAction::skip) {
     spdlog::warn("{}; the update was left out ({} in a row)", what, e.in_a_row);
     return;
@@ -439,10 +438,11 @@ void Run::roll_back(const GuardEvent& e) {
 // Called when the host has heard of every step so far.
 void Run::log_step(std::int64_t done) {
   const StepState state = state_.optimizer().read_state(state_.context());
-  const StepVotes::Slowest slowest = votes_.take_slowest();
   const double elapsed = milliseconds_since(interval_start_), steps = static_cast<double>(interval_steps_);
   const double tokens = static_cast<double>(config_.data.batch_size * config_.data.seq_len);
-  const double step_ms = elapsed / steps, data_ms = std::exchange(data_ms_, 0) / steps;
+  const double step_ms = elapsed / steps, data_ms = loader_->take_wait_ms() / steps;
+  const double exchange = state_.take_exchange_ms() / (state_.context().on_cuda() ? 1 : steps);
+  const Slowest slowest = find_slowest(ranks_.control(), {data_ms, exchange, step_ms});
   tokens_per_second_ = tokens / step_ms * 1000.0;
   nlohmann::ordered_json line = {{"step", done},
                                  {"train/loss", state.loss},
@@ -454,7 +454,7 @@ void Run::log_step(std::int64_t done) {
                                  {"skipped_steps", watch_->state().skipped}};
   const double noise = noise_scale(watch_->state());
   if (noise > 0) line["noise_scale"] = noise;
-  if (slowest.rank >= 0) {
+  if (!alone()) {
     line["ranks/slowest"] = slowest.rank;
     line["ranks/slowest_data_ms"] = slowest.times.data;
     line["ranks/slowest_compute_ms"] = slowest.times.compute();
@@ -468,19 +468,18 @@ void Run::log_step(std::int64_t done) {
   spdlog::info("step {}/{}  train/loss {:.4f}  lr {:.3g}  grad_norm {:.3f}  {:.1f} ms/step  {:.0f} tok/s{}", done,
                config_.train.max_steps, state.loss, state_.schedule().at(done - 1), state.grad_norm, step_ms,
                tokens_per_second_, noise > 0 ? fmt::format("  noise_scale {:.3g}", noise) : "");
-  if (slowest.rank >= 0)
-    spdlog::info("slowest of {} ranks: {}: data {:.1f}, compute {:.1f} (the fastest: {:.1f}), waiting for others {:.1f} ms",
-                 ranks_.size(), ranks_.control().name_of_rank(slowest.rank), slowest.times.data,
-                 slowest.times.compute(), slowest.fastest_compute, slowest.times.exchange);
+  if (!alone())
+    spdlog::info(
+        "slowest of {} ranks: {}: data {:.1f}, compute {:.1f} (the fastest: {:.1f}), waiting for others {:.1f} ms",
+        ranks_.size(), ranks_.control().name_of_rank(slowest.rank), slowest.times.data, slowest.times.compute(),
+        slowest.fastest_compute, slowest.times.exchange);
 }
 
 // Behind a step; all ranks get the same answer.
-StepVotes::Outcome Run::vote(double step_ms) {
-  const double data = loader_->take_wait_ms();
-  data_ms_ += data;
+StepVotes::Outcome Run::vote() {
   if (alone()) return {static_cast<int>(stop_signal), false};
   const PhaseScope phase(ranks_.control(), Phase::communicate);
-  return votes_.cast({static_cast<int>(stop_signal), watch_->halted()}, {data, state_.take_exchange_ms(), step_ms});
+  return votes_.cast({static_cast<int>(stop_signal), watch_->halted()});
 }
 
 void Run::validate(std::int64_t done) {
@@ -488,14 +487,14 @@ void Run::validate(std::int64_t done) {
   const auto started = Clock::now();
   const PhaseScope phase(ranks_.control(), Phase::validate);
   PerplexityRun run{state_.context(),
-                          state_.model(),
-                          state_.arenas(),
-                          state_.losses(),
-                          [](void* owner, Context& ctx, const Batch& batch) {
-                            return static_cast<TrainingState*>(owner)->upload(ctx, batch);
-                          },
-                          &state_,
-                          {}};
+                    state_.model(),
+                    state_.arenas(),
+                    state_.losses(),
+                    [](void* owner, Context& ctx, const Batch& batch) {
+                      return static_cast<TrainingState*>(owner)->upload(ctx, batch);
+                    },
+                    &state_,
+                    {}};
   if (!alone())
     run.sum_over_ranks = [&](double& loss, std::int64_t& tokens, std::int64_t& bytes) {
       sum_texts(ranks_.control(), loss, tokens, bytes);
@@ -541,11 +540,10 @@ int Run::go() {
   const std::int64_t first = step_;
   interval_start_ = Clock::now();
   while (step_ < last) {
-    const auto begun = Clock::now();
     train_step(step_);
     const std::int64_t done = ++step_;
     if (done == first + 1 && first_rank()) keep_products(state_.context(), folder_.path);
-    const StepVotes::Outcome outcome = vote(milliseconds_since(begun));
+    const StepVotes::Outcome outcome = vote();
     const bool stop = outcome.stop_signal != 0, end = done == last;
     const auto due = [&](std::int64_t every) { return end || (every > 0 && done % every == 0); };
     const bool log = due(config_.train.log_every) || stop, save_now = due(config_.checkpoint.every) || stop;
@@ -566,8 +564,7 @@ int Run::go() {
       report_saved();
     }
     if (stop) {
-      spdlog::info("stopped by signal {} at step {} of {}; go on with --resume", outcome.stop_signal, done,
-                   last);
+      spdlog::info("stopped by signal {} at step {} of {}; go on with --resume", outcome.stop_signal, done, last);
       return 0;
     }
     if (bar_)

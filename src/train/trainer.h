@@ -13,6 +13,7 @@
 
 #include "config/config.h"
 #include "dist/gradient_buckets.h"
+#include "dist/sharded_gradients.h"
 #include "eval/perplexity.h"
 #include "optim/schedule.h"
 #include "train/memory_plan.h"
@@ -73,10 +74,12 @@ class TrainingState {
   template <class Work>
   void exchange(Work&& work);
   void gather_weights(const Tensor& flat);
-  void last_micro_step(Context& ctx, float loss_scale, const std::function<void()>& work);
+  void final(const FlatRange& range);
+  void cut_micro_step(Context& ctx, float loss_scale, const std::function<void()>& work);
 
   Communicator* communicator_;
-  std::unique_ptr<GradientBuckets> buckets_;
+  std::unique_ptr<GradientBuckets> buckets_;   // several ranks, dist.zero 0 and 1
+  std::unique_ptr<ShardedGradients> sharded_;  // dist.zero 2
   double exchange_ms_ = 0;
   std::shared_ptr<void> backward_done_, exchange_done_;  // events of the last step, on a GPU
 
@@ -85,16 +88,17 @@ class TrainingState {
   bool graphs_ = false, warm_ = false;
   std::shared_ptr<void> graph_;
   float graph_scale_ = 0;
-  // The last micro-step, cut where gradients become final: sums over ranks are queued between the parts.
+  // A micro-step cut where gradients become final: sums over ranks are queued between the parts. It is the last of a
+  // step, or with dist.zero=2 each.
   struct GraphPart {
     std::shared_ptr<void> graph;
     FlatRange final;  // behind it; count 0 = none
   };
-  std::vector<GraphPart> last_graph_;
-  float last_graph_scale_ = 0;
+  std::vector<GraphPart> cut_graph_;
+  float cut_graph_scale_ = 0;
   template <class Work>
   bool replayed(Context& ctx, float loss_scale, Work&& work);
-  double targets_ = 1;                          // of a step
+  double targets_ = 1;                                  // of a step
   std::int64_t micro_steps_ = 0, all_micro_steps_ = 1;  // done in this step; of a step and rank
 };
 

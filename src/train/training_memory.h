@@ -8,6 +8,7 @@
 
 #include "config/config.h"
 #include "core/arena.h"
+#include "dist/sharded_gradients.h"
 #include "models/model.h"
 #include "optim/optimizer.h"
 
@@ -37,6 +38,7 @@ class TrainingMemory {
   [[nodiscard]] std::vector<MemoryPart> parts() const;
   /// Their sum.
   [[nodiscard]] std::size_t bytes() const;
+  [[nodiscard]] const RankPlace& place() const { return place_; }
 
   /// A micro-batch and its losses on the device.
   struct Io {
@@ -47,6 +49,10 @@ class TrainingMemory {
 
   /// dist.zero: the part of the flat buffer that each rank updates; empty when every rank updates all.
   std::vector<FlatRange> owners;
+  /// What the model's gradients lie in: buffers.gradients, or with dist.zero=2 memory in which blocks take turns.
+  FlatMemory model_gradients;
+  GradientPlaces gradient_places;  // dist.zero=2
+  Tensor staging;                  // dist.reduce_dtype: what bf16 gradients are summed over ranks in, or empty
   std::unique_ptr<Model> model;
   ModelArenas arenas;
   ParameterBuffers buffers;
@@ -65,8 +71,8 @@ class TrainingMemory {
   Arena weights_, gradients_, optimizer_memory_, batches_;
 };
 
-/// The configuration of one of `ranks` ranks: micro-batches no larger than its share of data.batch_size, and dividing it.
-/// Throws Error when the batch can't be shared among so many.
+/// The configuration of one of `ranks` ranks: micro-batches no larger than its share of data.batch_size, and dividing
+/// it. Throws Error when the batch can't be shared among so many.
 Config for_ranks(Config config, int ranks);
 
 }  // namespace sfa

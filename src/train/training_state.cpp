@@ -26,6 +26,12 @@ std::shared_ptr<void> record(Context& ctx, Work&& work) {
   return cuda_ops::recording_end(ctx.cuda());
 }
 
+void mark(const Context& ctx, const std::shared_ptr<void>& event) {
+  if constexpr (kHasCuda) {
+    if (event != nullptr) cuda_ops::record_event(ctx.cuda(), event.get());
+  }
+}
+
 RankPlace place_of(const Communicator* c) {
   return c != nullptr ? RankPlace{c->rank(), c->size()} : RankPlace{};
 }
@@ -46,10 +52,15 @@ TrainingState::TrainingState(const Config& config, Device device, const MemoryLi
   graphs_ = device == Device::cuda && t.cuda_graphs;
   if (communicator_ == nullptr) return;
   all_micro_steps_ = config.data.batch_size / (config.data.micro_batch_size * communicator_->size());
-  const auto element = static_cast<std::int64_t>(size_of(memory_.buffers.gradients.dtype));
-  buckets_ = std::make_unique<GradientBuckets>(
-      *communicator_, memory_.buffers.gradients,
-      GradientBuckets::Options{config.dist.bucket_mb * 1'000'000 / element, memory_.owners});
+  const Tensor& gradients = memory_.buffers.gradients;
+  const auto element = static_cast<std::int64_t>(size_of(gradients.dtype));
+  if (config.dist.zero == 2)
+    sharded_ = std::make_unique<ShardedGradients>(*communicator_, memory_.gradient_places, memory_.owners,
+                                                  memory_.model_gradients.flat, gradients);
+  else
+    buckets_ = std::make_unique<GradientBuckets>(
+        *communicator_, gradients,
+        GradientBuckets::Options{config.dist.bucket_mb * 1'000'000 / element, memory_.owners, memory_.staging});
   memory_.optimizer->set_sum_over_ranks([this](Context& ctx, const Tensor& doubles) {
     exchange([&] {
       communicator_->all_reduce_f64(ctx, doubles);
@@ -141,11 +152,10 @@ void TrainingState::use_average(bool average) {
   const ParameterBuffers& b = memory_.buffers;
   require(!average || !memory_.ema_params.empty(), "internal error: no average of the weights was planned");
   if (average && memory_.ema_params.data != b.ema.data) {
-    if (b.owned.count > 0)
-      round_weights(*context_, {b.ema, memory_.ema_params.slice(0, b.owned.begin, b.owned.count)});
+    if (b.owned.count > 0) round_weights(*context_, {b.ema, memory_.ema_params.slice(0, b.owned.begin, b.owned.count)});
     gather_weights(memory_.ema_params);
   }
-  memory_.model->bind(average ? memory_.ema_params : b.params, b.gradients);
+  memory_.model->bind(average ? memory_.ema_params : b.params, memory_.model_gradients);
 }
 
 std::string TrainingState::first_not_finite() {
@@ -184,6 +194,7 @@ void TrainingState::begin_step(Context& ctx) {
     return OpWork{.kind = "zero gradients", .shape = "", .bytes = bytes_of({memory_.buffers.gradients})};
   });
   ctx.zero(memory_.buffers.gradients);
+  if (sharded_ != nullptr) ctx.zero(memory_.model_gradients.flat);
   ctx.zero(memory_.io.loss_total);
   micro_steps_ = 0;
 }
@@ -211,33 +222,43 @@ void TrainingState::micro_step(Context& ctx, const Batch& batch, float loss_scal
     sum_add(ctx, memory_.io.losses, memory_.io.loss_total);
   };
   const bool last = communicator_ != nullptr && micro_steps_ + 1 == all_micro_steps_;
-  if (last)
-    last_micro_step(ctx, loss_scale, work);
+  if (last || sharded_ != nullptr)
+    cut_micro_step(ctx, loss_scale, work);
   else if (!replayed(ctx, loss_scale, work))
     work();
   warm_ = true;
+  if (last) mark(ctx, backward_done_);
+  if (sharded_ != nullptr) exchange([&] { sharded_->finish(ctx, last); });
   if (micro_steps_++ == 0) memory_.optimizer->measure_small_batch(ctx);
 }
 
-// Sums over ranks begin where gradients become final. They stay outside of graphs, so a recorded micro-step is one graph
-// from each such place to the next.
-void TrainingState::last_micro_step(Context& ctx, float loss_scale, const std::function<void()>& work) {
-  const auto final = [&](const FlatRange& r) { exchange([&] { buckets_->final(ctx, r.begin, r.end()); }); };
+void TrainingState::final(const FlatRange& range) {
+  exchange([&] {
+    if (sharded_ != nullptr)
+      sharded_->final(*context_, range.begin, range.end());
+    else
+      buckets_->final(*context_, range.begin, range.end());
+  });
+}
+
+// Sums over ranks begin where gradients become final. They stay outside of graphs, so a recorded micro-step is one
+// graph from each such place to the next.
+void TrainingState::cut_micro_step(Context& ctx, float loss_scale, const std::function<void()>& work) {
   auto& hook = memory_.model->on_gradients_final;
   if constexpr (kHasCuda) {
     if (graphs_ && warm_ && ctx.observer == nullptr) {
-      if (last_graph_.empty() || last_graph_scale_ != loss_scale) {
-        last_graph_.clear();
+      if (cut_graph_.empty() || cut_graph_scale_ != loss_scale) {
+        cut_graph_.clear();
         hook = [&](std::int64_t begin, std::int64_t end) {
-          last_graph_.push_back({cuda_ops::recording_end(ctx.cuda()), {begin, end - begin}});
+          cut_graph_.push_back({cuda_ops::recording_end(ctx.cuda()), {begin, end - begin}});
           cuda_ops::recording_begin(ctx.cuda());
         };
         std::shared_ptr<void> rest = record(ctx, work);
-        last_graph_.push_back({std::move(rest), {}});
-        last_graph_scale_ = loss_scale;
+        cut_graph_.push_back({std::move(rest), {}});
+        cut_graph_scale_ = loss_scale;
         hook = nullptr;
       }
-      for (const GraphPart& part : last_graph_) {
+      for (const GraphPart& part : cut_graph_) {
         cuda_ops::replay(ctx.cuda(), part.graph.get());
         if (part.final.count > 0) final(part.final);
       }
@@ -251,15 +272,12 @@ void TrainingState::last_micro_step(Context& ctx, float loss_scale, const std::f
 
 void TrainingState::update(Context& ctx, std::int64_t step) {
   if (communicator_ != nullptr) {
-    const auto mark = [&](const std::shared_ptr<void>& event) {
-      if constexpr (kHasCuda) {
-        if (event != nullptr) cuda_ops::record_event(ctx.cuda(), event.get());
-      }
-    };
-    exchange([&] { communicator_->all_reduce_f64(ctx, memory_.io.loss_total); });
-    mark(backward_done_);
-    exchange([&] { buckets_->finish(ctx); });
-    mark(exchange_done_);
+    exchange([&] {
+      communicator_->all_reduce_f64(ctx, memory_.io.loss_total);
+      if (buckets_ != nullptr) buckets_->finish(ctx);
+      communicator_->join(ctx);
+    });
+    mark(ctx, exchange_done_);
   }
   memory_.optimizer->step(ctx, step + 1, schedule_.at(step), {memory_.io.loss_total, 1.0 / targets_});
   gather_weights(memory_.buffers.params);

@@ -42,14 +42,14 @@ inline void write_text(const fs::path& file, const std::string& text) {
   std::ofstream(file, std::ios::binary | std::ios::trunc) << text;
 }
 
-/// A started `sfa`; its output goes to two files in `scratch`.
+/// A started `sfa`, or another program, perhaps under a launcher; its output goes to two files in `scratch`.
 class Program {
  public:
   Program(std::vector<std::string> arguments, const fs::path& scratch, const std::string& input = "/dev/null",
-          const std::vector<std::string>& launcher = {})
+          const std::vector<std::string>& launcher = {}, const std::string& other_binary = "")
       : out_(scratch / "stdout"), err_(scratch / "stderr") {
     const char* named = std::getenv("SFA_BINARY");
-    arguments.insert(arguments.begin(), named ? named : SFA_BINARY);
+    arguments.insert(arguments.begin(), !other_binary.empty() ? other_binary : named ? named : SFA_BINARY);
     arguments.insert(arguments.begin(), launcher.begin(), launcher.end());
     std::vector<char*> argv;
     for (std::string& a : arguments) argv.push_back(a.data());

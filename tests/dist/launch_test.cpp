@@ -5,8 +5,8 @@
 
 #include <map>
 
-#include "core/error.h"
 #include "checkpoint/helpers.h"
+#include "core/error.h"
 
 namespace sfa::test {
 namespace {
@@ -41,8 +41,7 @@ TEST(Launch, OpenMpi) {
 }
 
 TEST(Launch, Slurm) {
-  std::map<std::string, std::string> step{
-      {"SLURM_STEP_NUM_TASKS", "4"}, {"SLURM_PROCID", "3"}, {"SLURM_LOCALID", "1"}};
+  std::map<std::string, std::string> step{{"SLURM_STEP_NUM_TASKS", "4"}, {"SLURM_PROCID", "3"}, {"SLURM_LOCALID", "1"}};
   EXPECT_EQ(launch_in(step).rank, 3);
   EXPECT_EQ(launch_in(step).local_rank, 1);
   EXPECT_FALSE(launch_in(step).mpi);
@@ -51,11 +50,8 @@ TEST(Launch, Slurm) {
 }
 
 TEST(Launch, Variables) {
-  const Launch l = launch_in({{"RANK", "1"},
-                              {"WORLD_SIZE", "2"},
-                              {"LOCAL_RANK", "1"},
-                              {"MASTER_ADDR", "node0"},
-                              {"MASTER_PORT", "29500"}});
+  const Launch l = launch_in(
+      {{"RANK", "1"}, {"WORLD_SIZE", "2"}, {"LOCAL_RANK", "1"}, {"MASTER_ADDR", "node0"}, {"MASTER_PORT", "29500"}});
   EXPECT_EQ(l.rank, 1);
   EXPECT_EQ(l.address, "node0");
   EXPECT_EQ(l.port, 29500);
@@ -68,7 +64,8 @@ TEST(Launch, ContradictionsAreRefused) {
   EXPECT_ERROR(launch_in({{"WORLD_SIZE", "2"}, {"RANK", "2"}, {"LOCAL_RANK", "0"}}), "RANK=2 and WORLD_SIZE=2");
   EXPECT_ERROR(launch_in({{"WORLD_SIZE", "two"}, {"RANK", "0"}}), "WORLD_SIZE=two");
   EXPECT_ERROR(launch_in({{"WORLD_SIZE", "0"}, {"RANK", "0"}}), "at least one rank");
-  EXPECT_ERROR(launch_in({{"RANK", "0"}, {"WORLD_SIZE", "2"}, {"LOCAL_RANK", "0"}, {"MASTER_ADDR", "a"}}), "MASTER_PORT");
+  EXPECT_ERROR(launch_in({{"RANK", "0"}, {"WORLD_SIZE", "2"}, {"LOCAL_RANK", "0"}, {"MASTER_ADDR", "a"}}),
+               "MASTER_PORT");
 }
 
 TEST(Launch, EveryRankOfAMachineNeedsAGpu) {

@@ -91,26 +91,32 @@ struct Checker {
       for (const DType type : {DType::f32, DType::bf16, DType::i64}) {
         Tensor t = mine(type, n);
         ranks.all_reduce(ctx, t);
-        expect(t, whole, [&](std::int64_t i) { return sum(i); }, "all_reduce");
+        expect(
+            t, whole, [&](std::int64_t i) { return sum(i); }, "all_reduce");
         if (type != DType::i64) {
           t = mine(type, n);
           ranks.reduce_scatter(ctx, t, parts);
-          expect(t, own, [&](std::int64_t i) { return sum(i); }, "reduce_scatter");
+          expect(
+              t, own, [&](std::int64_t i) { return sum(i); }, "reduce_scatter");
           ranks.all_gather(ctx, t, parts);
-          expect(t, whole, [&](std::int64_t i) { return sum(i); }, "all_gather");
+          expect(
+              t, whole, [&](std::int64_t i) { return sum(i); }, "all_gather");
         }
         t = mine(type, n);
         ranks.broadcast(ctx, t, size - 1);
-        expect(t, whole, [&](std::int64_t i) { return value(size - 1, i); }, "broadcast");
+        expect(
+            t, whole, [&](std::int64_t i) { return value(size - 1, i); }, "broadcast");
         const int next = (rank + 1) % size, before = (rank + size - 1) % size;
         t = mine(type, n);
         const Tensor in = upload(type, std::vector<double>(static_cast<std::size_t>(n)));
         ranks.exchange(ctx, t, next, in, before);
-        expect(in, whole, [&](std::int64_t i) { return value(before, i); }, "exchange");
+        expect(
+            in, whole, [&](std::int64_t i) { return value(before, i); }, "exchange");
         if (rank == 0) ranks.send(ctx, t, size - 1);
         if (rank == size - 1) {
           ranks.receive(ctx, in, 0);
-          expect(in, whole, [&](std::int64_t i) { return value(0, i); }, "receive");
+          expect(
+              in, whole, [&](std::int64_t i) { return value(0, i); }, "receive");
         }
         ranks.join(ctx);
         ctx.synchronize();
@@ -118,7 +124,8 @@ struct Checker {
       }
       const Tensor t = mine(DType::i64, n, true);
       ranks.all_reduce_f64(ctx, t);
-      expect(t, whole, [&](std::int64_t i) { return sum(i); }, "all_reduce_f64", true);
+      expect(
+          t, whole, [&](std::int64_t i) { return sum(i); }, "all_reduce_f64", true);
       buckets(n);
       memory.clear();
     }
@@ -127,17 +134,22 @@ struct Checker {
   // Named in any order, in part or not at all, every gradient is summed once.
   void buckets(std::int64_t n) {
     for (const bool owned : {false, true})
-      for (const std::int64_t bucket : {std::int64_t{100}, n + 1}) {
-        const Tensor t = mine(DType::f32, n);
-        const std::vector<FlatRange> parts = split_evenly(n, ranks.size(), 64);
-        GradientBuckets b(ranks, t, {bucket, owned ? parts : std::vector<FlatRange>{}});
-        b.final(ctx, n - n / 3, n);
-        b.final(ctx, n / 2, n - n / 3);
-        b.final(ctx, n / 8, n / 4);
-        b.finish(ctx);
-        expect(t, owned ? parts[static_cast<std::size_t>(ranks.rank())] : FlatRange{0, n},
-               [&](std::int64_t i) { return sum(i); }, "a sum in buckets");
-      }
+      for (const std::int64_t bucket : {std::int64_t{100}, n + 1})
+        for (const bool staged : {false, true}) {
+          if (staged && !ctx.on_cuda()) continue;  // bf16 gradients are for GPUs
+          const Tensor t = mine(staged ? DType::bf16 : DType::f32, n);
+          const std::vector<FlatRange> parts = split_evenly(n, ranks.size(), 64);
+          const Tensor staging = staged ? upload(DType::f32, std::vector<double>(70'000)) : Tensor{};
+          GradientBuckets b(ranks, t, {bucket, owned ? parts : std::vector<FlatRange>{}, staging});
+          b.final(ctx, n - n / 3, n);
+          b.final(ctx, n / 2, n - n / 3);
+          b.final(ctx, n / 8, n / 4);
+          b.finish(ctx);
+          expect(
+              t, owned ? parts[static_cast<std::size_t>(ranks.rank())] : FlatRange{0, n},
+              [&](std::int64_t i) { return sum(i); }, "a sum in buckets");
+          memory.clear();
+        }
   }
 };
 
@@ -151,7 +163,8 @@ int collectives(const std::string& device) {
   } catch (const std::exception& e) {
     ranks->control().give_up(e.what());
   }
-  if (ranks->rank() == 0) std::printf("%d ranks over %s: all operations are right\n", ranks->size(), ranks->backend().c_str());
+  if (ranks->rank() == 0)
+    std::printf("%d ranks over %s: all operations are right\n", ranks->size(), ranks->backend().c_str());
   return 0;
 }
 

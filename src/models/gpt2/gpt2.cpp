@@ -40,7 +40,6 @@ void Gpt2::declare_parameters() {
   matrix("wpe.weight", config_.max_position_embeddings, C, std_dev, "wpe.weight", false);
   for (std::int64_t l = 0; l < L; ++l) {
     const std::string h = "h." + std::to_string(l) + ".";
-    block_begin_.push_back(parameters_.flat_size());
     parameters_.add({.name = h + "attn.qkv.weight",
                      .shape = {d.row(), C},
                      .decay = true,
@@ -61,12 +60,11 @@ void Gpt2::declare_parameters() {
     vector(h + "mlp.up.bias", F, Init::zeros, h + "mlp.c_fc.bias");
     vector(h + "mlp.down.bias", C, Init::zeros, h + "mlp.c_proj.bias");
   }
-  block_begin_.push_back(parameters_.flat_size());
   vector("norm_f.weight", C, Init::ones, "ln_f.weight");
   vector("norm_f.bias", C, Init::zeros, "ln_f.bias");
 }
 
-Gpt2::Weights Gpt2::views(const Tensor& flat) const {
+Gpt2::Weights Gpt2::views(const FlatMemory& flat) const {
   std::size_t next = 0;
   const auto take = [&] { return parameters_.view(flat, next++); };
   Weights w;
@@ -83,9 +81,9 @@ Gpt2::Weights Gpt2::views(const Tensor& flat) const {
   return w;
 }
 
-void Gpt2::bind(const Tensor& parameters, const Tensor& gradients) {
+void Gpt2::bind(const Tensor& parameters, const FlatMemory& gradients) {
   weights_ = views(parameters);
-  gradients_ = gradients.empty() ? Weights{} : views(gradients);
+  gradients_ = gradients.flat.empty() ? Weights{} : views(gradients);
 }
 
 Gpt2::Activations Gpt2::plan_activations(Arena& saved, Arena& scratch, std::int64_t B, std::int64_t T,
@@ -157,16 +155,13 @@ void Gpt2::forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput&
     classifier_loss(ctx, {acts_.norm_f.y, weights_.wte, batch.targets, config_.vocab_size, loss_scale, losses, d_y,
                           gradients_.wte, scratch});
   }
-  const auto final = [&](std::int64_t begin, std::int64_t end) {
-    if (on_gradients_final && !ctx.planning) on_gradients_final(begin, end);
-  };
   // The bias gradient of the layer that ends block l is taken by the norm that consumes its output.
   const auto bias_of_block = [&](std::size_t l) { return gradients_.blocks[l].down.bias; };
   gpt2_norm_backward(ctx,
                      {weights_.norm_f, gradients_.norm_f, acts_.norm_f, d_y, Tensor{}, d_residual,
                       bias_of_block(acts_.blocks.size() - 1)},
                      scratch);
-  final(block_begin_.back(), parameters_.flat_size());
+  say_final(ctx, "norm_f.");
   for (std::size_t l = acts_.blocks.size(); l-- > 0;) {
     const PartScope part(ctx, "block", static_cast<std::int64_t>(l), "backward");
     const Tensor before = l > 0 ? bias_of_block(l - 1) : Tensor{};
@@ -179,7 +174,7 @@ void Gpt2::forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput&
                          .branch = acts_.branch,
                          .newest = l + 1 == acts_.blocks.size()},
                         gradients_.blocks[l], acts_.blocks[l], d_residual, ranges);
-    final(block_begin_[l], block_begin_[l + 1]);
+    say_final(ctx, "h." + std::to_string(l) + ".");
   }
   embedding_backward(ctx, {batch.tokens, d_residual.view({B, T, C}), gradients_.wte, gradients_.wpe, scratch});
 }
