@@ -63,6 +63,7 @@ std::string attention_label(const ModelConfig& model) {
   if (a.type == "sfa") {
     label += a.k_q == a.k_k ? fmt::format(" k={}", a.k_q) : fmt::format(" k_q={} k_k={}", a.k_q, a.k_k);
     if (a.selection == "topk_2of4") label += " 2of4";
+    if (a.selection == "topk_pairs") label += " pairs";
     if (a.zero_overlap == "mask") label += " mask";
   }
   if (model.qk_head_dim != model.head_dim) label += fmt::format(" d_qk={}", model.qk_head_dim);

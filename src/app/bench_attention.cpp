@@ -76,7 +76,9 @@ struct Row {
 
 std::string label_of(const AttentionCase& c) {
   if (c.config.type == "dense") return fmt::format("dense d={}", c.dims.Dqk);
-  return fmt::format("sfa k={}{} d={}", c.config.k_q, c.config.selection == "topk" ? "" : " 2of4", c.dims.Dqk);
+  const std::string& rule = c.config.selection;
+  return fmt::format("sfa k={}{} d={}", c.config.k_q,
+                     rule == "topk_2of4" ? " 2of4" : (rule == "topk_pairs" ? " pairs" : ""), c.dims.Dqk);
 }
 
 /// What is timed on one shape: dense first, so that others can be set against it.
@@ -237,9 +239,9 @@ void add_bench_attention(CLI::App& group) {
   command->add_option("--n", o->n, "lengths: 1024, 1024..131072 (doubling), several by commas")
       ->delimiter(',')
       ->capture_default_str();
-  command->add_option("--selection", o->selections, "topk, topk_2of4")
+  command->add_option("--selection", o->selections, "topk, topk_2of4, topk_pairs")
       ->delimiter(',')
-      ->check(CLI::IsMember({"topk", "topk_2of4"}));
+      ->check(CLI::IsMember({"topk", "topk_2of4", "topk_pairs"}));
   command->add_option("--impl", o->impl, "implementation, as model.attention.impl")->capture_default_str();
   command->add_option("--heads", o->heads, "query heads/key heads, as 16/8; default 12 of 64 features, 16 of more");
   command

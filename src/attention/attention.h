@@ -8,10 +8,10 @@
 //   merge     joins partial results over disjoint sets of keys by their log-sum-exp.
 // Gradients run back through core_backward and prepare_backward. d_qk and d_v are separate numbers everywhere.
 //
-// SFA semantics: top-k by |x| per token and head on Q and on K, the stored values keep sign and magnitude, scale
-// 1/sqrt(Dqk) with the full Dqk, ties go to the lowest index, the gradient is masked by the support (Eq. 6), and a pair
-// without a common feature scores 0 and stays in the softmax (`zero_overlap: score`) or is masked out except on the
-// diagonal (`zero_overlap: mask`).
+// SFA semantics: top-k by |x| (`selection` has other rules) per token and head on Q and on K, the stored values keep
+// sign and magnitude, scale 1/sqrt(Dqk) with the full Dqk, ties go to the lowest index, the gradient is masked by the
+// support (Eq. 6), and a pair without a common feature scores 0 and stays in the softmax (`zero_overlap: score`) or is
+// masked out except on the diagonal (`zero_overlap: mask`).
 #pragma once
 
 #include <cstdint>
@@ -28,13 +28,15 @@ namespace sfa {
 
 /// `model.attention` of the configuration, validated.
 struct AttentionConfig {
-  std::string type = "dense";          // dense | sfa
-  std::string impl = "auto";           // auto | reference | flash | ...: a row of the table
-  int k_q = 0, k_k = 0;                // active features a query / key row (sfa)
-  std::string selection = "topk";      // topk | topk_2of4 (queries: at most two of four neighbouring features)
+  std::string type = "dense";  // dense | sfa
+  std::string impl = "auto";   // auto | reference | flash | ...: a row of the table
+  int k_q = 0, k_k = 0;        // active features a query / key row (sfa)
+  // topk | topk_2of4 (queries: at most two of four neighbouring features) | topk_pairs (whole rotated pairs)
+  std::string selection = "topk";
   std::string zero_overlap = "score";  // score | mask
   std::int64_t window = 0;             // keys a query sees, itself included; 0 = all before it
   std::string kv_cache_v = "full";     // full | int8: values in the KV cache (sfa, flash on a GPU)
+  double distill_lambda = 0;           // train.distill.lambda: 0 = no teacher; no part of what the model is
 };
 
 /// Sizes that every layer of a model shares.
@@ -85,6 +87,15 @@ struct AttentionState {
   Keys k;
   Tensor out;  // [B, T, H, Dv], saved
   Tensor lse;  // [B, H, T] f32, natural logarithm, saved
+  // Distillation (distill/distill.h), otherwise empty: output of the dense teacher, saved; its log-sum-exp and [B*T]
+  // squared distances, scratch.
+  Tensor teacher_out, teacher_lse, distance;
+};
+
+/// What distillation adds to one micro-step (distill/distill.h).
+struct Distillation {
+  float scale = 0;  // d_out += scale * (out - teacher_out); 0 = off
+  Tensor total;     // [1] i64, the bits of a double: squared distances of all layers are added
 };
 
 /// A KV cache of one layer, for `capacity` tokens a sequence.
@@ -150,6 +161,11 @@ class Attention {
 
   [[nodiscard]] virtual AttentionCost cost(std::int64_t T) const = 0;
 
+  /// The dense attention that a distilled one is drawn to, or null.
+  [[nodiscard]] virtual const Attention* teacher() const { return nullptr; }
+  void distill(const Distillation& distillation) { distillation_ = distillation; }
+  [[nodiscard]] const Distillation& distillation() const { return distillation_; }
+
   [[nodiscard]] const AttentionConfig& config() const { return config_; }
   [[nodiscard]] const AttentionDims& dims() const { return dims_; }
   [[nodiscard]] DType dtype() const { return dtype_; }
@@ -158,6 +174,7 @@ class Attention {
   AttentionConfig config_;
   AttentionDims dims_;
   DType dtype_;
+  Distillation distillation_;
 };
 
 /// prepare + core on one layer's state: the whole of causal self-attention.
@@ -167,7 +184,7 @@ void attention_forward(Context& ctx, const Attention& attention, AttentionState&
 /// their place. Into an empty cache they attend to each other as they were prepared, without reading it.
 void attention_forward_cached(Context& ctx, const Attention& attention, AttentionState& state, KvCache& cache,
                               Ranges ranges, Arena& scratch);
-/// Writes d_qkv [B, T, row] from d_out [B, T, H, Dv].
+/// Writes d_qkv [B, T, row] from d_out [B, T, H, Dv], to which distillation adds its part first.
 void attention_backward(Context& ctx, const Attention& attention, AttentionState& state, const Ranges& ranges,
                         const Tensor& d_out, const Tensor& d_qkv, Arena& scratch);
 

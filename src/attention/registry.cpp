@@ -5,6 +5,7 @@
 
 #include "attention/attention.h"
 #include "attention/dense/dense.h"
+#include "attention/distill/distill.h"
 #include "attention/flash/attention_flash.h"
 #include "attention/flash/cpu/flash_cpu.h"
 #include "attention/posting/posting_list.h"
@@ -53,7 +54,10 @@ std::unique_ptr<Attention> make_attention(const AttentionConfig& config, const A
           name_of(device), known);
   require(best != nullptr, "model.attention: no implementation of '{}' on {} serves this case ({})", config.type,
           name_of(device), reasons);
-  return best->make(config, dims, dtype);
+  if (config.distill_lambda == 0) return best->make(config, dims, dtype);
+  AttentionConfig dense;
+  dense.window = config.window;
+  return make_distilled(best->make(config, dims, dtype), make_attention(dense, dims, device, dtype));
 }
 
 float AttentionDims::scale() const {
@@ -103,6 +107,7 @@ OpWork prepare_work(const Attention& attention, const AttentionState& state) {
 
 void attention_forward(Context& ctx, const Attention& attention, AttentionState& state, const Ranges& ranges,
                        Arena& scratch) {
+  distill_forward(ctx, attention, state, ranges, scratch);
   {
     const OpScope scope(ctx, [&] { return prepare_work(attention, state); });
     attention.prepare(ctx, state);
@@ -136,6 +141,7 @@ void attention_forward_cached(Context& ctx, const Attention& attention, Attentio
 
 void attention_backward(Context& ctx, const Attention& attention, AttentionState& state, const Ranges& ranges,
                         const Tensor& d_out, const Tensor& d_qkv, Arena& scratch) {
+  distill_towards_teacher(ctx, attention, state, d_out);
   const PackedViews d = packed_views(d_qkv, attention.dims());
   const OpScope scope(ctx, [&] { return attention_work("backward", attention, state, true); });
   attention.core_backward(ctx, {state.q, state.k, ranges, state.out, state.lse, d_out, d.q, d.k, d.v, scratch});

@@ -348,6 +348,11 @@ void validate(Config& c) {
   require(d.batch_size % d.micro_batch_size == 0, "data.micro_batch_size: {} does not divide data.batch_size = {}",
           d.micro_batch_size, d.batch_size);
   validate_train(c.train);
+  check_not_negative(c.model.attention.distill_lambda, "train.distill.lambda");
+  require(c.model.attention.distill_lambda == 0 || c.model.attention.type == "sfa",
+          "train.distill.lambda: sparse attention is drawn to dense attention; model.attention.type is '{}'",
+          c.model.attention.type);
+  check_count(c.train.distill_every, "train.distill.every");
   require(!c.train.noise_scale || d.batch_size >= 2 * d.micro_batch_size,
           "train.noise_scale: compares the gradient of one micro-step with that of all, so data.micro_batch_size = {} "
           "must be at most half of data.batch_size = {}",

@@ -62,6 +62,7 @@ struct TrainConfig {
   std::int64_t log_every = 10;
   StepRange profile_steps;
   bool cuda_graphs = true;
+  std::int64_t distill_every = 1;  // train.distill.every; lambda is in model.attention
   bool tensorboard = false;
 };
 

@@ -31,8 +31,9 @@ void visit_attention(ModelConfig& m, ConfigVisitor& v) {
   int_key(v, {p + "k_q", "sfa: active features of a query; 0 = k", {}, {}}, m.attention.k_q);
   int_key(v, {p + "k_k", "sfa: active features of a key; 0 = k", {}, {}}, m.attention.k_k);
   v.key({p + "selection",
-         "sfa: exact top-k, or top-k of a query under at most two of four neighbouring features",
-         {"topk", "topk_2of4"},
+         "sfa: exact top-k, top-k of a query under at most two of four neighbouring features, or the largest k/2 pairs "
+         "(i, i + qk_head_dim/2), which rotary embedding turns",
+         {"topk", "topk_2of4", "topk_pairs"},
          {}},
         m.attention.selection);
   v.key({p + "zero_overlap",
@@ -251,6 +252,13 @@ void visit_config(Config& c, ConfigVisitor& v) {
          {"none", "ops", "block"},
          {}},
         c.model.recompute);
+  v.key({"train.distill.lambda",
+         "sfa: weight of the squared distance between each head's output and that of dense attention under the same "
+         "weights, mean over heads, layers and tokens (Eq. 8); 0 = none",
+         {},
+         {}},
+        c.model.attention.distill_lambda);
+  v.key({"train.distill.every", "steps between those that distill", {}, {}}, c.train.distill_every);
   v.key({"checkpoint.every", "steps between checkpoints (one more at the end); 0 = at the end only", {}, {}},
         c.checkpoint.every);
   v.key({"checkpoint.keep_last", "newest checkpoints that are kept; 0 = all", {}, {}}, c.checkpoint.keep_last);

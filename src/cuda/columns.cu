@@ -15,8 +15,10 @@ __global__ void fold_partials_kernel(const float* __restrict__ partials, int cou
   __shared__ float part[8][33];
   const std::int64_t c = blockIdx.x * std::int64_t{32} + threadIdx.x;
   float sum = 0;
-  if (c < columns)
+  if (c < columns) {
+#pragma unroll 8
     for (int p = static_cast<int>(threadIdx.y); p < count; p += 8) sum += partials[p * stride + c];
+  }
   part[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
   if (threadIdx.y != 0 || c >= columns) return;

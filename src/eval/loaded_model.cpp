@@ -21,6 +21,7 @@ bool wants_bf16(const std::string& dtype, Device device) {
 LoadedModel::LoadedModel(const LoadOptions& options) : folder_(find_checkpoint(options.path)) {
   CheckpointReader reader(folder_);
   config_ = parse_config(reader.config_yaml(), folder_.string(), options.overrides);
+  config_.model.attention.distill_lambda = 0;  // of training alone
   state_ = reader.state();
   const Device device = choose_device(options.device);
   const bool bf16 = wants_bf16(options.dtype, device);

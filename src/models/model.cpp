@@ -49,6 +49,13 @@ void Model::say_final(const Context& ctx, std::string_view prefix) const {
   if (begin >= 0) on_gradients_final(begin, end);
 }
 
+Distillation Model::distillation(float loss_scale) const {
+  if (!distill.active || loss_scale == 0) return {};
+  const double parts = static_cast<double>(config_.num_hidden_layers * config_.num_attention_heads);
+  return {static_cast<float>(2 * config_.attention.distill_lambda * static_cast<double>(loss_scale) / parts),
+          distill.total};
+}
+
 void count_model(Model& model, ModelArenas& arenas, std::int64_t B, std::int64_t T, bool training) {
   Context counting = Context::for_planning(model.device());
   const Tensor tokens(nullptr, DType::i32, model.device(), {B, T});

@@ -112,6 +112,15 @@ class Model {
 
   [[nodiscard]] virtual ModelCost cost(std::int64_t T) const = 0;
 
+  /// train.distill: forward_backward() adds lambda times the mean over layers and heads of each token's squared
+  /// distance between sparse and dense attention to its loss, and the sum of the distances of all layers to `total`
+  /// ([1] i64, the bits of a double).
+  struct Distill {
+    bool active = false;
+    Tensor total = {};
+  };
+  Distill distill;
+
   /// Called by forward_backward() and evaluate() behind each layer's attention, with what it selected and multiplied
   /// there; the work may still be queued on the context. For analysis; empty = not called.
   std::function<void(std::int64_t layer, const AttentionState& state)> on_attention;
@@ -126,6 +135,8 @@ class Model {
   /// Tells on_gradients_final of the parameters whose names begin with `prefix`; they lie side by side.
   void say_final(const Context& ctx, std::string_view prefix) const;
 
+  /// For the attention of one micro-step; evaluate() passes loss_scale 0.
+  [[nodiscard]] Distillation distillation(float loss_scale) const;
   Model(ModelConfig config, Device device, DType dtype) : config_(std::move(config)), device_(device), dtype_(dtype) {}
   ModelConfig config_;
   Device device_;

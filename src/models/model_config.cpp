@@ -67,8 +67,8 @@ void ModelConfig::resolve() {
             a.type);
     return;
   }
-  require(a.selection == "topk" || a.selection == "topk_2of4",
-          "model.attention.selection: '{}' is not known; there are topk and topk_2of4", a.selection);
+  require(a.selection == "topk" || a.selection == "topk_2of4" || a.selection == "topk_pairs",
+          "model.attention.selection: '{}' is not known; there are topk, topk_2of4 and topk_pairs", a.selection);
   require(a.zero_overlap == "score" || a.zero_overlap == "mask",
           "model.attention.zero_overlap: '{}' is not known; there are score and mask", a.zero_overlap);
   for (int* side : {&a.k_q, &a.k_k}) {
@@ -90,6 +90,10 @@ void ModelConfig::resolve() {
           "qk_head_dim a multiple of 4), "
           "got {} of {}",
           qk_head_dim / 2, a.k_q, qk_head_dim);
+  require(a.selection != "topk_pairs" || (qk_head_dim % 2 == 0 && a.k_q % 2 == 0 && a.k_k % 2 == 0),
+          "model.attention.selection: topk_pairs keeps whole pairs of features, so k_q, k_k and qk_head_dim must be "
+          "even, got {}, {} of {}",
+          a.k_q, a.k_k, qk_head_dim);
 }
 
 AttentionDims ModelConfig::attention_dims() const {

@@ -239,6 +239,7 @@ Config identity(const Config& config) {
   c.model.attention.impl = "auto";
   c.model.recompute = "none";
   c.model.attention.kv_cache_v = "full";
+  c.model.attention.distill_lambda = 0;
   c.data.seq_len = config.data.seq_len;
   c.data.shuffle = config.data.shuffle;
   c.seed = config.seed;
@@ -345,7 +346,7 @@ void Run::train_step(std::int64_t step) {
   const std::int64_t targets = config_.data.batch_size * config_.data.seq_len;
   const float loss_scale = 1.0f / static_cast<float>(targets);
   profiler_.before(step + 1);
-  state_.begin_step(ctx);
+  state_.begin_step(ctx, step);
   const std::int64_t first_sample = loader_->next_sample();
   for (int m = 0; m < loader_->micro_steps(); ++m) {
     ranks_.control().at(step + 1, Phase::data);
@@ -454,6 +455,7 @@ void Run::log_step(std::int64_t done) {
                                  {"skipped_steps", watch_->state().skipped}};
   const double noise = noise_scale(watch_->state());
   if (noise > 0) line["noise_scale"] = noise;
+  if (const auto distance = state_.distance()) line["train/distill_loss"] = *distance;
   if (!alone()) {
     line["ranks/slowest"] = slowest.rank;
     line["ranks/slowest_data_ms"] = slowest.times.data;

@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "config/config.h"
@@ -34,8 +35,8 @@ class TrainingState {
   /// Seeded initial weights, zero moments, a guard that has seen nothing.
   void initialize(std::uint64_t seed);
 
-  /// Zeroes gradients and losses for a new optimizer step.
-  void begin_step(Context& ctx);
+  /// Zeroes gradients and losses for a new optimizer step; `step` counts from 0.
+  void begin_step(Context& ctx, std::int64_t step = 0);
   /// One micro-batch of host data; gradients and the loss accumulate. loss_scale is 1 / (targets of the optimizer
   /// step, over all ranks). During the last one of a step the sums over ranks begin.
   void micro_step(Context& ctx, const Batch& batch, float loss_scale);
@@ -46,6 +47,9 @@ class TrainingState {
   [[nodiscard]] ModelArenas& arenas() { return memory_.arenas; }
   [[nodiscard]] const ParameterBuffers& buffers() const { return memory_.buffers; }
   [[nodiscard]] const Optimizer& optimizer() const { return *memory_.optimizer; }
+  /// train.distill: the newest distilled step's mean squared distance of a head, layer and token (waits for the
+  /// device); nothing when there was none.
+  std::optional<double> distance();
   /// [1] i64, the bits of a double: the sum of the step's losses so far.
   [[nodiscard]] const Tensor& loss_total() const { return memory_.io.loss_total; }
   [[nodiscard]] const Schedule& schedule() const { return schedule_; }
@@ -85,7 +89,7 @@ class TrainingState {
 
   Schedule schedule_;
   // The micro-step as a CUDA graph, for the one loss_scale of the run; null until it is recorded.
-  bool graphs_ = false, warm_ = false;
+  bool graphs_ = false, warm_ = false, distilling_warm_ = false;
   std::shared_ptr<void> graph_;
   float graph_scale_ = 0;
   // A micro-step cut where gradients become final: sums over ranks are queued between the parts. It is the last of a
@@ -96,6 +100,9 @@ class TrainingState {
   };
   std::vector<GraphPart> cut_graph_;
   float cut_graph_scale_ = 0;
+  std::shared_ptr<void> distilling_graph_;  // of steps that distill, where not all do
+  std::int64_t distill_every_ = 0;          // 0 = never
+  bool distilled_ = false;                  // distance_total is of a step
   template <class Work>
   bool replayed(Context& ctx, float loss_scale, Work&& work);
   double targets_ = 1;                                  // of a step

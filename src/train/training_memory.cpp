@@ -89,6 +89,7 @@ void TrainingMemory::plan() {
   if (config_.data.document_mask) io.first_key = batches_.take(DType::i32, {B, T});
   io.losses = batches_.take(DType::f32, {B * T});
   io.loss_total = batches_.take(DType::i64, {1});
+  if (config_.model.attention.distill_lambda > 0) io.distance_total = batches_.take(DType::i64, {1});
 }
 
 void TrainingMemory::bind() {

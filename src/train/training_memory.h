@@ -45,6 +45,7 @@ class TrainingMemory {
     Tensor tokens, targets, first_key;  // [B,T] i32; first_key empty without data.document_mask
     Tensor losses;                      // [B*T] f32
     Tensor loss_total;                  // [1]: the bits of a double
+    Tensor distance_total;              // the same, of train.distill; empty without it
   };
 
   /// dist.zero: the part of the flat buffer that each rank updates; empty when every rank updates all.

@@ -49,6 +49,7 @@ TrainingState::TrainingState(const Config& config, Device device, const MemoryLi
   targets_ = static_cast<double>(config.data.batch_size * config.data.seq_len);
   require_memory(config, memory_, limits);
   memory_.bind();
+  if (config.model.attention.distill_lambda > 0) distill_every_ = t.distill_every;
   graphs_ = device == Device::cuda && t.cuda_graphs;
   if (communicator_ == nullptr) return;
   all_micro_steps_ = config.data.batch_size / (config.data.micro_batch_size * communicator_->size());
@@ -189,7 +190,7 @@ ModelInput TrainingState::upload(Context& ctx, const Batch& batch) {
   return {memory_.io.tokens, memory_.io.targets, memory_.io.first_key};
 }
 
-void TrainingState::begin_step(Context& ctx) {
+void TrainingState::begin_step(Context& ctx, std::int64_t step) {
   const OpScope scope(ctx, [&] {
     return OpWork{.kind = "zero gradients", .shape = "", .bytes = bytes_of({memory_.buffers.gradients})};
   });
@@ -197,18 +198,33 @@ void TrainingState::begin_step(Context& ctx) {
   if (sharded_ != nullptr) ctx.zero(memory_.model_gradients.flat);
   ctx.zero(memory_.io.loss_total);
   micro_steps_ = 0;
+  Model::Distill& distill = memory_.model->distill;
+  distill = {distill_every_ > 0 && step % distill_every_ == 0, memory_.io.distance_total};
+  if (!distill.active) return;
+  ctx.zero(distill.total);
+  distilled_ = true;
+}
+
+std::optional<double> TrainingState::distance() {
+  if (!distilled_) return std::nullopt;
+  double total = 0;
+  context_->copy(&total, Device::cpu, memory_.io.distance_total.data, context_->device(), sizeof total);
+  context_->synchronize();
+  const ModelConfig& c = memory_.model->config();
+  return total / (targets_ * static_cast<double>(c.num_hidden_layers * c.num_attention_heads));
 }
 
 // The first time algorithms are chosen and small buffers made, which can't be recorded; an observer sees ops alone.
 template <class Work>
 bool TrainingState::replayed(Context& ctx, float loss_scale, Work&& work) {
   if constexpr (kHasCuda) {
-    if (!graphs_ || !warm_ || ctx.observer != nullptr) return false;
-    if (graph_ == nullptr || graph_scale_ != loss_scale) {
-      graph_ = record(ctx, work);
-      graph_scale_ = loss_scale;
-    }
-    cuda_ops::replay(ctx.cuda(), graph_.get());
+    const bool distilling = memory_.model->distill.active;
+    if (!graphs_ || !(distilling ? distilling_warm_ : warm_) || ctx.observer != nullptr) return false;
+    if (graph_scale_ != loss_scale) graph_ = distilling_graph_ = nullptr;
+    graph_scale_ = loss_scale;
+    std::shared_ptr<void>& graph = distilling ? distilling_graph_ : graph_;
+    if (graph == nullptr) graph = record(ctx, work);
+    cuda_ops::replay(ctx.cuda(), graph.get());
     return true;
   } else {
     return false;
@@ -226,7 +242,7 @@ void TrainingState::micro_step(Context& ctx, const Batch& batch, float loss_scal
     cut_micro_step(ctx, loss_scale, work);
   else if (!replayed(ctx, loss_scale, work))
     work();
-  warm_ = true;
+  (memory_.model->distill.active ? distilling_warm_ : warm_) = true;
   if (last) mark(ctx, backward_done_);
   if (sharded_ != nullptr) exchange([&] { sharded_->finish(ctx, last); });
   if (micro_steps_++ == 0) memory_.optimizer->measure_small_batch(ctx);
@@ -246,7 +262,8 @@ void TrainingState::final(const FlatRange& range) {
 void TrainingState::cut_micro_step(Context& ctx, float loss_scale, const std::function<void()>& work) {
   auto& hook = memory_.model->on_gradients_final;
   if constexpr (kHasCuda) {
-    if (graphs_ && warm_ && ctx.observer == nullptr) {
+    // Steps that distill are few: they are not recorded.
+    if (graphs_ && warm_ && ctx.observer == nullptr && !memory_.model->distill.active) {
       if (cut_graph_.empty() || cut_graph_scale_ != loss_scale) {
         cut_graph_.clear();
         hook = [&](std::int64_t begin, std::int64_t end) {
@@ -274,6 +291,7 @@ void TrainingState::update(Context& ctx, std::int64_t step) {
   if (communicator_ != nullptr) {
     exchange([&] {
       communicator_->all_reduce_f64(ctx, memory_.io.loss_total);
+      if (memory_.model->distill.active) communicator_->all_reduce_f64(ctx, memory_.io.distance_total);
       if (buckets_ != nullptr) buckets_->finish(ctx);
       communicator_->join(ctx);
     });

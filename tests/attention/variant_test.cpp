@@ -15,11 +15,12 @@ struct VariantCase {
   [[nodiscard]] oracle::AttentionShape shape() const { return {B, T, T, dims.H, dims.G, dims.Dqk, dims.Dv}; }
   [[nodiscard]] bool sparse() const { return config.type == "sfa"; }
   [[nodiscard]] std::vector<float> queries(const std::vector<float>& q) const {
-    return sparse() ? sparse_rows(q, dims.Dqk, config.k_q, config.selection == "topk_2of4") : q;
+    return sparse() ? sparse_rows(q, dims.Dqk, config.k_q, config.selection == "topk_2of4", pairs_are_kept()) : q;
   }
   [[nodiscard]] std::vector<float> keys(const std::vector<float>& k) const {
-    return sparse() ? sparse_rows(k, dims.Dqk, config.k_k) : k;
+    return sparse() ? sparse_rows(k, dims.Dqk, config.k_k, false, pairs_are_kept()) : k;
   }
+  [[nodiscard]] bool pairs_are_kept() const { return config.selection == "topk_pairs"; }
   // Which pairs enter the softmax, given the selected rows.
   [[nodiscard]] Visible pairs(const std::vector<float>& q, const std::vector<float>& k) const {
     const Visible see = visible(ranges, T);
@@ -269,6 +270,12 @@ TEST_P(Variants, SfaTwoOfFour) {
   for (const int k : {1, 4, 8, 16}) check_training({sfa(k, 6, "topk_2of4"), {2, 1, 32, 16}, 2, 15, {}});
 }
 
+TEST_P(Variants, SfaOfWholePairs) {
+  for (const int k : {2, 4, 8, 16}) check_training({sfa(k, 6, "topk_pairs"), {2, 1, 32, 16}, 2, 15, {}});
+  check_training({sfa(16, 16, "topk_pairs"), {2, 2, 128, 64}, 1, 33, {}});
+  check_training({sfa(4, 4, "topk_pairs"), {2, 1, 10, 16}, 2, 9, {}});
+}
+
 TEST_P(Variants, SfaMaskedWhereNoFeatureIsShared) {
   for (const int k : {1, 2, 5}) check_training({sfa(k, k, "topk", "mask"), {4, 2, 32, 16}, 2, 21, {}});
   check_training({windowed(sfa(2, 3, "topk_2of4", "mask"), 6),
@@ -284,6 +291,7 @@ TEST_P(Variants, CacheInChunks) {
     check_cache({windowed(dense(), 3), {4, 2, 16, 8}, 2, 9, {.window = 3, .first_key = {}}}, chunks);
     check_cache({sfa(4, 4), {4, 2, 16, 8}, 2, 9, {}}, chunks);
     check_cache({sfa(3, 5, "topk_2of4"), {2, 1, 32, 32}, 1, 9, {}}, chunks);
+    check_cache({sfa(4, 6, "topk_pairs"), {2, 1, 32, 32}, 1, 9, {}}, chunks);
     check_cache({sfa(2, 2, "topk", "mask"), {2, 2, 16, 16}, 2, 9, {}}, chunks);
   }
 }

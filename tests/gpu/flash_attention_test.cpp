@@ -31,6 +31,7 @@ std::vector<FlashCase> cases() {
     list.push_back({config_of(impl, "dense", 0, "topk"), dims, 2, 200, window});
     list.push_back({config_of(impl, "sfa", k, "topk"), dims, 2, 200, window});
     list.push_back({config_of(impl, "sfa", k, "topk_2of4"), dims, 2, 200, window});
+    list.push_back({config_of(impl, "sfa", k / 2 * 2, "topk_pairs"), dims, 2, 200, window});
   };
   for (const AttentionDims& dims : {AttentionDims{4, 2, 64, 64}, AttentionDims{2, 2, 128, 128}})
     for (const std::int64_t window : {0, 50})

@@ -39,7 +39,7 @@ Outcome train_with(const std::string& graphs, const std::vector<std::string>& mo
   Context& ctx = state.context();
   Outcome out;
   for (int step = 0; step < 5; ++step) {
-    state.begin_step(ctx);
+    state.begin_step(ctx, step);
     for (int m = 0; m < 2; ++m) state.micro_step(ctx, batch_of(4, 64, 2 * step + m), 1.0f / 512);
     state.update(ctx, step);
     double total = 0;
@@ -58,6 +58,7 @@ TEST(CudaGraphs, GiveTheSameBits) {
   for (const std::vector<std::string>& more : std::vector<std::vector<std::string>>{
            {},
            {"train.dtype=fp32", "data.document_mask=true"},
+           {"model.attention={type: sfa, k: 8}", "train.distill.lambda=1", "train.distill.every=2"},
            {"model.attention.type=sfa", "model.attention.k=8", "data.document_mask=true"},
            {"model.attention.type=sfa", "model.attention.k=8", "model.attention.selection=topk_2of4"},
            {"train.recompute=block"},

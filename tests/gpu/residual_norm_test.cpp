@@ -76,6 +76,49 @@ TEST_F(ResidualNormGpu, BackwardAccumulatesAndMatchesCpu) {
         }
 }
 
+// RMS norm: neither bias nor mean.
+TEST_F(ResidualNormGpu, RmsNormMatchesCpu) {
+  for (DType type : kFloatTypes)
+    for (DType grad_type : kFloatTypes)
+      for (std::int64_t N : kRows)
+        for (std::int64_t C : {1, 17, 64, 100, 256, 504, 768, 1000, 1024, 1600, 2048, 2056, 2560, 3000, 4096, 5120}) {
+          if (too_many(N, C)) continue;
+          use(type);
+          SCOPED_TRACE(fmt::format("{} grad {} N={} C={}", name_of(type), name_of(grad_type), N, C));
+          const Twin residual = random({N, C}), x = random({N, C}), d_y = random({N, C}), d_next = random({N, C}),
+                     w = random({C});
+          const Twin sum = output({N, C}), y = output({N, C}), d_r = output({N, C}), rstd = output({N}, DType::f32);
+          const Twin d_w = random({C}, 1.0f, grad_type), d_x_b = random({C}, 1.0f, grad_type);
+          const bool with_x = N != 127, with_next = N != 17, in_place = N == 1000, with_bias = N % 2 == 1;
+          const auto run = [&](Context& ctx, Arena& scratch, Owned Twin::*s) {
+            residual_norm_forward(ctx, {(residual.*s).t, with_x ? (x.*s).t : Tensor{}, (w.*s).t, Tensor{}, 1e-6f,
+                                        with_x ? (sum.*s).t : Tensor{}, (y.*s).t, Tensor{}, (rstd.*s).t});
+            residual_norm_backward(
+                ctx, {(d_y.*s).t, with_next ? (d_next.*s).t : Tensor{}, with_x ? (sum.*s).t : (residual.*s).t, (w.*s).t,
+                      Tensor{}, (rstd.*s).t, in_place ? (d_next.*s).t : (d_r.*s).t, (d_w.*s).t, Tensor{}, scratch,
+                      with_bias ? (d_x_b.*s).t : Tensor{}});
+          };
+          for (int turn = 0; turn < 2; ++turn) {
+            on_cpu([&](Context& ctx, Arena& scratch) { run(ctx, scratch, &Twin::cpu); });
+            on_gpu([&](Context& ctx, Arena& scratch) { run(ctx, scratch, &Twin::gpu); });
+          }
+          if (with_x) {
+            EXPECT_EQ(error(sum), 0);
+          }
+          const double tolerance = type == DType::f32 ? f32_tolerance(C) : bf16_tolerance();
+          const double grad_tolerance = grad_type == DType::f32 ? 2 * f32_tolerance(N + C) : bf16_tolerance(2);
+          EXPECT_LE(error(rstd), f32_tolerance(C));
+          EXPECT_LE(error(y), tolerance);
+          EXPECT_LE(error(d_w), grad_tolerance);
+          if (with_bias) {
+            EXPECT_LE(error(d_x_b), type == DType::f32 ? 2 * grad_tolerance : bf16_tolerance(2));
+          }
+          if (C > 1 || with_next) {
+            EXPECT_LE(error(in_place ? d_next : d_r), 2 * tolerance);
+          }
+        }
+}
+
 TEST_F(ResidualNormGpu, TwoRunsGiveTheSameBits) {
   std::vector<std::byte> first;
   for (int run = 0; run < 2; ++run) {
@@ -97,6 +140,30 @@ TEST_F(ResidualNormGpu, TwoRunsGiveTheSameBits) {
       first = all;
     else
       EXPECT_TRUE(first == all);
+  }
+}
+
+TEST_F(ResidualNormGpu, TwoRunsOfRmsNormGiveTheSameBits) {
+  for (std::int64_t C : {1024, 2560, 4096}) {
+    std::vector<std::byte> first;
+    for (int run = 0; run < 2; ++run) {
+      use(DType::bf16);
+      const Twin r = random({3000, C}), d_y = random({3000, C}), w = random({C}), y = output({3000, C}),
+                 d_r = output({3000, C}), rstd = output({3000}, DType::f32), d_w = random({C}, 1.0f, DType::f32);
+      on_gpu([&](Context& ctx, Arena& scratch) {
+        residual_norm_forward(ctx,
+                              {r.gpu.t, Tensor{}, w.gpu.t, Tensor{}, 1e-6f, Tensor{}, y.gpu.t, Tensor{}, rstd.gpu.t});
+        residual_norm_backward(ctx, {d_y.gpu.t, Tensor{}, r.gpu.t, w.gpu.t, Tensor{}, rstd.gpu.t, d_r.gpu.t, d_w.gpu.t,
+                                     Tensor{}, scratch});
+      });
+      std::vector<std::byte> all = gpu_bytes(d_w);
+      for (const Twin* t : {&d_r, &y})
+        for (std::byte byte : gpu_bytes(*t)) all.push_back(byte);
+      if (run == 0)
+        first = all;
+      else
+        EXPECT_TRUE(first == all) << C;
+    }
   }
 }
 

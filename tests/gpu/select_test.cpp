@@ -29,6 +29,32 @@ class SelectGpu : public GpuTest {
   }
 };
 
+TEST_F(SelectGpu, WholePairsExactlyAsOnTheCpu) {
+  constexpr std::int64_t B = 2, T = 37, H = 3;
+  for (DType type : kFloatTypes)
+    for (std::int64_t D : {2, 8, 18, 32, 64, 80, 100, 128, 200, 256})
+      for (std::int64_t k : {std::int64_t{2}, std::int64_t{8}, std::int64_t{16}, D / 4 * 2, D})
+        for (bool packed : {false, true}) {
+          if (k < 2 || k > D) continue;
+          use(type);
+          SCOPED_TRACE(fmt::format("{} D={} k={} packed={}", name_of(type), D, k, packed));
+          const std::int64_t width = packed ? H * D + 24 : H * D;
+          const Twin x = filled({B, T, width}, rows(B * T, width), type), dense = output({B, T, H, D});
+          const Twin values = output({B, T, H, k});
+          const Twin indices =
+              integers({B, T, H, k}, std::vector<std::uint8_t>(static_cast<std::size_t>(B * T * H * k), 77));
+          const auto run = [&](Context& ctx, Owned Twin::*s) {
+            const Tensor in = (x.*s).t.slice(2, packed ? 16 : 0, H * D).split_last(H);
+            select_topk(ctx, {in, k, false, (values.*s).t, (indices.*s).t, packed ? in : (dense.*s).t, true});
+          };
+          run(cpu_, &Twin::cpu);
+          run(*gpu_, &Twin::gpu);
+          EXPECT_TRUE(same(values));
+          EXPECT_TRUE(bytes_of(cpu_, indices.cpu.t) == gpu_bytes(indices));
+          EXPECT_TRUE(same(packed ? x : dense));
+        }
+}
+
 TEST_F(SelectGpu, ExactlyAsOnTheCpu) {
   constexpr std::int64_t B = 2, T = 37, H = 3;
   for (DType type : kFloatTypes)

@@ -317,6 +317,11 @@ TEST(ModelConfigTest, RefusesWhatCannotBe) {
     sfa(c, 9);
     c.attention.selection = "topk_2of4";
   });
+  expect("even", [&](ModelConfig& c) {
+    sfa(c, 4);
+    c.attention.selection = "topk_pairs";
+    c.attention.k_k = 3;
+  });
   expect("selection", [&](ModelConfig& c) {
     sfa(c, 4);
     c.attention.selection = "topk_3of4";

@@ -62,9 +62,9 @@ std::vector<float> nasty(std::int64_t rows, std::int64_t D) {
 class SelectTest : public DeviceTest {
  protected:
   // B x T x heads rows inside wider packed rows, as the projection leaves them.
-  void check(std::int64_t D, std::int64_t k, bool two_of_four, bool in_place, DType type) {
+  void check(std::int64_t D, std::int64_t k, bool two_of_four, bool in_place, DType type, bool pairs = false) {
     SCOPED_TRACE(::testing::Message() << "D " << D << ", k " << k << (two_of_four ? ", two of four" : "")
-                                      << (in_place ? ", in place" : ""));
+                                      << (pairs ? ", pairs" : "") << (in_place ? ", in place" : ""));
     const std::int64_t B = 2, T = 5, heads = 3, rows = B * T * heads, before_it = 7, row = before_it + heads * D + 4;
     std::vector<float> x = nasty(rows, D);
     if (type == DType::bf16) x = rounded(x);
@@ -76,13 +76,13 @@ class SelectTest : public DeviceTest {
     const Tensor view = buffer.slice(2, before_it, heads * D).split_last(heads);
     const Tensor values = pool.poisoned(type, {B, T, heads, k}), indices = pool.poisoned(DType::u8, {B, T, heads, k});
     const Tensor dense = in_place ? view : pool.poisoned(type, {B, T, heads, D});
-    select_topk(ctx, {view, k, two_of_four, values, indices, dense});
+    select_topk(ctx, {view, k, two_of_four, values, indices, dense, pairs});
 
     std::vector<std::uint8_t> want_indices;
     std::vector<float> want_values, want_dense(x.size());
     for (std::int64_t r = 0; r < rows; ++r) {
       const std::vector<float> one(x.begin() + r * D, x.begin() + (r + 1) * D);
-      for (std::uint8_t d : selected_features(one, k, two_of_four)) {
+      for (std::uint8_t d : pairs ? selected_pairs(one, k) : selected_features(one, k, two_of_four)) {
         want_indices.push_back(d);
         want_values.push_back(one[d]);
         want_dense[static_cast<std::size_t>(r * D + d)] = one[d];
@@ -196,16 +196,59 @@ TEST_P(SelectTest, GradientsOutsideTheSupportBecomeZero) {
   }
 }
 
+TEST_P(SelectTest, WholePairs) {
+  for (const DType type : {DType::f32, DType::bf16}) {
+    if (type == DType::bf16 && GetParam() == Device::cpu) continue;
+    for (const std::int64_t D : {2, 6, 16, 30, 64, 128, 200, 256})
+      for (const std::int64_t k : {2, 4, 8, 16, 62})
+        for (const bool in_place : {false, true})
+          if (k <= D) check(D, k, false, in_place, type, true);
+  }
+}
+
+TEST_P(SelectTest, TheSupportOfPairsDoesNotTurnWithPosition) {
+  // Rotations as rotary embedding makes them: the norms of pairs stay what they were up to rounding, and no two of a
+  // row are that close here.
+  const std::int64_t D = 64, k = 16, T = 50;
+  const auto head = normal(D, 3);
+  std::vector<float> x;
+  for (std::int64_t t = 0; t < T; ++t)
+    for (std::int64_t d = 0; d < D; ++d) {
+      const std::int64_t i = d % (D / 2);
+      const double angle =
+          static_cast<double>(t) * std::pow(1e4, -2.0 * static_cast<double>(i) / static_cast<double>(D));
+      const double low = head[static_cast<std::size_t>(i)], high = head[static_cast<std::size_t>(i + D / 2)];
+      x.push_back(static_cast<float>(d < D / 2 ? low * std::cos(angle) - high * std::sin(angle)
+                                               : high * std::cos(angle) + low * std::sin(angle)));
+    }
+  const Tensor values = pool.zeros(DType::f32, {1, T, 1, k});
+  const auto supports = [&](bool pairs) {
+    const Tensor indices = pool.zeros(DType::u8, {1, T, 1, k});
+    select_topk(ctx, {pool.floats(x, {1, T, 1, D}), k, false, values, indices, Tensor{}, pairs});
+    return elements<std::uint8_t>(ctx, indices);
+  };
+  const auto by_pair = supports(true), by_feature = supports(false);
+  std::int64_t turned = 0;
+  for (std::int64_t t = 1; t < T; ++t) {
+    EXPECT_TRUE(std::equal(by_pair.begin(), by_pair.begin() + k, by_pair.begin() + t * k)) << t;
+    turned += !std::equal(by_feature.begin(), by_feature.begin() + k, by_feature.begin() + t * k);
+  }
+  EXPECT_GT(turned, T / 2) << "single features do turn";
+}
+
 TEST_P(SelectTest, ImpossibleRequestsAreRefused) {
-  const auto attempt = [&](std::int64_t D, std::int64_t k, bool two_of_four) {
+  const auto attempt = [&](std::int64_t D, std::int64_t k, bool two_of_four, bool pairs = false) {
     const Tensor x = pool.zeros(DType::f32, {1, 1, 1, D}), values = pool.zeros(DType::f32, {1, 1, 1, k}),
                  indices = pool.zeros(DType::u8, {1, 1, 1, k});
-    select_topk(ctx, {x, k, two_of_four, values, indices, Tensor{}});
+    select_topk(ctx, {x, k, two_of_four, values, indices, Tensor{}, pairs});
   };
   EXPECT_THROW(attempt(8, 9, false), Error);
   EXPECT_THROW(attempt(257, 8, false), Error);
   EXPECT_THROW(attempt(8, 5, true), Error);
   EXPECT_THROW(attempt(6, 2, true), Error);
+  EXPECT_THROW(attempt(8, 3, false, true), Error);
+  EXPECT_THROW(attempt(7, 2, false, true), Error);
+  EXPECT_THROW(attempt(8, 2, true, true), Error);
 }
 
 SFA_ON_EVERY_DEVICE(SelectTest);

@@ -42,14 +42,27 @@ inline std::vector<std::uint8_t> selected_features(const std::vector<float>& x, 
   return out;
 }
 
+// The same for whole pairs (i, i + D/2), k/2 of them by the sum of their squares. That is rounded to f32 as the
+// contract says; of exact sums two that round alike are not a tie.
+inline std::vector<std::uint8_t> selected_pairs(const std::vector<float>& x, std::int64_t k) {
+  const std::size_t half = x.size() / 2;
+  std::vector<float> norms;
+  for (std::size_t i = 0; i < half; ++i) norms.push_back(std::fma(x[i], x[i], x[i + half] * x[i + half]));
+  std::vector<std::uint8_t> out = selected_features(norms, k / 2, false);
+  const std::size_t pairs = out.size();
+  for (std::size_t i = 0; i < pairs; ++i) out.push_back(static_cast<std::uint8_t>(out[i] + half));
+  return out;
+}
+
 /// Rows of D features with zeros outside their supports.
 inline std::vector<float> sparse_rows(const std::vector<float>& x, std::int64_t D, std::int64_t k,
-                                      bool two_of_four = false) {
+                                      bool two_of_four = false, bool pairs = false) {
   std::vector<float> out(x.size());
   for (std::size_t row = 0; row < x.size(); row += static_cast<std::size_t>(D)) {
     const std::vector<float> one(x.begin() + static_cast<std::ptrdiff_t>(row),
                                  x.begin() + static_cast<std::ptrdiff_t>(row) + D);
-    for (std::uint8_t d : selected_features(one, k, two_of_four)) out[row + d] = one[d];
+    for (std::uint8_t d : pairs ? selected_pairs(one, k) : selected_features(one, k, two_of_four))
+      out[row + d] = one[d];
   }
   return out;
 }

@@ -198,9 +198,9 @@ class SfaFlash final : public SfaAttention {
 
   void prepare(Context& ctx, AttentionState& s) const override {
     const PackedViews views = packed_views(s.qkv, dims_);
-    if (flash::selection_supported(static_cast<int>(dims_.Dqk))) return select_together(ctx, s, views);
-    select_topk(ctx, {views.q, config_.k_q, two_of_four(), s.q.values, s.q.indices, views.q});
-    select_topk(ctx, {views.k, config_.k_k, false, s.k.values, s.k.indices, views.k});
+    if (config_.selection != "topk_pairs" && flash::selection_supported(static_cast<int>(dims_.Dqk)))
+      return select_together(ctx, s, views);
+    select_rows(ctx, s, views.q, views.k, true);
     ctx.copy_rows(s.k.v, views.v);
   }
 

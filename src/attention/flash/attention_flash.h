@@ -11,9 +11,9 @@ std::string dense_flash_cuda_why_not(const AttentionConfig& config, const Attent
 std::unique_ptr<Attention> make_dense_flash_cuda(const AttentionConfig& config, const AttentionDims& dims, DType dtype);
 std::unique_ptr<Attention> make_dense_flash_sm80(const AttentionConfig& config, const AttentionDims& dims, DType dtype);
 
-/// Exact `topk` runs the dense core on zero-filled rows; so does `topk_2of4` on the kernels for every card, while those
-/// for sm_90a multiply the compressed queries on sparse tensor cores. Saved for backward are the sparse queries and
-/// keys, V, O and the log-sum-exp.
+/// Exact `topk` and `topk_pairs` run the dense core on zero-filled rows; so does `topk_2of4` on the kernels for every
+/// card, while those for sm_90a multiply the compressed queries on sparse tensor cores. Saved for backward are the
+/// sparse queries and keys, V, O and the log-sum-exp.
 std::string sfa_flash_cuda_why_not(const AttentionConfig& config, const AttentionDims& dims, DType dtype);
 std::unique_ptr<Attention> make_sfa_flash_cuda(const AttentionConfig& config, const AttentionDims& dims, DType dtype);
 std::unique_ptr<Attention> make_sfa_flash_sm80(const AttentionConfig& config, const AttentionDims& dims, DType dtype);

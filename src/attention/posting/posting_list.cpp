@@ -3,7 +3,6 @@
 #include "attention/posting/posting_list_cuda.h"
 #include "attention/sfa/sfa.h"
 #include "core/build_config.h"
-#include "ops/select/select.h"
 
 namespace sfa {
 namespace {
@@ -20,8 +19,7 @@ class SfaPostingList final : public SfaAttention {
 
   void prepare(Context& ctx, AttentionState& s) const override {
     const PackedViews views = packed_views(s.qkv, dims_);
-    select_topk(ctx, {views.q, config_.k_q, config_.selection == "topk_2of4", s.q.values, s.q.indices, Tensor{}});
-    select_topk(ctx, {views.k, config_.k_k, false, s.k.values, s.k.indices, Tensor{}});
+    select_rows(ctx, s, views.q, views.k, false);
   }
 
   void core(Context& ctx, const Forward& a) const override {

@@ -21,8 +21,7 @@ class SfaReference final : public SfaAttention {
   // The rows are selected in place: the packed projection then holds the zero-filled queries and keys.
   void prepare(Context& ctx, AttentionState& s) const override {
     const PackedViews views = packed_views(s.qkv, dims_);
-    select_topk(ctx, {views.q, config_.k_q, config_.selection == "topk_2of4", s.q.values, s.q.indices, views.q});
-    select_topk(ctx, {views.k, config_.k_k, false, s.k.values, s.k.indices, views.k});
+    select_rows(ctx, s, views.q, views.k, true);
     s.q.dense = views.q;
     s.k.dense = views.k;
     s.k.v = views.v;
@@ -75,6 +74,13 @@ AttentionState SfaAttention::plan_supports(const Tensor& qkv, Arena& saved, std:
   s.out = saved.take(dtype_, {B, T, dims_.H, dims_.Dv});
   s.lse = saved.take(DType::f32, {B, dims_.H, T});
   return s;
+}
+
+void SfaAttention::select_rows(Context& ctx, AttentionState& s, const Tensor& q, const Tensor& k,
+                               bool zero_fill) const {
+  const bool two_of_four = config_.selection == "topk_2of4", pairs = config_.selection == "topk_pairs";
+  select_topk(ctx, {q, config_.k_q, two_of_four, s.q.values, s.q.indices, zero_fill ? q : Tensor{}, pairs});
+  select_topk(ctx, {k, config_.k_k, false, s.k.values, s.k.indices, zero_fill ? k : Tensor{}, pairs});
 }
 
 KvCache SfaAttention::plan_cache(Arena& arena, std::int64_t B, std::int64_t capacity) const {

@@ -1,6 +1,6 @@
 // Sparse Feature Attention, `type: sfa` (arXiv 2603.22300): the k largest-magnitude features of each query and key are
-// kept, scores come from shared features alone, V stays dense. The KV cache holds k values and k u8 indices a key, and
-// V rows.
+// kept (or the k/2 largest rotated pairs, which is our own choice), scores come from shared features alone, V stays
+// dense. The KV cache holds k values and k u8 indices a key, and V rows.
 #pragma once
 
 #include "attention/attention.h"
@@ -23,6 +23,9 @@ class SfaAttention : public Attention {
   /// Takes from `saved` what every implementation keeps for backward: values and indices of Q and K, O and the
   /// log-sum-exp. The packed projection `qkv`, taken by the caller, is put beside them.
   AttentionState plan_supports(const Tensor& qkv, Arena& saved, std::int64_t B, std::int64_t T) const;
+  /// Selects queries and keys by config().selection into s.q and s.k. With `zero_fill` the rows themselves become zero
+  /// outside their supports.
+  void select_rows(Context& ctx, AttentionState& s, const Tensor& q, const Tensor& k, bool zero_fill) const;
 };
 
 }  // namespace sfa

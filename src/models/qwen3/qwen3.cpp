@@ -171,6 +171,7 @@ void Qwen3::forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput
   Arena& scratch = arenas.scratch;
   const std::int64_t B = batch.tokens.dim(0), T = batch.tokens.dim(1), N = B * T, C = config_.hidden_size;
   const Ranges ranges{.causal = true, .window = config_.attention.window, .first_key = batch.first_key};
+  attention_->distill(distillation(loss_scale));
   forward(ctx, scratch, batch);
 
   ArenaScope scope(scratch);
@@ -199,6 +200,7 @@ void Qwen3::forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput
 }
 
 void Qwen3::evaluate(Context& ctx, ModelArenas& arenas, const ModelInput& batch, const Tensor& losses) {
+  attention_->distill({});
   forward(ctx, arenas.scratch, batch);
   classifier_loss(ctx, {acts_.norm_f.y, weights_.head, batch.targets, config_.vocab_size, 1.0f, losses, Tensor{},
                         Tensor{}, arenas.scratch});

@@ -1,14 +1,31 @@
-// The fast path of residual_norm_backward: bf16 rows of at most 1024 features, a multiple of 8, aligned to 16 bytes.
+// The fast paths of residual_norm_backward: bf16 rows of a multiple of 8 features, aligned to 16 bytes.
 #pragma once
+
+#include <cstdint>
 
 #include "cuda/state.h"
 #include "ops/residual_norm/residual_norm.h"
 
 namespace sfa::cuda_ops {
 
-/// Queues d_residual and the partial sums of `blocks` blocks, [blocks][3][C] f32: d_weight, d_bias, d_x_bias. False,
-/// with nothing queued, when the case is not one of those.
+/// Layer norm of at most 1024 features. Queues d_residual and the partial sums of `blocks` blocks, [blocks][3][C] f32:
+/// d_weight, d_bias, d_x_bias. False, with nothing queued, when the case is not one of those.
 bool residual_norm_backward_bf16(CudaState& state, const ResidualNormBackward& args, float* partials,
                                  std::int64_t blocks);
+
+/// RMS norm of at most 4096 features. Queues d_residual and the partial sums of d_weight, [blocks][C] f32, of at most
+/// 528 blocks; returns how many. 0, with nothing queued, when the case is not one of those.
+std::int64_t rms_norm_backward_bf16(CudaState& state, const ResidualNormBackward& args, float* partials);
+
+/// Hides from the compiler what the registers hold: it would otherwise keep the unpacked f32 values of the first pass
+/// for the second, at twice the registers.
+template <class Pack>
+__device__ __forceinline__ void keep_packed(Pack& pack) {
+  if constexpr (sizeof(Pack) % 4 == 0) {
+    auto* words = reinterpret_cast<std::uint32_t*>(&pack);
+#pragma unroll
+    for (std::size_t i = 0; i < sizeof(Pack) / 4; ++i) asm volatile("" : "+r"(words[i]));
+  }
+}
 
 }  // namespace sfa::cuda_ops

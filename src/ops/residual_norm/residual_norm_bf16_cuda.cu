@@ -48,10 +48,9 @@ __device__ __forceinline__ void fetch(const Job& p, const Set& to, int row, int 
   __pipeline_commit();
 }
 
-// RMS: no mean was taken away and no bias added.
-template <bool RMS, int VECTORS>
+template <int VECTORS>
 __device__ __forceinline__ void row_gradient(const Job& p, const Set& s, int row, int warp, int lane) {
-  const float mean = RMS ? 0.0f : p.mean[row], rstd = p.rstd[row];
+  const float mean = p.mean[row], rstd = p.rstd[row];
   const bf16 *d_y = s.d_y + warp * p.C, *r = s.r + warp * p.C;
   bf16* next = s.next + warp * p.C;
   float g[VECTORS][8], normed[VECTORS][8], sum = 0, dot = 0;
@@ -71,7 +70,7 @@ __device__ __forceinline__ void row_gradient(const Job& p, const Set& s, int row
       dot += g[i][j] * normed[i][j];
     }
   }
-  sum = RMS ? 0.0f : warp_sum(sum) / static_cast<float>(p.C);
+  sum = warp_sum(sum) / static_cast<float>(p.C);
   dot = warp_sum(dot) / static_cast<float>(p.C);
 #pragma unroll
   for (int i = 0; i < VECTORS; ++i) {
@@ -91,7 +90,6 @@ struct ColumnSums {
 };
 
 // Adds `count` rows of a set to the sums of this thread's columns. stats: mean and rstd of each row.
-template <bool RMS>
 __device__ __forceinline__ void add_columns(ColumnSums& sums, const Job& p, const Set& s, const float2* stats,
                                             int count) {
 #pragma unroll
@@ -109,14 +107,14 @@ __device__ __forceinline__ void add_columns(ColumnSums& sums, const Job& p, cons
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         sums.weight[i][j] += g[j] * (r[j] - stat.x) * stat.y;
-        if constexpr (!RMS) sums.bias[i][j] += g[j];
+        sums.bias[i][j] += g[j];
         sums.x_bias[i][j] += d_residual[j];
       }
     }
   }
 }
 
-template <bool RMS, int VECTORS>
+template <int VECTORS>
 __global__ void __launch_bounds__(kThreads, 2) backward_kernel(const Job p) {
   extern __shared__ __align__(16) unsigned char memory[];
   __shared__ float2 stats[kRows];
@@ -132,11 +130,11 @@ __global__ void __launch_bounds__(kThreads, 2) backward_kernel(const Job p) {
     const Set s = set_at(memory, which, p.C);
     const int row = first + warp;
     if (row < p.N) {
-      if (lane == 0) stats[warp] = make_float2(RMS ? 0.0f : p.mean[row], p.rstd[row]);
-      row_gradient<RMS, VECTORS>(p, s, row, warp, lane);
+      if (lane == 0) stats[warp] = make_float2(p.mean[row], p.rstd[row]);
+      row_gradient<VECTORS>(p, s, row, warp, lane);
     }
     __syncthreads();
-    add_columns<RMS>(sums, p, s, stats, min(kRows, p.N - first));
+    add_columns(sums, p, s, stats, min(kRows, p.N - first));
     __syncthreads();  // the set may be filled anew
   }
   float* out = p.partials + std::int64_t{blockIdx.x} * 3 * p.C;
@@ -145,7 +143,7 @@ __global__ void __launch_bounds__(kThreads, 2) backward_kernel(const Job p) {
     const int c = 2 * (static_cast<int>(threadIdx.x) + i * kThreads);
     if (c >= p.C) continue;
     store(out + c, sums.weight[i]);
-    if constexpr (!RMS) store(out + p.C + c, sums.bias[i]);
+    store(out + p.C + c, sums.bias[i]);
     if (p.x_bias) store(out + 2 * p.C + c, sums.x_bias[i]);
   }
 }
@@ -167,7 +165,7 @@ bool residual_norm_backward_bf16(CudaState& state, const ResidualNormBackward& a
                 .N = static_cast<int>(N),
                 .C = static_cast<int>(C)};
   const std::size_t shared = static_cast<std::size_t>(2 * 3 * kRows * C) * sizeof(bf16);
-  if (args.d_y.dtype != DType::bf16 || C > kMaxColumns || N + blocks * kRows * 2 > 0x7fffffff ||
+  if (args.d_y.dtype != DType::bf16 || args.mean.empty() || C > kMaxColumns || N + blocks * kRows * 2 > 0x7fffffff ||
       shared + 1024 > state.shared_memory ||
       !vectors_of_eight(C, job.d_y, job.d_residual_out, job.r, job.weight, job.d_residual))
     return false;
@@ -175,16 +173,14 @@ bool residual_norm_backward_bf16(CudaState& state, const ResidualNormBackward& a
     SFA_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
     kernel<<<static_cast<unsigned>(blocks), kThreads, shared, state.stream>>>(job);
   };
-  const auto launch_shape = [&]<bool RMS>() {
-    if (C <= 256) return launch(backward_kernel<RMS, 1>);
-    if (C <= 512) return launch(backward_kernel<RMS, 2>);
-    if (C <= 768) return launch(backward_kernel<RMS, 3>);
-    launch(backward_kernel<RMS, 4>);
-  };
-  if (args.mean.empty())
-    launch_shape.operator()<true>();
+  if (C <= 256)
+    launch(backward_kernel<1>);
+  else if (C <= 512)
+    launch(backward_kernel<2>);
+  else if (C <= 768)
+    launch(backward_kernel<3>);
   else
-    launch_shape.operator()<false>();
+    launch(backward_kernel<4>);
   SFA_LAUNCH_CHECK();
   return true;
 }

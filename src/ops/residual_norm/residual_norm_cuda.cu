@@ -86,17 +86,6 @@ struct BackwardPointers {
   std::int64_t N, C;
 };
 
-// Hides from the compiler what the registers hold: it would otherwise keep the unpacked f32 values of the first pass
-// for the second, at twice the registers.
-template <class Pack>
-__device__ __forceinline__ void keep_packed(Pack& pack) {
-  if constexpr (sizeof(Pack) % 4 == 0) {
-    auto* words = reinterpret_cast<std::uint32_t*>(&pack);
-#pragma unroll
-    for (std::size_t i = 0; i < sizeof(Pack) / 4; ++i) asm volatile("" : "+r"(words[i]));
-  }
-}
-
 // One row: d_residual, and the row's share of d_weight and d_bias into the thread's sums. Threads of a block call it
 // together. Rows stay packed and the last operand is asked for before the reductions, so that two blocks fit on a
 // multiprocessor and hide each other's waits.
@@ -255,6 +244,10 @@ bool backward_but_x_bias(Context& ctx, const ResidualNormBackward& args) {
   float* partials = data_of<float>(args.scratch.take(DType::f32, {kBackwardBlocks, 3, C}));
   if (ctx.planning) return false;
   CudaState& state = ctx.cuda();
+  if (const std::int64_t left = rms_norm_backward_bf16(state, args, partials); left > 0) {
+    fold_partials(state, partials, static_cast<int>(left), C, args.d_weight, C);
+    return false;
+  }
   std::int64_t blocks = backward_blocks(N, 8);
   const bool all_sums = residual_norm_backward_bf16(state, args, partials, blocks);
   if (!all_sums) blocks = backward_any(state, args, partials);

@@ -19,8 +19,10 @@ OpWork select_work(const char* kind, const Tensor& rows, double bytes) {
 void select_topk(Context& ctx, const Select& args) {
   const std::int64_t D = args.x.dim(3);
   require(args.x.rank == 4 && args.k >= 1 && args.k <= D && D <= 256 && args.values.dim(3) == args.k &&
-              args.indices.dim(3) == args.k && (!args.two_of_four || (D % 4 == 0 && args.k <= D / 2)),
-          "internal error: select_topk: x {}, k {}{}", args.x, args.k, args.two_of_four ? ", two of four" : "");
+              args.indices.dim(3) == args.k && (!args.two_of_four || (D % 4 == 0 && args.k <= D / 2)) &&
+              (!args.pairs || (!args.two_of_four && D % 2 == 0 && args.k % 2 == 0)),
+          "internal error: select_topk: x {}, k {}{}{}", args.x, args.k, args.two_of_four ? ", two of four" : "",
+          args.pairs ? ", pairs" : "");
   if (ctx.planning) return;
   const OpScope scope(ctx, [&] {
     return select_work("select", args.x, bytes_of({args.x, args.values, args.indices, args.dense}));

@@ -3,6 +3,11 @@
 //   topk_2of4:  greedily by (|x| descending, index ascending), skipping an entry whose group of four neighbours already
 //   has two;
 //               the structure that 2:4 sparse tensor cores want. Gives k entries whenever k <= D/2 and D % 4 == 0.
+//   topk_pairs: the k/2 pairs (i, i + D/2) of largest x_i^2 + x_{i+D/2}^2, ties to the lowest i, k and D even. These
+//   are the
+//               pairs that rotary position embedding turns (half-split form): a rotation leaves the norm of a pair as
+//               it is, so that a token's support does not depend on its position. The norm is computed in f32 as
+//               fma(x_i, x_i, x_{i+D/2} * x_{i+D/2}), everywhere alike.
 // Values keep sign and magnitude; indices come out ascending. NaN counts as the largest magnitude, so that it is not
 // hidden. Selection is made on the stored (rounded) values, so that CPU and GPU choose alike.
 #pragma once
@@ -20,6 +25,7 @@ struct Select {
   Tensor indices;  // [B,T,heads,k] u8
   Tensor dense;    // [B,T,heads,D] dtype of x, zero outside the support; strided allowed; may be x itself; empty = not
                    // wanted
+  bool pairs = false;  // not together with two_of_four
 };
 void select_topk(Context& ctx, const Select& args);
 

@@ -158,7 +158,8 @@ __global__ void __launch_bounds__(kThreads) select_kernel(const Job p) {
 
 bool select_topk_bf16(CudaState& state, const Select& args) {
   const std::int64_t D = args.x.dim(3), rows = args.x.dim(0) * args.x.dim(1) * args.x.dim(2);
-  if (args.x.dtype != DType::bf16 || args.k > kMaxKeep || !aligned_rows(args.x, 8) || !aligned_rows(args.dense, 8))
+  if (args.pairs || args.x.dtype != DType::bf16 || args.k > kMaxKeep || !aligned_rows(args.x, 8) ||
+      !aligned_rows(args.dense, 8))
     return false;
   const Job job{.x = row_view<const bf16>(args.x),
                 .dense = args.dense.empty() ? RowView<bf16>{} : row_view<bf16>(args.dense),

@@ -3,6 +3,7 @@
 //   guess and the
 //              maximum, ended early by one that exactly k reach; of several equal to it the lowest indices are taken.
 //   topk_2of4  greedy, over the sorted row.
+//   topk_pairs topk of the pairs' norms.
 #include "ops/select/select_cpu.h"
 
 #include <immintrin.h>
@@ -10,7 +11,9 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cmath>
 #include <cstring>
+#include <limits>
 
 namespace sfa::cpu_ops {
 namespace {
@@ -116,6 +119,29 @@ void choose_two_of_four(Row& row, const float* x, std::int64_t D, std::int64_t k
   }
 }
 
+void choose_pairs(Row& row, const float* x, std::int64_t D, std::int64_t k) {
+  const std::int64_t half = D / 2;
+  std::array<float, 128> norms;
+  for (std::int64_t i = 0; i < half; ++i) {
+    const float norm = std::fma(x[i], x[i], x[i + half] * x[i + half]);
+    // Which of two NaN is larger must not depend on what the processor makes of their bits.
+    norms[static_cast<std::size_t>(i)] = std::isnan(norm) ? std::numeric_limits<float>::quiet_NaN() : norm;
+  }
+  choose_topk(row, norms.data(), half, k / 2);
+  // The second half's features are the first half's, moved up.
+  for (std::int64_t i = 0; i < half; ++i) {
+    const std::int64_t d = i + half;
+    if (row.chosen[static_cast<std::size_t>(i / 32)] >> (i % 32) & 1u)
+      row.chosen[static_cast<std::size_t>(d / 32)] |= 1u << (d % 32);
+  }
+}
+
+void choose(Row& row, const Select& args, const float* x) {
+  const std::int64_t D = args.x.dim(3);
+  if (args.pairs) return choose_pairs(row, x, D, args.k);
+  args.two_of_four ? choose_two_of_four(row, x, D, args.k) : choose_topk(row, x, D, args.k);
+}
+
 // The chosen features in ascending order.
 void write(const Row& row, const float* x, float* values, std::uint8_t* indices) {
   std::int64_t n = 0;
@@ -142,7 +168,7 @@ void select_topk(Context&, const Select& args) {
       Row row;
       for (std::int64_t h = 0; h < heads; ++h) {
         const float* from = in + b * x.stride[0] + t * x.stride[1] + h * x.stride[2];
-        args.two_of_four ? choose_two_of_four(row, from, D, k) : choose_topk(row, from, D, k);
+        choose(row, args, from);
         const std::int64_t at = ((b * T + t) * heads + h) * k;
         write(row, from, values + at, indices + at);
         if (!out) continue;

@@ -9,6 +9,7 @@
 #include "cuda/vector.cuh"
 #include "ops/select/select_bf16.cuh"
 #include "ops/select/select_cuda.h"
+#include "ops/select/select_pairs.cuh"
 #include "ops/select/select_rows.cuh"
 
 namespace sfa::cuda_ops {
@@ -195,6 +196,7 @@ void select_topk(Context& ctx, const Select& args) {
   if (rows == 0) return;
   require(args.values.contiguous() && args.indices.contiguous(),
           "internal error: select_topk: values and indices must be contiguous");
+  if (args.pairs) return select_topk_pairs(state, args);
   if (select_topk_bf16(state, args)) return;
   const std::int64_t each = D <= 128 ? 4 : 8;
   for_float_type(args.x.dtype, "select_topk", [&]<class T>() {

@@ -5,7 +5,6 @@
 #include "attention/dense/dense.h"
 #include "attention/flash/cpu/driver.h"
 #include "attention/sfa/sfa.h"
-#include "ops/select/select.h"
 
 namespace sfa {
 namespace {
@@ -90,8 +89,7 @@ class SfaFlashCpu final : public SfaAttention {
 
   void prepare(Context& ctx, AttentionState& s) const override {
     const PackedViews views = packed_views(s.qkv, dims_);
-    select_topk(ctx, {views.q, config_.k_q, config_.selection == "topk_2of4", s.q.values, s.q.indices, Tensor{}});
-    select_topk(ctx, {views.k, config_.k_k, false, s.k.values, s.k.indices, Tensor{}});
+    select_rows(ctx, s, views.q, views.k, false);
     if (ctx.planning) return;
     const flash_cpu::Rows from = rows_of(views.v), to = rows_of(s.k.v);
     const std::int64_t T = views.v.dim(1);
