@@ -37,6 +37,8 @@ SFA=$BUILD/sfa PROGRAM=$BUILD/tests/ranks_program
 if ! ldconfig -p | grep -q 'libnccl\.so\.2' && [ -z "${NCCL_HOME:-}" ]; then
   NCCL_HOME=$(env -u LD_LIBRARY_PATH python3 -c 'import nvidia.nccl as n; print(list(n.__path__)[0])' 2>/dev/null) && export NCCL_HOME
 fi
+# Where ranks meet when this build has no MPI.
+export MASTER_ADDR=127.0.0.1 MASTER_PORT=$((20000 + $$ % 20000))
 export NCCL_NVLS_ENABLE=0 OMP_NUM_THREADS=4 OMP_WAIT_POLICY=PASSIVE
 WORK=$(mktemp -d)
 trap 'rm -rf "$WORK"' EXIT
@@ -102,12 +104,14 @@ run half "$GPUS" train.max_steps=10 train.schedule=constant dist.zero=1 && run f
   cp -r half resumed && run resumed 1 train.schedule=constant resume=auto && within "saved on $GPUS cards, resumed on 1" resumed full 1e-5
 
 step 'Started without MPI; faults'
+unset MASTER_ADDR MASTER_PORT
 export SFA_RENDEZVOUS=$WORK/meet
 for r in $(seq 0 $((GPUS - 1))); do
   RANK=$r LOCAL_RANK=$r WORLD_SIZE=$GPUS timeout 90 "$SFA" train small.yaml output_dir=nompi >"nompi.$r.log" 2>&1 &
 done
 wait
 unset SFA_RENDEZVOUS
+export MASTER_ADDR=127.0.0.1 MASTER_PORT=$((20000 + $$ % 20000))
 within 'without MPI, met by a file' nompi many 0
 for fault in die:1:6 hang:1:6 throw:1:6; do
   began=$SECONDS

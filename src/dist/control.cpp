@@ -101,7 +101,7 @@ struct ControlChannel::Impl {
   std::atomic<std::int64_t> step{0};
   std::atomic<std::uint64_t> ticks{0};
   std::atomic<Phase> phase{Phase::start};
-  std::atomic<bool> closing{false}, stop{false};
+  std::atomic<bool> closing{false}, stop{false}, ending{false};
   std::vector<Watched> watched;  // rank 0's thread alone
   std::thread thread;
 
@@ -116,6 +116,7 @@ struct ControlChannel::Impl {
   }
 
   [[noreturn]] void end_job(const std::string& text, bool print) {
+    if (ending.exchange(true)) std::this_thread::sleep_for(std::chrono::hours(1));  // another thread is at it
     if (print && line) line(text);
     if (rank == 0)
       for (std::size_t s = 0; s < sockets.size(); ++s)
@@ -231,6 +232,11 @@ struct ControlChannel::Impl {
     }
   }
 
+  void send_beat() {
+    const Beat beat = own_beat();
+    send(0, {FrameKind::beat, 0, 0, std::string(reinterpret_cast<const char*>(&beat), sizeof beat)});
+  }
+
   void work_elsewhere() {
     auto beaten = Clock::now() - std::chrono::hours(1), heard = Clock::now();
     while (!stop) {
@@ -252,8 +258,7 @@ struct ControlChannel::Impl {
                             since(heard), rank, step.load()),
                 true);
       if (since(beaten) * 1000 < kBeatMs) continue;
-      const Beat beat = own_beat();
-      send(0, {FrameKind::beat, 0, 0, std::string(reinterpret_cast<const char*>(&beat), sizeof beat)});
+      send_beat();
       beaten = Clock::now();
     }
   }
@@ -328,11 +333,17 @@ void ControlChannel::begin_gather(Lane lane, const std::string& mine) {
 }
 
 std::vector<std::string> ControlChannel::end_gather(Lane lane) {
+  // Whoever waits here waits for others, unless more patience was asked for; background threads have no phase.
+  const Phase before = impl_->phase;
+  const bool waits =
+      lane != kCheckpoint && (before == Phase::data || before == Phase::compute || before == Phase::validate);
+  if (waits) impl_->phase = Phase::communicate;
   std::unique_lock<std::mutex> lock(impl_->mutex);
   const Impl::Key key{lane, impl_->begun[lane]};
   impl_->changed.wait(lock, [&] { return impl_->done.contains(key); });
   std::vector<std::string> texts = std::move(impl_->done[key]);
   impl_->done.erase(key);
+  if (waits) impl_->phase = before;
   return texts;
 }
 
@@ -372,6 +383,7 @@ void ControlChannel::tick() {
 
 void ControlChannel::give_up(const std::string& why) {
   if (rank_ != 0) {
+    impl_->send_beat();  // with the step
     impl_->send(0, {FrameKind::fault, 0, 0, why});
     std::this_thread::sleep_for(std::chrono::seconds(5));  // rank 0's answer ends this process
     impl_->end_job(fmt::format("{}, step {}: {}; the job ends", impl_->name(rank_), impl_->step.load(), why), true);

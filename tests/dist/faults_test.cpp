@@ -43,7 +43,7 @@ TEST_F(Faults, ALineNamesRankStepAndCause) {
                         Case{"hang:0:6", "hangs at step 6"}, Case{"throw:0:6", "step 6: a fault that was asked for"}}) {
     fs::remove_all(at("run"));
     const auto begin = Clock::now();
-    const Ended ended = program_on_ranks(2, {"train", c.fault, at("run.yaml"), "dist.timeout_s=2"});
+    const Ended ended = program_on_ranks(2, {"train", c.fault, at("run.yaml"), "dist.timeout_s=8"});
     EXPECT_LT(seconds_since(begin), 60) << c.fault;
     EXPECT_NE(ended.code, 0) << c.fault;
     EXPECT_NE(ended.err.find(std::string("rank ") + c.fault[std::strlen(c.fault) - 3] + " ("), std::string::npos)
