@@ -127,7 +127,7 @@ SupportDump capture(LoadedModel& loaded, const Options& o) {
           config.model.max_position_embeddings);
   const Split split = o.split == "val" ? Split::val : o.split == "train" ? Split::train : Split::all;
   ValidationSet data({.paths = {o.data}, .split = split, .seq_len = static_cast<int>(T), .batch_size = 1});
-  require(data.shards().vocab_size() == config.model.vocab_size, "{}: has a vocabulary of {} ids, the model has {}",
+  require(data.shards().vocab_size() <= config.model.vocab_size, "{}: has a vocabulary of {} ids, the model has {}",
           o.data, data.shards().vocab_size(), config.model.vocab_size);
   const Batch& first = data.batch(0);
   require(first.num_targets >= T, "{}: the split begins with {} tokens, {} are asked for", o.data, first.num_targets,

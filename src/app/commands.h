@@ -8,6 +8,7 @@ void add_data_command(CLI::App& app);        // sfa data tokenize | info
 void add_train_command(CLI::App& app);       // sfa train CONFIG [key=value...]
 void add_eval_command(CLI::App& app);        // sfa eval perplexity
 void add_generate_command(CLI::App& app);    // sfa generate
+void add_convert_command(CLI::App& app);     // sfa convert IN OUT --to sfa | hf
 void add_config_command(CLI::App& app);      // sfa config
 void add_compare_command(CLI::App& app);     // sfa compare RUN_DIR...
 void add_flops_command(CLI::App& app);       // sfa flops CONFIG [key=value...]

@@ -1,7 +1,6 @@
 // sfa generate
 #include <cmath>
 #include <cstdio>
-#include <filesystem>
 
 #include "app/commands.h"
 #include "eval/generate.h"
@@ -17,16 +16,14 @@ struct Options {
   std::string prompt, tokenizer;
 };
 
-// The tokenizer of the training data: where the user says, or the run's own copy, or where it was.
+// The tokenizer of the training data: where the user says, or the model's own copy, or where it was.
 std::unique_ptr<Tokenizer> tokenizer_of(const LoadedModel& loaded, const std::string& given) {
-  namespace fs = std::filesystem;
-  const std::string name = loaded.state().value("tokenizer", "bytes");
-  const fs::path kept = fs::absolute(loaded.folder()).lexically_normal().parent_path() / "tokenizer";
-  std::vector<std::string> places{(kept / fs::path(name).filename()).string(), kept.string(), name};
-  if (!given.empty() || name == "bytes") places = {given.empty() ? name : given};
+  const std::vector<std::string> places =
+      given.empty() ? loaded.source().tokenizer_places() : std::vector<std::string>{given};
   auto tokenizer =
       find_tokenizer(loaded.state().value("tokenizer_hash", ""), places,
-                     given.empty() ? "say where it is with --tokenizer" : "the model's was '" + name + "'");
+                     given.empty() ? "say where it is with --tokenizer"
+                                   : "the model's was '" + loaded.state().value("tokenizer", "bytes") + "'");
   require(tokenizer->vocab_size() <= loaded.config().model.vocab_size, "the tokenizer {} has {} ids, the model {}",
           tokenizer->name(), tokenizer->vocab_size(), loaded.config().model.vocab_size);
   return tokenizer;
@@ -45,10 +42,12 @@ void run(Options& o) {
     ids.push_back(static_cast<std::uint32_t>(tokenizer->end_of_text()));  // an empty prompt starts a new document
   o.generate.prompt.assign(ids.begin(), ids.end());
   o.generate.end_token = static_cast<std::int32_t>(tokenizer->end_of_text());
+  const auto ends = loaded.source().end_ids(*tokenizer);
   std::fwrite(o.prompt.data(), 1, o.prompt.size(), stdout);
   generate(loaded.context(), loaded.model(), o.generate, [&](std::int32_t token) {
-    if (token == o.generate.end_token) return false;
     const std::uint32_t id = static_cast<std::uint32_t>(token);
+    if (ends.contains(id)) return false;
+    if (id >= tokenizer->vocab_size()) return true;  // a row that no text was ever encoded to
     const std::string text = tokenizer->decode({&id, 1});
     std::fwrite(text.data(), 1, text.size(), stdout);
     return std::fflush(stdout) == 0;
@@ -61,7 +60,9 @@ void run(Options& o) {
 void add_generate_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("generate", "Continue a text");
-  command->add_option("--checkpoint", o->load.path, "a checkpoint, or a run folder (its newest checkpoint)")
+  command
+      ->add_option("--checkpoint", o->load.path,
+                   "a checkpoint, a run folder (its newest checkpoint), or a Hugging Face folder")
       ->required();
   command->add_option("--prompt", o->prompt, "text to continue; empty starts a document");
   command->add_option("--tokenizer", o->tokenizer,

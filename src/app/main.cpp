@@ -37,6 +37,7 @@ int main(int argc, char** argv) {
   sfa::app::add_train_command(app);
   sfa::app::add_eval_command(app);
   sfa::app::add_generate_command(app);
+  sfa::app::add_convert_command(app);
   sfa::app::add_config_command(app);
   sfa::app::add_compare_command(app);
   sfa::app::add_flops_command(app);

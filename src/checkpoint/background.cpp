@@ -99,8 +99,7 @@ fs::path finish_together(const WriterGroup& group, CheckpointWriter* writer, con
     } catch (const std::exception& e) {
       end["failure"] = e.what();
     }
-  end = nlohmann::json::parse(
-      group.gather(end.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)).front());
+  end = nlohmann::json::parse(group.gather(end.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)).front());
   require(end.contains("folder"), "{}", end.value("failure", ""));
   return end["folder"].get<std::string>();
 }

@@ -43,7 +43,8 @@ class BackgroundCheckpoint {
   /// Host memory for the copy: page-locked where a GPU copies into it. The default is ordinary memory.
   using Allocate = std::function<std::shared_ptr<void>(std::size_t bytes)>;
 
-  BackgroundCheckpoint(std::filesystem::path run_folder, KeepRules keep, Allocate allocate = {}, WriterGroup group = {});
+  BackgroundCheckpoint(std::filesystem::path run_folder, KeepRules keep, Allocate allocate = {},
+                       WriterGroup group = {});
   /// Waits for the write in flight; an error of it that nobody has seen is logged.
   ~BackgroundCheckpoint();
   BackgroundCheckpoint(const BackgroundCheckpoint&) = delete;

@@ -21,6 +21,18 @@ std::vector<float> host_values(Context& ctx, const Tensor& t) {
   return values;
 }
 
+void upload_values(Context& ctx, const std::vector<float>& values, const Tensor& t) {
+  require(t.numel() == static_cast<std::int64_t>(values.size()), "internal error: {} values for {}", values.size(), t);
+  const auto send = [&](const void* from) {
+    ctx.copy(t.data, t.device, from, Device::cpu, static_cast<std::size_t>(t.bytes()));
+    ctx.synchronize();
+  };
+  if (t.dtype == DType::f32) return send(values.data());
+  std::vector<std::uint16_t> rounded(values.size());
+  std::transform(values.begin(), values.end(), rounded.begin(), bf16_bits);
+  send(rounded.data());
+}
+
 namespace {
 
 // What one parameter has of a stretch of the flat buffer.
@@ -91,18 +103,10 @@ void read_parameters(Context& ctx, CheckpointReader& reader, const ParameterList
                      const FlatPart& flat) {
   for (const Parameter& p : list.all()) expect(reader, prefix + "/" + p.name, p.shape);
   std::vector<float> host;
-  std::vector<std::uint16_t> rounded;
   for (const Piece& p : pieces_of(list, prefix, flat, {flat.begin, flat.values.numel()})) {
     host.resize(static_cast<std::size_t>(p.values.numel()));
     reader.read(p.tensor.name, p.begin, p.values.numel(), host.data());
-    const void* source = host.data();
-    if (p.values.dtype == DType::bf16) {
-      rounded.resize(host.size());
-      std::transform(host.begin(), host.end(), rounded.begin(), bf16_bits);
-      source = rounded.data();
-    }
-    ctx.copy(p.values.data, p.values.device, source, Device::cpu, static_cast<std::size_t>(p.values.bytes()));
-    ctx.synchronize();
+    upload_values(ctx, host, p.values);
   }
 }
 

@@ -14,6 +14,9 @@ namespace sfa {
 /// The values of a contiguous f32 or bf16 tensor on any device (waits for it).
 std::vector<float> host_values(Context& ctx, const Tensor& t);
 
+/// f32 values in host memory into a contiguous f32 or bf16 tensor of as many elements on any device (waits for it).
+void upload_values(Context& ctx, const std::vector<float>& values, const Tensor& t);
+
 /// A flat buffer, or this rank's stretch of it.
 struct FlatPart {
   Tensor values;           // f32 or bf16 on any device; its first element is element `begin` of the flat buffer

@@ -85,6 +85,7 @@ struct Config {
   std::string device = "auto";
   std::int64_t seed = 1;
   std::string resume = "never";
+  std::string init_from;
   ModelConfig model;
   DataConfig data;
   TrainConfig train;

@@ -242,6 +242,11 @@ void visit_config(Config& c, ConfigVisitor& v) {
          {"never", "auto"},
          {}},
         c.resume);
+  v.key({"init_from",
+         "checkpoint, run folder or Hugging Face folder whose weights a new run starts from, in place of random ones",
+         {},
+         {}},
+        c.init_from);
   visit_model(c.model, v);
   visit_data(c.data, v);
   visit_train(c.train, v);

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "checkpoint/model_checkpoint.h"
-
 namespace sfa {
 
 Device choose_device(const std::string& wanted) {
@@ -18,11 +16,9 @@ bool wants_bf16(const std::string& dtype, Device device) {
   return dtype == "bf16" || (dtype == "auto" && device == Device::cuda);
 }
 
-LoadedModel::LoadedModel(const LoadOptions& options) : folder_(find_checkpoint(options.path)) {
-  CheckpointReader reader(folder_);
-  config_ = parse_config(reader.config_yaml(), folder_.string(), options.overrides);
+LoadedModel::LoadedModel(const LoadOptions& options)
+    : source_(options.path), config_(source_.config(options.overrides)) {
   config_.model.attention.distill_lambda = 0;  // of training alone
-  state_ = reader.state();
   const Device device = choose_device(options.device);
   const bool bf16 = wants_bf16(options.dtype, device);
   const DType storage = bf16 && device == Device::cuda ? DType::bf16 : DType::f32;
@@ -33,9 +29,7 @@ LoadedModel::LoadedModel(const LoadOptions& options) : folder_(find_checkpoint(o
   weights_->take(storage, {model_->parameters().flat_size()});
   weights_->bind();
   const Tensor flat = weights_->take(storage, {model_->parameters().flat_size()});
-  require(!options.average || reader.tensors().contains("ema/" + model_->parameters().all().front().name),
-          "{}: has no average of the weights; a run keeps one with train.ema_decay", folder_.string());
-  read_parameters(*context_, reader, model_->parameters(), options.average ? "ema" : "param", flat);
+  source_.read(*context_, model_->parameters(), options.average, flat);
   round_output(*context_, flat);
   model_->bind(flat, Tensor{});
 }

@@ -1,4 +1,5 @@
-// A trained model taken from a checkpoint, ready to be evaluated: configuration, weights, and the device it runs on.
+// A trained model taken from a checkpoint or a Hugging Face folder, ready to be evaluated: configuration, weights, and
+// the device it runs on.
 #pragma once
 
 #include <filesystem>
@@ -8,12 +9,13 @@
 
 #include "config/config.h"
 #include "core/arena.h"
+#include "hf/model_source.h"
 #include "models/model.h"
 
 namespace sfa {
 
 struct LoadOptions {
-  std::string path;  // a checkpoint folder, or a run folder: then its newest checkpoint
+  std::string path;  // a checkpoint, a run folder (its newest checkpoint), or a Hugging Face folder
   std::string device = "auto";
   std::string dtype = "auto";          // auto | fp32 | bf16, as train.dtype
   bool average = false;                // the running average of the weights (train.ema_decay)
@@ -24,16 +26,16 @@ class LoadedModel {
  public:
   explicit LoadedModel(const LoadOptions& options);
 
-  [[nodiscard]] const std::filesystem::path& folder() const { return folder_; }
+  [[nodiscard]] const hf::ModelSource& source() const { return source_; }
+  [[nodiscard]] const std::filesystem::path& folder() const { return source_.folder(); }
   [[nodiscard]] const Config& config() const { return config_; }
-  [[nodiscard]] const nlohmann::json& state() const { return state_; }
+  [[nodiscard]] const nlohmann::json& state() const { return source_.state(); }
   [[nodiscard]] Context& context() { return *context_; }
   [[nodiscard]] Model& model() { return *model_; }
 
  private:
-  std::filesystem::path folder_;
+  hf::ModelSource source_;
   Config config_;
-  nlohmann::json state_;
   std::unique_ptr<Context> context_;
   std::unique_ptr<Model> model_;
   std::unique_ptr<Arena> weights_;

@@ -17,7 +17,7 @@ namespace sfa {
 
 enum class Init : std::uint8_t { zeros, ones, normal, identity };
 
-/// How a (part of a) parameter is called in a Hugging Face checkpoint.
+/// How (part of) a parameter is called in a Hugging Face checkpoint; rows that no view covers are vocabulary padding.
 struct HfView {
   std::string name;            // "transformer.h.0.attn.c_attn.weight"
   std::int64_t row_begin = 0;  // rows of our tensor that it covers

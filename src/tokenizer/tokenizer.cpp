@@ -3,6 +3,7 @@
 #define XXH_STATIC_LINKING_ONLY
 #include <xxhash.h>
 
+#include <algorithm>
 #include <array>
 #include <filesystem>
 
@@ -54,6 +55,18 @@ std::string inside(const std::string& folder, const char* name) {
   return (fs::path(folder) / name).string();
 }
 
+// The one *.tiktoken file of a folder; empty when there is none, or more than one.
+std::string tiktoken_in(const std::string& folder) {
+  std::string found;
+  std::error_code error;
+  for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
+    if (it->path().extension() != ".tiktoken") continue;
+    if (!found.empty()) return "";
+    found = it->path().string();
+  }
+  return found;
+}
+
 // One row a kind of tokenizer: how to recognise it, how to load it. The first row that matches is taken.
 struct Kind {
   bool (*matches)(const std::string& spec);
@@ -75,6 +88,8 @@ constexpr std::array kKinds{
          [](const std::string& spec) { return bpe(read_tokenizer_json(spec), spec); }},
     Kind{[](const std::string& spec) { return spec.ends_with(".tiktoken"); },
          [](const std::string& spec) { return bpe(read_tiktoken(spec), spec); }},
+    Kind{[](const std::string& spec) { return !tiktoken_in(spec).empty(); },
+         [](const std::string& spec) { return bpe(read_tiktoken(tiktoken_in(spec)), spec); }},
 };
 }  // namespace
 
@@ -111,10 +126,39 @@ std::unique_ptr<Tokenizer> find_tokenizer(const std::string& hash, const std::ve
   fail("the tokenizer of the training data was not found ({}); {}", seen, advice);
 }
 
+bool same_ids(const Tokenizer& a, const Tokenizer& b) {
+  const auto common = static_cast<std::uint32_t>(std::min(a.vocab_size(), b.vocab_size()));
+  if (a.end_of_text() != b.end_of_text() || a.end_of_text() >= common) return false;
+  std::vector<std::uint32_t> of_a, of_b;
+  for (std::uint32_t id = 0; id < common; ++id) {
+    if (a.token_bytes(id) != b.token_bytes(id)) return false;
+    of_a.clear();
+    of_b.clear();
+    a.encode(a.token_bytes(id), of_a);  // a token is what the merges make of its bytes
+    b.encode(a.token_bytes(id), of_b);
+    if (of_a != of_b) return false;
+  }
+  for (const std::string_view text :
+       {"Hello, world! It's 12345 o'clock; we'LL see, they've gone.", "a  b   c \t\n\n\n  \r\n x",
+        "e\xcc\x81 \xc3\xa9 x", "    return x[i] + 3.14159;  // don't!!!\n",
+        "\xe4\xbd\xa0\xe5\xa5\xbd \xf0\x9f\x98\x80\xf0\x9f\x9a\x80",
+        "supercalifragilisticexpialidocious internationalization 2\xc2\xb2", "\xd0\x9f\xd1\x80\xd0\xb8 ...--- <a>"}) {
+    a.encode(text, of_a);
+    b.encode(text, of_b);
+  }
+  return of_a == of_b;
+}
+
+std::vector<std::string> tokenizer_files_in(const std::string& folder) {
+  if (fs::exists(inside(folder, "tokenizer.json"))) return {inside(folder, "tokenizer.json")};
+  if (fs::exists(inside(folder, "vocab.json"))) return {inside(folder, "vocab.json"), inside(folder, "merges.txt")};
+  if (const std::string lone = tiktoken_in(folder); !lone.empty()) return {lone};
+  return {};
+}
+
 std::vector<std::string> tokenizer_files(const std::string& spec) {
   if (spec == "bytes") return {};
-  if (fs::exists(inside(spec, "tokenizer.json"))) return {inside(spec, "tokenizer.json")};
-  if (fs::exists(inside(spec, "vocab.json"))) return {inside(spec, "vocab.json"), inside(spec, "merges.txt")};
+  if (fs::is_directory(spec)) return tokenizer_files_in(spec);
   if (fs::path(spec).filename() == "vocab.json") return {spec, beside(spec, "merges.txt")};
   return {spec};
 }

@@ -55,7 +55,7 @@ class Tokenizer {
 };
 
 /// "bytes" (the 256 byte values and 256 = end of text), tokenizer.json, vocab.json (merges.txt beside it), *.tiktoken,
-/// or a folder that holds one of the first two. The name of what is loaded is `spec`, so that it can be loaded again by
+/// or a folder that holds one of these. The name of what is loaded is `spec`, so that it can be loaded again by
 /// its name. Throws Error with one sentence when the file is missing, damaged or of an unknown kind.
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& spec);
 
@@ -64,7 +64,15 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::string& spec);
 std::unique_ptr<Tokenizer> find_tokenizer(const std::string& hash, const std::vector<std::string>& places,
                                           const std::string& advice);
 
+/// True when ids of one may be read as ids of the other: every id that both have stands for the same bytes, which both
+/// encode alike, they end texts alike, and texts chosen to tell patterns apart get the same ids. So are qwen.tiktoken
+/// and the tokenizer.json of Qwen3, which has some special tokens more, or `bytes` and a tokenizer.json without merges.
+bool same_ids(const Tokenizer& a, const Tokenizer& b);
+
 /// The files that load_tokenizer(spec) reads; none for "bytes". Copied into one folder they are found by their names.
 std::vector<std::string> tokenizer_files(const std::string& spec);
+
+/// The same of a folder; none when it holds no tokenizer.
+std::vector<std::string> tokenizer_files_in(const std::string& folder);
 
 }  // namespace sfa

@@ -1,5 +1,4 @@
-#include "train/trainer.h"
-
+// The loop of trainer.h.
 #include <unistd.h>
 
 #include <csignal>
@@ -10,17 +9,10 @@
 #include <optional>
 #include <utility>
 
-#include "checkpoint/model_checkpoint.h"
-#include "core/build_config.h"
 #include "core/log.h"
-#include "core/progress.h"
 #include "eval/loaded_model.h"
-#include "train/guard_watch.h"
-#include "train/metrics.h"
 #include "train/products_file.h"
-#include "train/run_folder.h"
-#include "train/step_profiler.h"
-#include "train/step_votes.h"
+#include "train/run.h"
 
 namespace sfa {
 namespace {
@@ -36,69 +28,6 @@ extern "C" void on_stop(int signal) {
   stop_signal = signal;
   std::signal(signal, SIG_DFL);
 }
-
-// What a run begins with; making it exchanges nothing between ranks.
-struct Beginning {
-  Config config;
-  ShardSet shards;
-  TrainingState state;
-  std::unique_ptr<ValidationSet> validation;
-
-  Beginning(Config c, const MemoryLimits& limits, Communicator& ranks);
-};
-
-class Run {
- public:
-  Run(Beginning& beginning, const TrainHooks& hooks, Communicator& ranks);
-  int go();
-
- private:
-  void find_folder();
-  void open_folder();
-  void resume();
-  void train_step(std::int64_t step);
-  void validate(std::int64_t done);
-  void save(std::int64_t done);
-  void report_saved();
-  void log_step(std::int64_t done);
-  void load(const std::filesystem::path& checkpoint);
-  void open_loader();
-  void clear_bar() {
-    if (bar_) bar_->finish();
-  }
-  [[nodiscard]] bool alone() const { return ranks_.size() == 1; }
-  [[nodiscard]] bool first_rank() const { return ranks_.rank() == 0; }
-  std::vector<std::pair<const char*, Tensor>> saved_buffers() const;
-  std::filesystem::path newest_checkpoint();
-  WriterGroup writers();
-  StepVotes::Outcome vote();
-  bool look_at_guard(bool wait);
-  void note(const GuardEvent& event);
-  void roll_back(const GuardEvent& event);
-
-  const TrainHooks& hooks_;
-  Communicator& ranks_;
-  Config& config_;
-  ShardSet& shards_;
-  TrainingState& state_;
-  std::unique_ptr<ValidationSet>& validation_;
-  StepVotes votes_{ranks_.control()};
-  StepProfiler profiler_{state_.context(), config_.train.profile_steps};
-  RunFolder folder_;
-  std::int64_t step_ = 0;         // optimizer steps done
-  std::int64_t next_sample_ = 0;  // place in the data at which the loader was opened,
-  std::int64_t opened_step_ = 0;  // and the step
-  std::int64_t rollbacks_ = 0;    // of the whole run
-  std::unique_ptr<Loader> loader_;
-  std::unique_ptr<RunMetrics> metrics_;
-  std::unique_ptr<GuardWatch> watch_;
-  std::unique_ptr<BackgroundCheckpoint> background_;
-  bool saving_ = false;          // a checkpoint in the background has not been reported yet
-  std::optional<Progress> bar_;  // on a terminal
-  Clock::time_point interval_start_ = Clock::now();
-  std::int64_t interval_steps_ = 0;
-  double tokens_per_second_ = 0;
-};
 
 // Sums over ranks in their order.
 void sum_texts(ControlChannel& control, double& loss, std::int64_t& tokens, std::int64_t& bytes) {
@@ -117,25 +46,19 @@ void sum_texts(ControlChannel& control, double& loss, std::int64_t& tokens, std:
   }
 }
 
-// Fills what the data decides, before any memory is planned.
-Config with_vocabulary(Config config, const ShardSet& shards) {
-  if (config.model.vocab_size == 0) config.model.vocab_size = shards.vocab_size();
-  require(config.model.vocab_size == shards.vocab_size(),
-          "model.vocab_size: {} differs from the vocabulary of {}, which has {} ids ({})", config.model.vocab_size,
-          shards.describe(), shards.vocab_size(), shards.tokenizer_name());
-  return config;
-}
-
 std::vector<std::string> data_paths(const std::string& pattern) {
   require(!pattern.empty(), "data.train: is not set; it names a token file made by `sfa data tokenize`");
   return {pattern};
 }
 
+}  // namespace
+
 // Everything that can be refused is refused before the run's folder is touched.
 Beginning::Beginning(Config c, const MemoryLimits& limits, Communicator& ranks)
     : config(for_ranks(std::move(c), ranks.size())),
       shards(data_paths(config.data.train)),
-      state((config = with_vocabulary(config, shards)), choose_device(config.device), limits, &ranks) {
+      start(config),
+      state((config = start.with_vocabulary(config, shards)), choose_device(config.device), limits, &ranks) {
   const DataConfig& d = config.data;
   ValidationOptions v{.paths = {d.val.empty() ? d.train : d.val},
                       .split = Split::val,
@@ -159,6 +82,7 @@ Run::Run(Beginning& beginning, const TrainHooks& hooks, Communicator& ranks)
       ranks_(ranks),
       config_(beginning.config),
       shards_(beginning.shards),
+      start_(beginning.start),
       state_(beginning.state),
       validation_(beginning.validation) {
   find_folder();
@@ -166,7 +90,7 @@ Run::Run(Beginning& beginning, const TrainHooks& hooks, Communicator& ranks)
     if (!folder_.checkpoint.empty()) resume();
   });
   if (folder_.checkpoint.empty())
-    state_.initialize(static_cast<std::uint64_t>(config_.seed));
+    begin();
   else
     state_.publish_weights();
   ranks_.control().agree([&] {
@@ -202,19 +126,6 @@ void Run::open_folder() {
   metrics_ = std::make_unique<RunMetrics>(folder_.path, step_, config_.train.tensorboard, rollbacks_);
 }
 
-// Empty before the first.
-std::filesystem::path Run::newest_checkpoint() {
-  const auto all = list_checkpoints(folder_.path);
-  return ranks_.control().broadcast(ControlChannel::kMain, all.empty() ? "" : all.back().string());
-}
-
-WriterGroup Run::writers() {
-  if (alone()) return {};
-  return {ranks_.rank(), [&control = ranks_.control()](const std::string& mine) {
-            return control.gather(ControlChannel::kCheckpoint, mine);
-          }};
-}
-
 void Run::open_loader() {
   const DataConfig& d = config_.data;
   loader_ = std::make_unique<Loader>(LoaderOptions{.paths = {d.train},
@@ -229,116 +140,6 @@ void Run::open_loader() {
                                                    .shuffle = d.shuffle,
                                                    .document_mask = d.document_mask});
   opened_step_ = step_;
-}
-
-// The part of a configuration that decides the meaning of the weights and of the place in the data.
-Config identity(const Config& config) {
-  Config c;
-  c.output_dir = "-";
-  c.model = config.model;
-  c.model.attention.impl = "auto";
-  c.model.recompute = "none";
-  c.model.attention.kv_cache_v = "full";
-  c.model.attention.distill_lambda = 0;
-  c.data.seq_len = config.data.seq_len;
-  c.data.shuffle = config.data.shuffle;
-  c.seed = config.seed;
-  return c;
-}
-
-void Run::resume() {
-  CheckpointReader reader(folder_.checkpoint);
-  const Config saved = parse_config(reader.config_yaml(), folder_.checkpoint.string(), {});
-  const auto [before, now] = first_difference(identity(saved), identity(config_));
-  require(before.empty(),
-          "{}: can't be resumed with another model or data order: it was saved with '{}', this configuration has '{}'",
-          folder_.checkpoint.string(), before, now);
-  const auto& saved_state = reader.state();
-  require(saved_state.value("tokenizer_hash", "") == shards_.tokenizer_hash(),
-          "{}: was trained on data of another tokenizer ({}) than {} has ({})", folder_.checkpoint.string(),
-          saved_state.value("tokenizer", "unknown"), shards_.describe(), shards_.tokenizer_name());
-  load(folder_.checkpoint);
-  next_sample_ = saved_state.at("next_sample").get<std::int64_t>();
-  rollbacks_ = saved_state.value("rollbacks", std::int64_t{0});
-  restore_products(state_.context(), folder_.path);
-  spdlog::info("resuming {} at step {}", folder_.checkpoint.string(), step_);
-}
-
-// Masters, moments, average, guard and step; the place in the data and the published weights are the caller's.
-void Run::load(const std::filesystem::path& checkpoint) {
-  CheckpointReader reader(checkpoint);
-  Context& ctx = state_.context();
-  const ParameterList& list = state_.model().parameters();
-  const ParameterBuffers& buffers = state_.buffers();
-  const bool averaged = reader.tensors().contains("ema/" + list.all().front().name);
-  for (const auto& [prefix, flat] : saved_buffers())
-    if (flat.data != buffers.ema.data || averaged)
-      read_parameters(ctx, reader, list, prefix, FlatPart{flat, buffers.owned.begin});
-  if (!buffers.ema.empty() && !averaged) {
-    spdlog::info("{}: has no average of the weights; it begins here", checkpoint.string());
-    state_.reset_average();
-  }
-  const SavedGuard guard =
-      parse_guard(reader.state(), reader.step(), state_.optimizer().options().guard_window, checkpoint.string());
-  state_.optimizer().write_guard(ctx, guard.state, guard.window);
-  step_ = reader.step();
-}
-
-// What a rank holds of the state, with the names in checkpoints.
-std::vector<std::pair<const char*, Tensor>> Run::saved_buffers() const {
-  const ParameterBuffers& b = state_.buffers();
-  std::vector<std::pair<const char*, Tensor>> all{{"param", b.master}, {"adam_m", b.m}, {"adam_v", b.v}};
-  if (!b.ema.empty()) all.emplace_back("ema", b.ema);
-  return all;
-}
-
-void Run::save(std::int64_t done) {
-  Context& ctx = state_.context();
-  const ParameterList& list = state_.model().parameters();
-  const FlatRange& owned = state_.buffers().owned;
-  const PhaseScope phase(ranks_.control(), Phase::save);
-  ranks_.control().agree([&] {
-    const std::string spoilt = state_.first_not_finite();
-    require(spoilt.empty(), "step {}: '{}' is not finite; it is not saved, the last checkpoint stays the last good one",
-            done, spoilt);
-  });
-  // Each rank writes what it owns, or its share of what all have.
-  const std::vector<FlatRange> shares = split_evenly(list.flat_size(), ranks_.size(), ParameterList::kAlignment);
-  const FlatRange mine = state_.buffers().sharded() ? owned : shares[static_cast<std::size_t>(ranks_.rank())];
-  const GuardState& guard = watch_->state();
-  const nlohmann::json state = {{"step", done},
-                                {"next_sample", loader_->next_sample()},
-                                {"rollbacks", rollbacks_},
-                                {"guard", guard_json(guard, state_.optimizer().read_window(ctx))},
-                                {"seed", config_.seed},
-                                {"arch", config_.model.arch},
-                                {"tokenizer", shards_.tokenizer_name()},
-                                {"tokenizer_hash", shards_.tokenizer_hash()},
-                                {"vocab_size", config_.model.vocab_size},
-                                {"sfa_version", kVersion}};
-  if (background_) {
-    report_saved();
-    for (const auto& [prefix, flat] : saved_buffers())
-      copy_parameters(ctx, *background_, list, prefix, {flat, owned.begin}, mine);
-    ctx.synchronize();
-    background_->start(done, state, dump_config(config_));
-    saving_ = true;
-    return;
-  }
-  CheckpointWriter writer(folder_.path, done, ranks_.rank());
-  for (const auto& [prefix, flat] : saved_buffers())
-    add_parameters(ctx, writer, list, prefix, {flat, owned.begin}, mine);
-  const auto folder = finish_together(writers(), &writer, "", state, dump_config(config_));
-  if (first_rank())
-    prune_checkpoints(folder_.path, static_cast<int>(config_.checkpoint.keep_last), config_.checkpoint.keep_every);
-  spdlog::info("saved {}", folder.string());
-}
-
-// Waits for a checkpoint in the background and says where it is; throws the Error when it could not be.
-void Run::report_saved() {
-  if (!std::exchange(saving_, false)) return;
-  const PhaseScope phase(ranks_.control(), Phase::idle);
-  spdlog::info("saved {}", background_->wait().string());
 }
 
 void Run::train_step(std::int64_t step) {
@@ -411,7 +212,7 @@ void Run::roll_back(const GuardEvent& e) {
   next_sample_ += (e.step - opened_step_) * config_.data.batch_size;
   ++rollbacks_;
   if (newest.empty()) {
-    state_.initialize(static_cast<std::uint64_t>(config_.seed));
+    begin();
     step_ = 0;
   } else {
     ranks_.control().agree([&] { load(newest); });
@@ -575,8 +376,6 @@ int Run::go() {
   }
   return 0;
 }
-
-}  // namespace
 
 int train(Config config, const MemoryLimits& limits, const TrainHooks& hooks) {
   const auto say = [](const std::string& line) { spdlog::error("{}", line); };

@@ -32,8 +32,9 @@ class TrainingState {
   TrainingState(const Config& config, Device device, const MemoryLimits& limits = {},
                 Communicator* communicator = nullptr);
 
-  /// Seeded initial weights, zero moments, a guard that has seen nothing.
-  void initialize(std::uint64_t seed);
+  /// Seeded initial weights, zero moments, a guard that has seen nothing. `weights` may put others in their place
+  /// (flat f32 in host memory).
+  void initialize(std::uint64_t seed, const std::function<void(const Tensor& flat)>& weights = {});
 
   /// Zeroes gradients and losses for a new optimizer step; `step` counts from 0.
   void begin_step(Context& ctx, std::int64_t step = 0);

@@ -105,11 +105,12 @@ void TrainingState::gather_weights(const Tensor& flat) {
   });
 }
 
-void TrainingState::initialize(std::uint64_t seed) {
+void TrainingState::initialize(std::uint64_t seed, const std::function<void(const Tensor& flat)>& weights) {
   const ParameterBuffers& b = memory_.buffers;
   const Buffer host(Device::cpu, static_cast<std::size_t>(b.params.numel()) * sizeof(float), "initial weights");
   const Tensor flat(host.data(), DType::f32, Device::cpu, {b.params.numel()});
   initialize_parameters(memory_.model->parameters(), seed, flat);
+  if (weights) weights(flat);
   set_weights(flat.slice(0, b.owned.begin, b.owned.count));
   context_->zero(b.m);
   context_->zero(b.v);

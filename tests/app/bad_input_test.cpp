@@ -227,7 +227,7 @@ TEST_F(AppBadInput, Evaluation) {
   eval({"--data", at("text.txt")}, {"text.txt"});
   eval({"--data", at("data.h5"), "--seq-len", "17"}, {"--seq-len", "17", "16"});
   eval({"--data", at("data.h5"), "--batch-size", "0"}, {"--batch-size"});
-  eval({"--data", at("data.h5"), "--set", "model.hidden_size=32"}, {"shape"});
+  eval({"--data", at("data.h5"), "--set", "model.intermediate_size=32"}, {"shape"});
   const std::string other = source_dir() + "/tests/tokenizer/golden/small_gpt2.json";
   ASSERT_EQ(sfa({"data", "tokenize", "--tokenizer", other, "--output", at("other.h5"), at("text.txt")}).code, 0);
   eval({"--data", at("other.h5"), "--split", "all"}, {"other.h5", "vocabulary"});

@@ -62,6 +62,9 @@ TEST(CudaGraphs, GiveTheSameBits) {
            {"model.attention.type=sfa", "model.attention.k=8", "data.document_mask=true"},
            {"model.attention.type=sfa", "model.attention.k=8", "model.attention.selection=topk_2of4"},
            {"train.recompute=block"},
+           {"model.arch=qwen3", "model.num_key_value_heads=1", "data.document_mask=true"},
+           {"model.arch=qwen3", "model.head_dim=128", "model.attention.type=sfa", "model.attention.k=16",
+            "model.attention.rope_projection=per_head", "train.recompute=ops"},
            {"train.recompute=ops", "model.attention.impl=reference"}}) {
     SCOPED_TRACE(fmt::format("{}", fmt::join(more, " ")));
     const Outcome plain = train_with("false", more), graph = train_with("true", more);

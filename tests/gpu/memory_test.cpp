@@ -126,7 +126,12 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"fp32_8", {"data.micro_batch_size=8", "train.dtype=fp32"}},
                       Case{"wide_16",
                            {"data.micro_batch_size=16", "model.hidden_size=1024", "model.num_hidden_layers=24",
-                            "model.num_attention_heads=16"}}),
+                            "model.num_attention_heads=16"}},
+                      Case{"qwen3_sfa_4",
+                           {"data.micro_batch_size=4", "model.arch=qwen3", "model.num_hidden_layers=28",
+                            "model.hidden_size=1024", "model.num_attention_heads=16", "model.num_key_value_heads=8",
+                            "model.head_dim=128", "model.attention.type=sfa", "model.attention.k=16",
+                            "model.attention.rope_projection=shared", "train.recompute=ops"}}),
     [](const auto& which) { return std::string(which.param.name); });
 
 }  // namespace

@@ -59,9 +59,10 @@ std::string included(const std::string& line) {
 }
 
 // Higher layers lean on lower ones, never the other way. `cuda` holds helpers for .cu files on top of core.
-const std::map<std::string, int> kLayers{{"core", 0},   {"cuda", 1},  {"ops", 2},  {"attention", 3},  {"models", 4},
-                                         {"data", 4},   {"optim", 4}, {"dist", 4}, {"checkpoint", 4}, {"tokenizer", 4},
-                                         {"config", 5}, {"train", 6}, {"eval", 6}, {"analysis", 6},   {"app", 7}};
+const std::map<std::string, int> kLayers{{"core", 0},       {"cuda", 1},      {"ops", 2},      {"attention", 3},
+                                         {"models", 4},     {"data", 4},      {"optim", 4},    {"dist", 4},
+                                         {"checkpoint", 4}, {"tokenizer", 4}, {"config", 5},   {"hf", 5},
+                                         {"train", 6},      {"eval", 6},      {"analysis", 6}, {"app", 7}};
 
 TEST(Structure, IncludesPointDownwards) {
   ASSERT_GT(sources().size(), 50u) << "the sources were not found under " << source_dir();

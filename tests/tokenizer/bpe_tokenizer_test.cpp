@@ -81,6 +81,49 @@ TEST(BpeTokenizer, RealVocabulariesAreAsInThePackages) {
   EXPECT_EQ(load_tokenizer(std::string(folder) + "/qwen/qwen.tiktoken")->end_of_text(), 151643u);
 }
 
+// The same vocabulary as transformers' converter writes it, made by Python (SFA_PYTHON) with the package tokenizers.
+TEST(BpeTokenizer, QwensTokenizerJsonIsItsTiktokenFile) {
+  const char *folder = std::getenv("SFA_TOKENIZERS"), *named = std::getenv("SFA_PYTHON");
+  if (folder == nullptr) GTEST_SKIP() << "set SFA_TOKENIZERS to a folder with gpt2/ and qwen/ to run this";
+  namespace fs = std::filesystem;
+  const fs::path made = fs::temp_directory_path() / ("sfa_qwen_json_" + std::to_string(::getpid()));
+  fs::create_directories(made / "lone");
+  const std::string ranks = std::string(folder) + "/qwen/qwen.tiktoken";
+  const std::string command = std::string("PYTHONDONTWRITEBYTECODE=1 ") + (named ? named : "python3") + " " + kGolden +
+                              "make_qwen_json.py " + ranks + " " + (made / "tokenizer.json").string() + " 2>/dev/null";
+  const bool there = std::system(command.c_str()) == 0;
+  if (there) {
+    check_golden(made.string(), "qwen", true);
+    fs::copy_file(ranks, made / "lone/qwen.tiktoken");
+    const auto json = load_tokenizer(made.string()), tiktoken = load_tokenizer((made / "lone").string());
+    EXPECT_EQ(json->vocab_size(), 151669);
+    EXPECT_EQ(json->end_of_text(), 151643u);
+    EXPECT_EQ(json->token_bytes(151645), "<|im_end|>");
+    EXPECT_EQ(json->token_bytes(151668), "</think>");
+    EXPECT_NE(json->hash(), tiktoken->hash());
+    EXPECT_TRUE(same_ids(*json, *tiktoken));
+    EXPECT_FALSE(same_ids(*json, *load_tokenizer(std::string(folder) + "/gpt2")));
+  }
+  fs::remove_all(made);
+  if (!there) GTEST_SKIP() << "no Python with the packages tokenizers and tiktoken; SFA_PYTHON names one";
+}
+
+TEST(BpeTokenizer, SameIdsLooksPastTheFormat) {
+  const auto json = load_tokenizer(kGolden + "small_gpt2.json"), files = load_tokenizer(kGolden + "small_vocab"),
+             qwen = load_tokenizer(kGolden + "small_qwen.json"), bytes = load_tokenizer("bytes");
+  EXPECT_TRUE(same_ids(*json, *files));
+  EXPECT_TRUE(same_ids(*bytes, *bytes));
+  EXPECT_FALSE(same_ids(*json, *qwen));
+  EXPECT_FALSE(same_ids(*bytes, *json));
+  // The same vocabulary, but one merge fewer.
+  nlohmann::json definition = nlohmann::json::parse(std::ifstream(kGolden + "small_gpt2.json"));
+  definition["model"]["merges"].erase(0);
+  const auto path = std::filesystem::temp_directory_path() / ("sfa_merges_" + std::to_string(::getpid()) + ".json");
+  std::ofstream(path) << definition.dump();
+  EXPECT_FALSE(same_ids(*json, *load_tokenizer(path.string())));
+  std::filesystem::remove(path);
+}
+
 TEST(BpeTokenizer, EndOfTextAndVocabulary) {
   const auto tokenizer = load_tokenizer(kGolden + "small_gpt2.json");
   EXPECT_EQ(tokenizer->vocab_size(), 439);

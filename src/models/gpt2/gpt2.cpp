@@ -36,7 +36,12 @@ void Gpt2::declare_parameters() {
   const auto vector = [&](const std::string& name, std::int64_t n, Init init, const std::string& hf) {
     parameters_.add({.name = name, .shape = {n}, .init = init, .hf = {{"transformer." + hf, 0, n, false}}});
   };
-  matrix("wte.weight", config_.padded_vocab_size(), C, std_dev, "wte.weight", false);
+  parameters_.add({.name = "wte.weight",
+                   .shape = {config_.padded_vocab_size(), C},
+                   .decay = true,
+                   .init = Init::normal,
+                   .std_dev = std_dev,
+                   .hf = {{"transformer.wte.weight", 0, config_.vocab_size, false}}});
   matrix("wpe.weight", config_.max_position_embeddings, C, std_dev, "wpe.weight", false);
   for (std::int64_t l = 0; l < L; ++l) {
     const std::string h = "h." + std::to_string(l) + ".";

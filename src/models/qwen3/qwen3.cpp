@@ -25,7 +25,7 @@ void Qwen3::declare_parameters() {
                      .decay = true,
                      .init = Init::normal,
                      .std_dev = std_dev,
-                     .hf = {{hf, 0, Vp, false}}});
+                     .hf = {{hf, 0, config_.vocab_size, false}}});
   };
   vocabulary("wte.weight", "model.embed_tokens.weight");
   if (!config_.tie_word_embeddings) vocabulary("head.weight", "lm_head.weight");
