@@ -56,7 +56,7 @@ ranks() {
 losses() { sed -n 's/.*"train\/loss":\([-0-9.e+]*\).*/\1/p' "$1/metrics.jsonl"; }
 apart() {
   paste <(losses "$1") <(losses "$2") |
-    awk 'NF != 2 {bad = 1} {d = $1 - $2; if (d < 0) d = -d; if (d > m) m = d; n++} END {print (bad || n == 0) ? "99" : m}'
+    awk 'NF != 2 {bad = 1} {d = $1 - $2; if (d < 0) d = -d; if (d > m) m = d; n++} END {print (bad || n == 0) ? 99 : m + 0}'
 }
 # within NAME A B LIMIT
 within() {
@@ -78,13 +78,14 @@ step 'The same training on one card and on many'
 cat "$ROOT"/docs/*.md "$ROOT"/README.md >text.txt 2>/dev/null
 [ -s text.txt ] || seq 1 60000 >text.txt
 "$SFA" data tokenize --tokenizer bytes --val-fraction 0.1 --output small.h5 text.txt >tokenize.log 2>&1 || die "tokenizing failed: $(tail -1 tokenize.log)"
+# With a warm-up: the first steps of AdamW are the signs of gradients, and without one the rounding of those near zero becomes whole steps.
 cat >small.yaml <<'Y'
 output_dir: small
 device: cuda
 seed: 3
 model: {num_hidden_layers: 5, num_attention_heads: 4, hidden_size: 256, max_position_embeddings: 128, attention: {type: dense}}
 data: {train: small.h5, batch_size: 32, micro_batch_size: 4}
-train: {max_steps: 20, lr: 1.0e-3, dtype: fp32, eval_every: 10, log_every: 1}
+train: {max_steps: 20, lr: 1.0e-3, warmup_steps: 10, dtype: fp32, eval_every: 10, log_every: 1}
 checkpoint: {every: 10, keep_last: 1}
 dist: {bucket_mb: 1}
 Y
@@ -98,7 +99,7 @@ run one 1 && run many "$GPUS" && {
   run nographs "$GPUS" train.cuda_graphs=false && within 'with and without CUDA graphs, fp32' nographs many 0
 }
 for zero in 0 1 2; do
-  run "bf$zero" "$GPUS" train.dtype=bf16 dist.zero=$zero && [ $zero -gt 0 ] && within "dist.zero=$zero beside 0, bf16" "bf$zero" bf0 2e-3
+  run "bf$zero" "$GPUS" train.dtype=bf16 dist.zero=$zero && [ $zero -gt 0 ] && within "dist.zero=$zero beside 0, bf16" "bf$zero" bf0 1e-2
 done
 run half "$GPUS" train.max_steps=10 train.schedule=constant dist.zero=1 && run full 1 train.schedule=constant &&
   cp -r half resumed && run resumed 1 train.schedule=constant resume=auto && within "saved on $GPUS cards, resumed on 1" resumed full 1e-5

@@ -157,6 +157,8 @@ void Run::train_step(std::int64_t step) {
   }
   if (hooks_.before_update) hooks_.before_update(state_, step + 1, first_sample);
   state_.update(ctx, step);
+  // From here on this rank waits, for its device and through it for the others.
+  ranks_.control().in(Phase::communicate);
   watch_->after_step(ctx);
   profiler_.after(step + 1);
   ++interval_steps_;
