@@ -9,6 +9,7 @@
 #include "core/device_cuda.h"
 #include "core/error.h"
 #include "core/memory.h"
+#include "core/progress.h"
 #include "eval/loaded_model.h"
 
 namespace sfa::app {
