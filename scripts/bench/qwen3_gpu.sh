@@ -39,7 +39,7 @@ for rival in $rivals; do
 done
 column() { for row in "${rows[@]}"; do [ "${row%%|*}" != "$1" ] || cut -d'|' -f"$2" <<<"$row"; done; }
 against() { awk -v a="$1" -v b="${2:-0}" 'BEGIN {if (b > 0) printf "%.3f", a / b; else printf "-"}'; }
-nvidia-smi --query-gpu=name --format=csv,noheader
+nvidia-smi --query-gpu=name --format=csv,noheader | head -1
 printf '%-28s %12s %11s %12s %11s %10s\n' "Qwen3-$model, B=$batch T=$length" 'tokens/s' 'peak GiB' 'speed to PT' 'mem. to PT' 'to dense'
 for row in "${rows[@]}"; do
   IFS='|' read -r name speed memory <<<"$row"

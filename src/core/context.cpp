@@ -93,11 +93,13 @@ bool cuda_available(std::string* why) {
 
 void round_output(const Context& ctx, const Tensor& t) {
   if (!ctx.round_bf16 || ctx.planning || t.device != Device::cpu || t.empty()) return;
-  require(t.contiguous(), "internal error: rounding of the strided tensor {}", t);
+  require(t.contiguous() || (t.rank == 2 && t.stride[1] == 1), "internal error: rounding of the strided tensor {}", t);
   float* data = t.as<float>();
-  const std::int64_t n = t.numel();
-#pragma omp parallel for schedule(static)
-  for (std::int64_t i = 0; i < n; ++i) data[i] = round_to_bf16(data[i]);
+  const bool rows = !t.contiguous();
+  const std::int64_t width = rows ? t.dim(1) : t.numel(), apart = rows ? t.stride[0] : width;
+#pragma omp parallel for schedule(static) collapse(2)
+  for (std::int64_t r = 0; r < (rows ? t.dim(0) : 1); ++r)
+    for (std::int64_t i = 0; i < width; ++i) data[r * apart + i] = round_to_bf16(data[r * apart + i]);
 }
 
 }  // namespace sfa

@@ -8,22 +8,26 @@
 namespace sfa {
 namespace {
 
-// One block of (32, 8) threads a group of 32 columns.
+constexpr int kFoldThreads = 32;
+
+// One block of (32, kFoldThreads) threads a group of 32 columns. Few columns leave most of the card idle: many threads
+// a column keep the waits short.
 template <class G>
-__global__ void fold_partials_kernel(const float* __restrict__ partials, int count, std::int64_t stride, G* to,
-                                     std::int64_t columns) {
-  __shared__ float part[8][33];
+__global__ void __launch_bounds__(32 * kFoldThreads)
+    fold_partials_kernel(const float* __restrict__ partials, int count, std::int64_t stride, G* to,
+                         std::int64_t columns) {
+  __shared__ float part[kFoldThreads][33];
   const std::int64_t c = blockIdx.x * std::int64_t{32} + threadIdx.x;
   float sum = 0;
   if (c < columns) {
 #pragma unroll 8
-    for (int p = static_cast<int>(threadIdx.y); p < count; p += 8) sum += partials[p * stride + c];
+    for (int p = static_cast<int>(threadIdx.y); p < count; p += kFoldThreads) sum += partials[p * stride + c];
   }
   part[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
   if (threadIdx.y != 0 || c >= columns) return;
 #pragma unroll
-  for (int y = 1; y < 8; ++y) sum += part[y][threadIdx.x];
+  for (int y = 1; y < kFoldThreads; ++y) sum += part[y][threadIdx.x];
   to[c] = from_float<G>(to_float(to[c]) + sum);
 }
 
@@ -63,8 +67,8 @@ __global__ void column_sums_kernel(const T* __restrict__ d, float* __restrict__ 
 void fold_partials(CudaState& state, const float* partials, int count, std::int64_t stride, const Tensor& to,
                    std::int64_t columns) {
   for_float_type(to.dtype, "a sum over rows", [&]<class G>() {
-    fold_partials_kernel<G>
-        <<<blocks_for(columns, 32), dim3(32, 8), 0, state.stream>>>(partials, count, stride, data_of<G>(to), columns);
+    fold_partials_kernel<G><<<blocks_for(columns, 32), dim3(32, kFoldThreads), 0, state.stream>>>(
+        partials, count, stride, data_of<G>(to), columns);
   });
   SFA_LAUNCH_CHECK();
 }

@@ -24,10 +24,16 @@ cudaDataType_t cuda_type(DType type) {
   }
 }
 
-// The largest power of two up to 256 that divides the address: what cuBLASLt may count on.
+// The largest power of two up to 256 that divides an address: what cuBLASLt may count on.
 std::uint32_t alignment_of(const void* p) {
   const auto address = reinterpret_cast<std::uintptr_t>(p);
   return address == 0 ? 256u : static_cast<std::uint32_t>(std::min<std::uintptr_t>(256, address & (~address + 1)));
+}
+
+// Of all matrices of a batch.
+std::uint32_t alignment_of(const Matrix& m) {
+  const std::size_t step = static_cast<std::size_t>(m.step) * size_of(m.dtype);
+  return std::min(alignment_of(m.data), alignment_of(reinterpret_cast<const void*>(step)));
 }
 
 cublasLtEpilogue_t cublas_epilogue(Epilogue epilogue) {
@@ -66,7 +72,7 @@ struct Plan {
 };
 
 // Everything that the choice of an algorithm depends on.
-using Key = std::array<std::int64_t, 18>;
+using Key = std::array<std::int64_t, 22>;
 Key key_of(const Gemm& g) {
   return {g.transpose_a,
           g.transpose_b,
@@ -82,10 +88,14 @@ Key key_of(const Gemm& g) {
           g.d.ld,
           static_cast<std::int64_t>(g.epilogue),
           g.pre.ld,
-          alignment_of(g.a.data),
-          alignment_of(g.b.data),
-          alignment_of(g.d.data),
-          std::min(alignment_of(g.pre.data), alignment_of(g.bias))};
+          alignment_of(g.a),
+          alignment_of(g.b),
+          alignment_of(g.d),
+          std::min(alignment_of(g.pre.data), alignment_of(g.bias)),
+          g.batch,
+          g.a.step,
+          g.b.step,
+          g.d.step};
 }
 
 // Bias and saved pre-activation of this call; their addresses are no part of the plan.
@@ -102,9 +112,14 @@ void describe(Plan& plan, const Gemm& g) {
   plan.set(CUBLASLT_MATMUL_DESC_EPILOGUE, cublas_epilogue(g.epilogue));
   if (g.epilogue == Epilogue::gelu) plan.set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, g.pre.ld);
   set_epilogue_pointers(plan, g);
-  const auto layout = [](cublasLtMatrixLayout_t& to, const Matrix& m, std::int64_t rows, std::int64_t columns) {
+  const auto layout = [&](cublasLtMatrixLayout_t& to, const Matrix& m, std::int64_t rows, std::int64_t columns) {
     SFA_CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&to, cuda_type(m.dtype), static_cast<std::uint64_t>(columns),
                                                 static_cast<std::uint64_t>(rows), m.ld));
+    if (g.batch == 1) return;
+    const auto count = static_cast<std::int32_t>(g.batch);
+    SFA_CUBLAS_CHECK(cublasLtMatrixLayoutSetAttribute(to, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof(count)));
+    SFA_CUBLAS_CHECK(
+        cublasLtMatrixLayoutSetAttribute(to, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &m.step, sizeof(m.step)));
   };
   layout(plan.a, g.b, g.transpose_b ? g.N : g.K, g.transpose_b ? g.K : g.N);
   layout(plan.b, g.a, g.transpose_a ? g.K : g.M, g.transpose_a ? g.M : g.K);
@@ -130,10 +145,10 @@ std::span<cublasLtMatmulHeuristicResult_t> ask(CudaState& state, const Plan& pla
   preference.set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<std::uint64_t>(state.workspace_bytes));
   preference.set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
                  static_cast<std::uint32_t>(CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
-  preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment_of(g.b.data));
-  preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment_of(g.a.data));
-  preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment_of(g.d.data));
-  preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment_of(g.d.data));
+  preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment_of(g.b));
+  preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment_of(g.a));
+  preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment_of(g.d));
+  preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment_of(g.d));
   int count = 0;
   const cublasStatus_t status =
       cublasLtMatmulAlgoGetHeuristic(state.blas, plan.product, plan.a, plan.b, plan.d, plan.d, preference.handle,
@@ -279,7 +294,7 @@ void choose_algorithm(CudaState& state, Plan& plan, const Gemm& g) {
   if (!plan.supported) return;
   plan.algo = found[0].algo;
   const double operations = 2.0 * static_cast<double>(g.M) * static_cast<double>(g.N) * static_cast<double>(g.K);
-  if (found.size() == 1 || operations < kWorthATrial || being_captured(state)) return;
+  if (found.size() == 1 || g.batch > 1 || operations < kWorthATrial || being_captured(state)) return;
   // A product that writes over what it reads can't be repeated.
   for (const void* read : {static_cast<const void*>(g.a.data), static_cast<const void*>(g.b.data), g.bias})
     if (read == g.d.data) return;
@@ -311,7 +326,7 @@ std::shared_ptr<GemmPlans> make_gemm_plans() {
 }
 
 bool gemm(CudaState& state, const Gemm& g) {
-  if (g.M == 0 || g.N == 0) return true;
+  if (g.M == 0 || g.N == 0 || g.batch == 0) return true;
   const auto [entry, is_new] = state.gemm_plans->plans.try_emplace(key_of(g));
   Plan& plan = entry->second;
   if (is_new) {

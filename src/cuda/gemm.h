@@ -23,7 +23,8 @@ namespace sfa {
 struct Matrix {
   void* data = nullptr;
   DType dtype = DType::f32;
-  std::int64_t ld = 0;  // elements from one row to the next
+  std::int64_t ld = 0;    // elements from one row to the next
+  std::int64_t step = 0;  // elements from one matrix of a batch to the next; 0 = the same for all
 };
 
 enum class Epilogue : std::uint8_t { none, bias, gelu };
@@ -35,7 +36,8 @@ struct Gemm {
   Matrix a, b, d;
   Epilogue epilogue = Epilogue::none;
   const void* bias = nullptr;
-  Matrix pre = {};  // [M,N], dtype of d
+  Matrix pre = {};         // [M,N], dtype of d
+  std::int64_t batch = 1;  // products of one shape, their matrices a step apart; without epilogue, and not timed
 };
 
 /// Queues the product; false, with nothing queued, when cuBLASLt has no algorithm for this epilogue with these types

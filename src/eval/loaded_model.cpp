@@ -25,6 +25,7 @@ LoadedModel::LoadedModel(const LoadOptions& options)
   context_ = std::make_unique<Context>(device);
   context_->round_bf16 = bf16 && device == Device::cpu;
   model_ = make_model(config_.model, device, storage);
+  source_.check(model_->parameters(), options.average);  // before memory is taken for what is not there
   weights_ = std::make_unique<Arena>("parameters", device);
   weights_->take(storage, {model_->parameters().flat_size()});
   weights_->bind();

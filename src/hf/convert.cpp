@@ -103,8 +103,9 @@ std::string byte_tokenizer_json() {
   return root.dump(1) + "\n";
 }
 
-// The tokenizer's files into `to`; null when it is not found, which a line of the log says.
-std::unique_ptr<Tokenizer> export_tokenizer(const ModelSource& source, const fs::path& to) {
+// The tokenizer's files into `to`; null when it is not found, which a line of the log says. Error when it has ids that
+// the model, of `vocab_size`, has not.
+std::unique_ptr<Tokenizer> export_tokenizer(const ModelSource& source, std::int64_t vocab_size, const fs::path& to) {
   std::unique_ptr<Tokenizer> tokenizer;
   try {
     tokenizer = find_tokenizer(source.state().value("tokenizer_hash", ""), source.tokenizer_places(),
@@ -113,6 +114,8 @@ std::unique_ptr<Tokenizer> export_tokenizer(const ModelSource& source, const fs:
     spdlog::warn("{}", error.what());
     return nullptr;
   }
+  require(tokenizer->vocab_size() <= vocab_size, "the tokenizer {} has {} ids, the model {}", tokenizer->name(),
+          tokenizer->vocab_size(), vocab_size);
   if (tokenizer->name() == "bytes") {
     write_whole_file((to / "tokenizer.json").string(), byte_tokenizer_json(), true);
   } else {
@@ -165,7 +168,7 @@ std::string export_model(ModelSource& source, const ConvertOptions& o, const fs:
   if (o.dtype != "auto" || !is_weight_dtype(dtype)) dtype = dtype_of_option(o.dtype == "auto" ? "fp32" : o.dtype);
   ordered_json described = config_to_hf(config, dtype);
   source.check(list, o.average);
-  const auto tokenizer = export_tokenizer(source, to);
+  const auto tokenizer = export_tokenizer(source, config.model.vocab_size, to);
   if (tokenizer) describe_tokenizer(*tokenizer, to);
   add_special_ids(described, source.state(), tokenizer.get());
   write_whole_file((to / "config.json").string(), described.dump(2) + "\n", true);
@@ -191,7 +194,8 @@ std::string import_model(ModelSource& source, const ConvertOptions& o, const fs:
   const fs::path kept = to / "tokenizer";
   if (source.state().contains("tokenizer_hash") && source.state().value("tokenizer", "bytes") != "bytes") {
     fs::create_directory(kept);
-    if (const auto tokenizer = export_tokenizer(source, kept)) state["tokenizer"] = "tokenizer";
+    if (const auto tokenizer = export_tokenizer(source, config.model.vocab_size, kept))
+      state["tokenizer"] = "tokenizer";
   } else if (source.from_hugging_face()) {
     state["tokenizer"] = "";
   }

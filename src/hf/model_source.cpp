@@ -1,5 +1,7 @@
 #include "hf/model_source.h"
 
+#include <utility>
+
 #include "checkpoint/model_checkpoint.h"
 #include "core/error.h"
 #include "core/log.h"
@@ -82,7 +84,14 @@ void ModelSource::open_hugging_face(const fs::path& path) {
 }
 
 Config ModelSource::config(const std::vector<std::string>& overrides) const {
-  if (tensors_) return config_from_hf(hf_config_, (folder_ / "config.json").string(), overrides);
+  if (tensors_) {
+    Config config = config_from_hf(hf_config_, (folder_ / "config.json").string(), overrides);
+    // Before a list of as many layers is made.
+    require(std::cmp_less_equal(config.model.num_hidden_layers, tensors_->tensors().size()),
+            "{}: the configuration has {} layers, the weights {} tensors altogether", folder_.string(),
+            config.model.num_hidden_layers, tensors_->tensors().size());
+    return config;
+  }
   return parse_config(checkpoint_->config_yaml(), folder_.string(), overrides);
 }
 

@@ -7,6 +7,7 @@
 #include "gpu_bench.cuh"
 #include "ops/qk_norm_rope/qk_norm_rope.h"
 #include "ops/residual_norm/residual_norm.h"
+#include "ops/select/select.h"
 #include "ops/swiglu/swiglu.h"
 
 namespace sfa {
@@ -82,6 +83,21 @@ void bench_swiglu(Bench& b, std::int64_t F) {
          [&](Context& ctx, Arena&) { swiglu_backward(ctx, {.gate_up = gate_up, .d_y = d_y, .d_gate_up = d}); });
   b.time("swiglu backward with y" + suffix, 6 * row, 0,
          [&](Context& ctx, Arena&) { swiglu_backward(ctx, {.gate_up = gate_up, .d_y = d_y, .d_gate_up = d, .y = y}); });
+  b.time("swiglu backward in place with y" + suffix, 6 * row, 0, [&](Context& ctx, Arena&) {
+    swiglu_backward(ctx, {.gate_up = gate_up, .d_y = d_y, .d_gate_up = gate_up, .y = y});
+  });
+}
+
+void bench_select(Bench& b, std::int64_t heads, std::int64_t D, std::int64_t k) {
+  const Tensor x = b.random(DType::bf16, {kB, kT, heads, D}), values = b.tensor(DType::bf16, {kB, kT, heads, k}),
+               indices = b.tensor(DType::u8, {kB, kT, heads, k}), dense = b.tensor(DType::bf16, {kB, kT, heads, D});
+  const double bytes = 2 * bytes_of(kN * heads * D) + 1.5 * bytes_of(kN * heads * k);
+  for (const bool pairs : {false, true})
+    b.time(std::string(pairs ? "select pairs" : "select") + " heads=" + std::to_string(heads) +
+               " D=" + std::to_string(D) + " k=" + std::to_string(k),
+           bytes, 0, [&](Context& ctx, Arena&) {
+             select_topk(ctx, {x, k, false, values, indices, dense, pairs});
+           });
 }
 
 }  // namespace
@@ -95,6 +111,7 @@ int main(int argc, char** argv) try {
   for (const sfa::Heads& s : {sfa::Heads{16, 8, 128}, sfa::Heads{32, 8, 128}, sfa::Heads{12, 12, 64}})
     sfa::bench_rope(bench, s);
   for (const std::int64_t F : {3072, 6144}) sfa::bench_swiglu(bench, F);
+  for (const std::int64_t heads : {8, 16}) sfa::bench_select(bench, heads, 128, 16);
 } catch (const std::exception& e) {
   std::fprintf(stderr, "%s\n", e.what());
   return 1;

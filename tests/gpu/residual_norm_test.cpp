@@ -110,7 +110,7 @@ TEST_F(ResidualNormGpu, RmsNormMatchesCpu) {
           EXPECT_LE(error(rstd), f32_tolerance(C));
           EXPECT_LE(error(y), tolerance);
           EXPECT_LE(error(d_w), grad_tolerance);
-          if (with_bias) {
+          if (with_bias && C > 1) {  // of one feature the gradient is zero up to rounding
             EXPECT_LE(error(d_x_b), type == DType::f32 ? 2 * grad_tolerance : bf16_tolerance(2));
           }
           if (C > 1 || with_next) {

@@ -2,6 +2,7 @@
 #include <nlohmann/json.hpp>
 
 #include "app/program.h"
+#include "golden/golden_file.h"
 #include "hf/logits.h"
 #include "hf/model_source.h"
 
@@ -122,6 +123,17 @@ TEST_F(Convert, FilesBesideTheWeightsAreCarriedAlong) {
   for (const char* name : {"generation_config.json", "tokenizer.json", "tokenizer_config.json"})
     EXPECT_EQ(read_text(at(std::string("again/") + name)), read_text(at(std::string("hf/") + name))) << name;
   EXPECT_NE(read_text(at("again/tokenizer.json")), "");
+}
+
+TEST_F(Convert, ATokenizerOfAnotherVocabularyIsRefused) {
+  fs::copy(source_dir() + "/tests/golden/hf_gpt2", at("gpt2"));
+  fs::copy_file(source_dir() + "/tests/tokenizer/golden/small_gpt2.json", at("gpt2/tokenizer.json"));
+  for (const char* to : {"sfa", "hf"}) {
+    const Ended ended = sfa({"convert", at("gpt2"), at("out"), "--to", to});
+    EXPECT_EQ(ended.code, 1);
+    EXPECT_NE(ended.err.find("has 439 ids, the model 67"), std::string::npos) << ended.err;
+    EXPECT_FALSE(fs::exists(at("out")));
+  }
 }
 
 TEST_F(Convert, BadRequestsAreOneSentenceAndLeaveNothing) {

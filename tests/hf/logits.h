@@ -3,18 +3,28 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <string>
 #include <vector>
 
+#include "checkpoint/model_checkpoint.h"
+#include "core/arena.h"
 #include "eval/generate.h"
 #include "eval/loaded_model.h"
 
 namespace sfa::test {
 
-/// On the CPU, in fp32.
-inline LoadedModel load_on_cpu(const std::string& path) {
+/// cpu, and cuda where there is a card.
+inline std::vector<std::string> devices() {
+  std::string why;
+  return cuda_available(&why) ? std::vector<std::string>{"cpu", "cuda"} : std::vector<std::string>{"cpu"};
+}
+
+/// In fp32.
+inline LoadedModel load(const std::string& path, const std::string& device = "cpu") {
   LoadOptions options;
   options.path = path;
-  options.device = "cpu";
+  options.device = device;
+  options.dtype = "fp32";
   return LoadedModel(options);
 }
 
@@ -23,12 +33,13 @@ inline std::vector<std::vector<float>> logits_of(LoadedModel& loaded, const std:
   std::vector<std::vector<float>> all;
   const auto generation =
       loaded.model().start_generation(loaded.context(), 1, static_cast<std::int64_t>(tokens.size()), 1);
-  for (std::int32_t token : tokens) {
-    const Tensor logits =
-        loaded.model().feed(loaded.context(), *generation, Tensor(&token, DType::i32, Device::cpu, {1, 1}));
-    loaded.context().synchronize();
-    const float* row = logits.as<float>();
-    all.emplace_back(row, row + loaded.config().model.vocab_size);
+  Context& ctx = loaded.context();
+  const Buffer buffer(ctx.device(), sizeof(std::int32_t), "a token");
+  const Tensor input(buffer.data(), DType::i32, ctx.device(), {1, 1});
+  for (const std::int32_t token : tokens) {
+    ctx.copy(input.data, input.device, &token, Device::cpu, sizeof token);
+    all.push_back(host_values(ctx, loaded.model().feed(ctx, *generation, input)));
+    all.back().resize(static_cast<std::size_t>(loaded.config().model.vocab_size));
   }
   return all;
 }

@@ -2,7 +2,7 @@
 
     python transformers_check.py JOBS.json RESULTS.json
 
-JOBS.json lists {"folder", "tokens": [T], "logits": [T][V] (ours), "greedy": [n] (ours, after the tokens), "text", "ids" (our ids of the
+JOBS.json lists {"folder", "tokens": [T], "logits": [devices][T][V] (ours), "greedy": [n] (ours, after the tokens), "text", "ids" (our ids of the
 text, where the folder has a tokenizer)}. Writes one JSON object a job: the largest difference of logits, what transformers generates
 with and without its cache, its ids of the text, and whether what it saves again holds the same tensors.
 """
@@ -29,12 +29,12 @@ def check(job):
     tokens = torch.tensor([job["tokens"]])
     with torch.no_grad():
         logits = model(tokens).logits[0]
-    result = {"class": type(model).__name__, "difference": (logits - torch.tensor(job["logits"])).abs().max().item()}
+    result = {"class": type(model).__name__, "difference": (logits - torch.tensor(job["logits"])).abs().amax().item()}
     n = len(job["greedy"])
     for name, cache in (("greedy", True), ("greedy_without_cache", False)):
         made = model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=n, do_sample=False, use_cache=cache, eos_token_id=None)
         result[name] = made[0, tokens.shape[1]:].tolist()
-    # Left padding must change nothing.
+#Left padding must change nothing.
     padded = torch.cat([torch.zeros(1, 3, dtype=tokens.dtype), tokens], 1)
     mask = torch.cat([torch.zeros(1, 3, dtype=tokens.dtype), torch.ones_like(tokens)], 1)
     with torch.no_grad():

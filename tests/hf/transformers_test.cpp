@@ -4,15 +4,17 @@
 #include <nlohmann/json.hpp>
 
 #include "app/program.h"
+#include "golden/golden_file.h"
 #include "hf/logits.h"
 #include "tokenizer/tokenizer.h"
 
 namespace sfa::test {
 namespace {
 
+// The search path of our libraries is not Python's.
 std::string python() {
   const char* named = std::getenv("SFA_PYTHON");
-  return named ? named : "python3";
+  return std::string("env -u LD_LIBRARY_PATH ") + (named ? named : "python3");
 }
 
 class Transformers : public AppTest {
@@ -42,12 +44,17 @@ class Transformers : public AppTest {
   }
 
   void add_job(const std::string& name) {
-    LoadedModel loaded = load_on_cpu(at(name));
     const std::vector<std::int32_t> tokens{84, 104, 101, 32, 113, 117, 101, 114, 121, 0, 255, 256};
-    nlohmann::json job = {{"folder", at(name)},
-                          {"tokens", tokens},
-                          {"logits", logits_of(loaded, tokens)},
-                          {"greedy", greedy(loaded, tokens, 4)}};
+    nlohmann::json job = {{"folder", at(name)}, {"tokens", tokens}};
+    for (const std::string& device : devices()) {
+      LoadedModel loaded = load(at(name), device);
+      job["logits"].push_back(logits_of(loaded, tokens));
+      const auto made = greedy(loaded, tokens, 4);
+      if (device == "cpu")
+        job["greedy"] = made;
+      else
+        EXPECT_EQ(made, job["greedy"].get<std::vector<std::int32_t>>()) << name << " on " << device;
+    }
     const std::string text = "It's a  test:\n\n\te\xcc\x81 \xf0\x9f\x98\x80 12345";
     std::vector<std::uint32_t> ids;
     load_tokenizer(at(name))->encode(text, ids);
@@ -61,7 +68,7 @@ class Transformers : public AppTest {
     write_text(scratch() / "jobs.json", jobs_.dump());
     const fs::path results = scratch() / "results.json", log = scratch() / "python_log";
     const std::string command = "OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 HF_HOME=" + (scratch() / "hf_home").string() + " " +
-                                python() + " " SFA_SOURCE_DIR "/tests/hf/transformers_check.py " +
+                                python() + " " + source_dir() + "/tests/hf/transformers_check.py " +
                                 (scratch() / "jobs.json").string() + " " + results.string() + " >" + log.string() +
                                 " 2>&1";
     ASSERT_EQ(std::system(command.c_str()), 0) << read_text(log);

@@ -1,6 +1,6 @@
 #include "models/qwen3/block.h"
 
-#include "models/qwen3/rope_projection.h"
+#include "ops/head_map/head_map.h"
 #include "ops/linear/linear.h"
 #include "ops/qk_norm_rope/qk_norm_rope.h"
 #include "ops/residual_norm/residual_norm.h"
@@ -86,6 +86,32 @@ Tensor rows_like(Arena& scratch, const Tensor& t) {
   return scratch.take(t.dtype, {t.dim(0), t.dim(1), t.dim(2)});
 }
 
+// attention.rope_projection: the maps behind the rotation; values pass.
+struct RopeProjection {
+  Tensor q, k, v;  // columns of a packed row, [N, heads*D] each; v [B,T,G,Dv]
+  RopeProjection(const Tensor& rows, const AttentionDims& d) : v(packed_views(rows, d).v) {
+    const Tensor flat = rows.view({-1, rows.dim(2)});
+    q = flat.slice(1, 0, d.H * d.Dqk);
+    k = flat.slice(1, d.H * d.Dqk, d.G * d.Dqk);
+  }
+};
+
+void rope_projection(Context& ctx, const Qwen3BlockContext& block, const Tensor& x, const Tensor& y) {
+  const RopeProjection from(x, block.attention.dims()), to(y, block.attention.dims());
+  head_map_forward(ctx, {from.q, block.weights.q_rope, to.q});
+  head_map_forward(ctx, {from.k, block.weights.k_rope, to.k});
+  ctx.copy_rows(to.v, from.v);
+}
+
+void d_rope_projection(Context& ctx, const Qwen3BlockContext& block, const Qwen3::Block& gradients, const Tensor& x,
+                       const Tensor& d_y, const Tensor& d_x) {
+  const AttentionDims& d = block.attention.dims();
+  const RopeProjection in(x, d), from(d_y, d), to(d_x, d);
+  head_map_backward(ctx, {from.q, in.q, block.weights.q_rope, to.q, gradients.q_rope, block.scratch});
+  head_map_backward(ctx, {from.k, in.k, block.weights.k_rope, to.k, gradients.k_rope, block.scratch});
+  ctx.copy_rows(to.v, from.v);
+}
+
 // norm1(x) -> what attention reads, in state.qkv. The projected rows are kept apart where backward follows.
 void queries_keys_values(Context& ctx, const Qwen3BlockContext& block, Qwen3::BlockActivations& acts) {
   AttentionState& state = acts.attention;
@@ -95,10 +121,7 @@ void queries_keys_values(Context& ctx, const Qwen3BlockContext& block, Qwen3::Bl
   ArenaScope scope(block.scratch);
   const Tensor rotated = rows_like(block.scratch, state.qkv);
   norm_and_rotate(ctx, block, projected, rotated, acts.qk_rstd);
-  rope_projection_forward(ctx, {.dims = block.attention.dims(),
-                                .weights = {block.weights.q_rope, block.weights.k_rope},
-                                .x = rotated,
-                                .y = state.qkv});
+  rope_projection(ctx, block, rotated, state.qkv);
 }
 
 // The gradient of what attention read, in d_qkv, becomes that of the projected rows.
@@ -108,13 +131,7 @@ void d_queries_keys_values(Context& ctx, const Qwen3BlockContext& block, const Q
   ArenaScope scope(block.scratch);
   const Tensor rotated = rows_like(block.scratch, d_qkv), d_rotated = rows_like(block.scratch, d_qkv);
   norm_and_rotate(ctx, block, acts.qkv, rotated, Tensor{});
-  rope_projection_backward(ctx, {.dims = block.attention.dims(),
-                                 .weights = {block.weights.q_rope, block.weights.k_rope},
-                                 .gradients = {gradients.q_rope, gradients.k_rope},
-                                 .x = rotated,
-                                 .d_y = d_qkv,
-                                 .d_x = d_rotated,
-                                 .scratch = block.scratch});
+  d_rope_projection(ctx, block, gradients, rotated, d_qkv, d_rotated);
   d_norm_and_rotate(ctx, block, gradients, acts, d_rotated, d_qkv);
 }
 

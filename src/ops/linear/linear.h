@@ -1,5 +1,4 @@
-// Linear layer with a fused epilogue. Weights are [O,I], as Hugging Face's nn.Linear has them. Rows are N = B*T;
-// without an epilogue, rows of x, y and their gradients may lie apart (columns of a wider matrix).
+// Linear layer with a fused epilogue. Weights are [O,I], as Hugging Face's nn.Linear has them. Rows are N = B*T.
 //   forward:  a = x W^T + b;   y = a, or y = gelu(a) with a kept in `pre`
 //   backward: d_x = d_y W  [* gelu'(pre_of_x) when x = gelu(pre_of_x): then d_x is the gradient of pre_of_x]
 //   (overwritten)

@@ -48,15 +48,6 @@ void round_row(float* row, std::int64_t n) {
   for (std::int64_t i = 0; i < n; ++i) row[i] = round_to_bf16(row[i]);
 }
 
-// round_output for rows that may lie apart.
-void round_rows(const Context& ctx, const Tensor& t) {
-  if (t.contiguous()) return round_output(ctx, t);
-  if (!ctx.round_bf16) return;
-  float* data = t.as<float>();
-#pragma omp parallel for schedule(static)
-  for (std::int64_t n = 0; n < t.dim(0); ++n) round_row(data + n * t.stride[0], t.dim(1));
-}
-
 // d_bias [O] += sums over the rows of d_y [N,O]. Each column is one fixed-order sum, whatever the number of threads.
 void bias_gradient(const float* d_y, std::int64_t N, std::int64_t O, float* d_bias) {
   constexpr std::int64_t kColumns = 64;
@@ -108,14 +99,14 @@ void linear_forward(Context& ctx, const LinearForward& args) {
         .N = O,
         .K = I,
         .a = args.x.as<float>(),
-        .lda = args.x.stride[0],
+        .lda = I,
         .b = args.weight.as<float>(),
         .ldb = I,
         .c = y,
-        .ldc = args.y.stride[0]});
+        .ldc = O});
   const float* bias = args.bias.empty() ? nullptr : args.bias.as<float>();
   float* pre = args.pre.empty() ? nullptr : args.pre.as<float>();
-  if (bias == nullptr && pre == nullptr) return round_rows(ctx, args.y);
+  if (bias == nullptr && pre == nullptr) return round_output(ctx, args.y);
   const bool round = ctx.round_bf16;
 #pragma omp parallel for schedule(static)
   for (std::int64_t n = 0; n < N; ++n) {
@@ -158,9 +149,9 @@ void linear_backward(Context& ctx, const LinearBackward& args) {
           .N = I,
           .K = N,
           .a = d_y,
-          .lda = args.d_y.stride[0],
+          .lda = O,
           .b = args.x.as<float>(),
-          .ldb = args.x.stride[0],
+          .ldb = I,
           .beta = 1.0f,
           .c = args.d_weight.as<float>(),
           .ldc = I});
@@ -168,22 +159,14 @@ void linear_backward(Context& ctx, const LinearBackward& args) {
   if (args.d_x.empty()) return;
   const OpScope scope(ctx, [&] { return d_x_work(args); });
   float* d_x = args.d_x.as<float>();
-  gemm({.M = N,
-        .N = I,
-        .K = O,
-        .a = d_y,
-        .lda = args.d_y.stride[0],
-        .b = args.weight.as<float>(),
-        .ldb = I,
-        .c = d_x,
-        .ldc = args.d_x.stride[0]});
+  gemm({.M = N, .N = I, .K = O, .a = d_y, .lda = O, .b = args.weight.as<float>(), .ldb = I, .c = d_x, .ldc = I});
   if (!args.pre_of_x.empty()) {
     const float* pre = args.pre_of_x.as<float>();
     const std::int64_t n = N * I;
 #pragma omp parallel for simd schedule(static)
     for (std::int64_t i = 0; i < n; ++i) d_x[i] *= gelu_derivative(pre[i]);
   }
-  round_rows(ctx, args.d_x);
+  round_output(ctx, args.d_x);
   if (!args.d_pre_bias.empty()) bias_gradient(d_x, N, I, args.d_pre_bias.as<float>());
 }
 

@@ -5,6 +5,7 @@
 #include "cuda/columns.h"
 #include "cuda/launch.h"
 #include "cuda/reduce.cuh"
+#include "cuda/registers.cuh"
 #include "cuda/vector.cuh"
 #include "ops/residual_norm/residual_norm_bf16.cuh"
 #include "ops/residual_norm/residual_norm_cuda.h"

@@ -5,6 +5,7 @@
 
 #include "cuda/launch.h"
 #include "cuda/reduce.cuh"
+#include "cuda/registers.cuh"
 #include "cuda/vector.cuh"
 #include "ops/residual_norm/residual_norm_bf16.cuh"
 
@@ -106,10 +107,12 @@ std::int64_t rms_norm_backward_bf16(CudaState& state, const ResidualNormBackward
     SFA_LAUNCH_CHECK();
     return blocks;
   };
-  // As many blocks as 132 multiprocessors hold at once.
-  if (C <= 1024) return launch(backward_kernel<4, 128, 4>, 4, 528);
-  if (C <= 2048) return launch(backward_kernel<4, 256, 2>, 4, 264);
-  return launch(backward_kernel<2, 512, 2>, 2, 264);
+  // As many blocks as 132 multiprocessors hold at once. Of two rows and more on their way in a thread, fewer that need
+  // no local memory are faster.
+  if (C <= 1024) return launch(backward_kernel<2, 128, 6>, 2, 792);
+  if (C <= 2048) return launch(backward_kernel<2, 256, 3>, 2, 396);
+  if (C <= 2560) return launch(backward_kernel<1, 320, 3>, 1, 396);
+  return launch(backward_kernel<1, 512, 2>, 1, 264);
 }
 
 }  // namespace sfa::cuda_ops

@@ -6,6 +6,7 @@
 #include "cuda/reduce.cuh"
 #include "ops/select/select_bf16.cuh"
 #include "ops/select/select_rows.cuh"
+#include "ops/select/sort_network.cuh"
 
 namespace sfa::cuda_ops {
 namespace {
@@ -13,41 +14,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kEach = 16;
 constexpr int kMaxKeep = 16;
-
-__device__ __forceinline__ void order(std::uint32_t& larger, std::uint32_t& smaller) {
-  const std::uint32_t a = larger, b = smaller;
-  larger = max(a, b);
-  smaller = min(a, b);
-}
-
-__device__ __forceinline__ void sort_4(std::uint32_t* a) {
-  order(a[0], a[1]);
-  order(a[2], a[3]);
-  order(a[0], a[2]);
-  order(a[1], a[3]);
-  order(a[1], a[2]);
-}
-
-// Two descending lists of four become one of eight (Batcher's odd-even merge).
-__device__ __forceinline__ void merge_4_4(std::uint32_t* a) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) order(a[i], a[i + 4]);
-  order(a[2], a[4]);
-  order(a[3], a[5]);
-  order(a[1], a[2]);
-  order(a[3], a[4]);
-  order(a[5], a[6]);
-}
-
-// A bitonic list becomes descending.
-template <int N>
-__device__ __forceinline__ void sort_bitonic(std::uint32_t (&a)[N]) {
-#pragma unroll
-  for (int step = N / 2; step > 0; step /= 2)
-#pragma unroll
-    for (int i = 0; i < N; ++i)
-      if ((i & step) == 0) order(a[i], a[i + step]);
-}
 
 // The KEEP largest of a lane's 16 keys, descending. s: four descending lists of four.
 template <int KEEP>
@@ -106,15 +72,7 @@ __global__ void __launch_bounds__(kThreads) select_kernel(const Job p) {
     if (p.two_of_four) sorted[4 * group + 2] = sorted[4 * group + 3] = 0;
   }
   largest_of_lane<KEEP>(top, sorted);
-#pragma unroll
-  for (int step = 1; step < LANES; step *= 2) {
-    std::uint32_t other[KEEP];
-#pragma unroll
-    for (int i = 0; i < KEEP; ++i) other[i] = __shfl_xor_sync(kAllLanes, top[KEEP - 1 - i], step);
-#pragma unroll
-    for (int i = 0; i < KEEP; ++i) top[i] = max(top[i], other[i]);
-    sort_bitonic(top);
-  }
+  merge_lanes<LANES>(top);
   std::uint32_t threshold = top[0];
 #pragma unroll
   for (int i = 1; i < KEEP; ++i)
