@@ -129,7 +129,7 @@ void locate_gradient(Context& ctx, const LocateGradient& args) {
 void note_gradients(Context& ctx, const LocateGradient& args) {
   const auto* state = data_of<const StepState>(args.state);
   locate_finish_kernel<<<1, 1, 0, ctx.cuda().stream>>>(data_of<const double>(args.sums), args.spans.dim(0), state,
-                                                             data_of<GuardState>(args.guard));
+                                                       data_of<GuardState>(args.guard));
   SFA_LAUNCH_CHECK();
 }
 
