@@ -71,11 +71,9 @@ void visit_model(ModelConfig& m, ConfigVisitor& v) {
   v.key({"model.num_key_value_heads", "key and value heads (grouped-query attention); 0 = num_attention_heads", {}, {}},
         m.num_key_value_heads);
   v.key({"model.hidden_size", "width of the residual stream", {}, {"n_embd"}}, m.hidden_size);
-  v.key({"model.head_dim",
-         "features of a value head; 0 = hidden_size / num_attention_heads, which gpt2 always has",
-         {},
-         {}},
-        m.head_dim);
+  v.key(
+      {"model.head_dim", "features of a head; 0 = hidden_size / num_attention_heads, as published GPT-2s have", {}, {}},
+      m.head_dim);
   v.key({"model.intermediate_size",
          "width of the MLP; 0 = 4 * hidden_size (gpt2), 3 * hidden_size (qwen3)",
          {},

@@ -62,6 +62,13 @@ struct ModelArenas {
   explicit ModelArenas(Device device) : activations("activations", device), scratch("scratch", device) {}
 };
 
+/// What evaluate() writes: the losses, and on demand whether each target is what greedy decoding would choose.
+struct EvaluateOutput {
+  Tensor losses;  // [B*T] f32, 0 where the target is -1
+  Tensor greedy;  // [B*T] i32 or empty: 1 or 0 (ops/classifier)
+  EvaluateOutput(Tensor l, Tensor g = {}) : losses(std::move(l)), greedy(std::move(g)) {}  // losses alone are the rule
+};
+
 /// Work of a model. FLOPs count a multiply-add as two and need only what the mathematics needs (no recomputation).
 struct ModelCost {
   double parameters = 0;               // without vocabulary padding
@@ -100,8 +107,8 @@ class Model {
   /// losses [B*T] f32. Adds to the gradients of all parameters the gradient of loss_scale * sum of losses.
   virtual void forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput& batch, float loss_scale,
                                 const Tensor& losses) = 0;
-  /// Losses only.
-  virtual void evaluate(Context& ctx, ModelArenas& arenas, const ModelInput& batch, const Tensor& losses) = 0;
+  /// Forward only.
+  virtual void evaluate(Context& ctx, ModelArenas& arenas, const ModelInput& batch, const EvaluateOutput& out) = 0;
 
   /// Caches for `capacity` tokens in each of B sequences; up to `chunk` tokens are fed at a time.
   virtual std::unique_ptr<Generation> start_generation(Context& ctx, std::int64_t B, std::int64_t capacity,

@@ -185,11 +185,11 @@ void Gpt2::forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput&
   embedding_backward(ctx, {batch.tokens, d_residual.view({B, T, C}), gradients_.wte, gradients_.wpe, scratch});
 }
 
-void Gpt2::evaluate(Context& ctx, ModelArenas& arenas, const ModelInput& batch, const Tensor& losses) {
+void Gpt2::evaluate(Context& ctx, ModelArenas& arenas, const ModelInput& batch, const EvaluateOutput& out) {
   attention_->distill({});
   forward(ctx, arenas.scratch, batch);
-  classifier_loss(ctx, {acts_.norm_f.y, weights_.wte, batch.targets, config_.vocab_size, 1.0f, losses, Tensor{},
-                        Tensor{}, arenas.scratch});
+  classifier_loss(ctx, {acts_.norm_f.y, weights_.wte, batch.targets, config_.vocab_size, 1.0f, out.losses, Tensor{},
+                        Tensor{}, arenas.scratch, out.greedy});
 }
 
 std::unique_ptr<Generation> Gpt2::start_generation(Context& ctx, std::int64_t B, std::int64_t capacity,

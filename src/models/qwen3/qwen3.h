@@ -21,7 +21,7 @@ class Qwen3 final : public Model {
   void plan(ModelArenas& arenas, std::int64_t B, std::int64_t T) override;
   void forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput& batch, float loss_scale,
                         const Tensor& losses) override;
-  void evaluate(Context& ctx, ModelArenas& arenas, const ModelInput& batch, const Tensor& losses) override;
+  void evaluate(Context& ctx, ModelArenas& arenas, const ModelInput& batch, const EvaluateOutput& out) override;
   std::unique_ptr<Generation> start_generation(Context& ctx, std::int64_t B, std::int64_t capacity,
                                                std::int64_t chunk) override;
   Tensor feed(Context& ctx, Generation& generation, const Tensor& tokens) override;
