@@ -272,6 +272,24 @@ void visit_config(Config& c, ConfigVisitor& v) {
          {},
          {}},
         c.checkpoint.background);
+  v.key({"dist.zero",
+         "several ranks: each keeps all of the optimizer's state (0), or a part of it (1: ZeRO-1), and of the summed "
+         "gradients too (2: ZeRO-2)",
+         {},
+         {}},
+        c.dist.zero);
+  v.key({"dist.reduce_dtype",
+         "sums of gradients over ranks: in the gradients' type, or bf16 gradients in fp32",
+         {"auto", "fp32"},
+         {}},
+        c.dist.reduce_dtype);
+  v.key({"dist.bucket_mb", "gradients summed over ranks at a time, while backward goes on (MB)", {}, {}},
+        c.dist.bucket_mb);
+  v.key({"dist.timeout_s",
+         "seconds without a sign of life, or without getting on, after which a job of ranks ends",
+         {},
+         {}},
+        c.dist.timeout_s);
 }
 
 }  // namespace sfa

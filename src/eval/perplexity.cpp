@@ -27,6 +27,7 @@ PerplexityResult evaluate_perplexity(const PerplexityRun& run, ValidationSet& da
     result.tokens += batch.num_targets;
     bytes += batch.target_bytes;
   }
+  if (run.sum_over_ranks) run.sum_over_ranks(total, result.tokens, bytes);
   require(result.tokens > 0, "{}: the split holds no token to predict", data.shards().describe());
   result.loss = total / static_cast<double>(result.tokens);
   result.perplexity = std::exp(result.loss);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "data/loader.h"
@@ -38,6 +39,8 @@ struct PerplexityRun {
   Tensor losses;  // [B*T] f32 on the device
   Upload upload;
   void* owner;  // passed to upload
+  /// Several ranks, each with its share of the batches: adds these sums up over ranks, in place. Empty = one rank.
+  std::function<void(double& loss, std::int64_t& tokens, std::int64_t& bytes)> sum_over_ranks = {};
 };
 PerplexityResult evaluate_perplexity(const PerplexityRun& run, ValidationSet& data);
 
