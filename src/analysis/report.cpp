@@ -30,7 +30,7 @@ th, td { padding: .28rem .5rem; text-align: right; white-space: nowrap; border-b
 th { background: var(--shade); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
 td.n, td.heat { font-variant-numeric: tabular-nums; } td.paper { color: var(--soft); font-style: italic; }
 td.heat { background: color-mix(in srgb, var(--heat) var(--share), var(--paper)); text-align: center; print-color-adjust: exact; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(34rem, 1fr)); gap: 1rem; }
 svg.chart { width: 100%; max-width: 46rem; height: auto; background: var(--paper); } svg text { fill: var(--ink); font: 12px system-ui, sans-serif; }
 svg .title { font-size: 13px; font-weight: 600; } svg .tick { fill: var(--soft); font-size: 11px; } svg .label { fill: var(--soft); }
 svg .grid { stroke: var(--grid); } svg .zero { stroke: var(--ink); } svg .paper { fill: none; stroke: var(--soft); stroke-width: 1.6; }
@@ -111,6 +111,10 @@ std::string group_section(const ReportData& data) {
                "gap",         "95 % documents", "95 % seeds", "attn FLOPs/token", "KV bytes/token",
                "KV to first", "tokens/s",       "time",       "paper: ppl",       "paper: gap"};
   for (const ReportGroup& g : data.groups) t.rows.push_back(group_row(data, g));
+  if (std::none_of(data.groups.begin(), data.groups.end(), [](const ReportGroup& g) { return g.paper.has_value(); })) {
+    t.columns.resize(t.columns.size() - 2);  // the paper has no row for any of them
+    for (auto& row : t.rows) row.resize(t.columns.size());
+  }
   std::vector<HtmlGap> gaps;
   for (std::size_t i = 1; i < data.groups.size(); ++i) {
     const ReportGroup& g = data.groups[i];
