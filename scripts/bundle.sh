@@ -28,7 +28,7 @@ if [ -z "$BUILD" ]; then
   use_local_tools
   if [ "$DEVICE" = cuda ]; then export CUDA_HOME=${CUDA_HOME:-$(dirname "$(dirname "$NVCC")")}; fi
   BUILD=$ROOT/build/$DEVICE
-  cmake --preset "$DEVICE" -DSFA_BENCH=ON >"$BUILD.log" 2>&1 || { tail -20 "$BUILD.log"; die 'configuring failed'; }
+  cmake --preset "$DEVICE" -DSFA_BENCH=ON -DSFA_MPI=OFF >"$BUILD.log" 2>&1 || { tail -20 "$BUILD.log"; die 'configuring failed'; }
   ninja -C "$BUILD" >"$BUILD.log" 2>&1 || { grep -A12 -E '^FAILED|error:' "$BUILD.log" | head -40; die "compiling failed ($BUILD.log)"; }
 fi
 [ -x "$BUILD/sfa" ] || die "$BUILD: there is no sfa"

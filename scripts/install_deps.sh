@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what building sfa needs and this machine lacks, from the distribution's own packages.
 #   scripts/install_deps.sh             compiler, CMake, libraries: enough for `sfa`
-#   scripts/install_deps.sh --tests     also GoogleTest, clang and clang-format
+#   scripts/install_deps.sh --tests     also GoogleTest, clang, clang-format and Open MPI
 #   scripts/install_deps.sh --bench     also Google Benchmark
 #   scripts/install_deps.sh --list      prints what it would install and stops
 # Debian 12 and 13, Ubuntu 22.04 and 24.04, as root or with sudo. Nothing is installed, and no package list fetched, when nothing
@@ -40,6 +40,8 @@ while IFS='|' read -r what package; do
 done < <(sed -n 's/^ *sfa_need([^ ]* "\([^"]*\)" "\([^"]*\)").*/\1|\2/p' "$ROOT/cmake/Dependencies.cmake")
 TEST_NEEDS='
 tests|libgtest-dev|
+several ranks|libopenmpi-dev|
+several ranks: mpirun|openmpi-bin|
 code format|clang-format|
 fuzzing|clang|'
 # The runtime of sanitizers and libFuzzer is a package of its own from Debian 12 and Ubuntu 24.04 on.

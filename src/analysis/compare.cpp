@@ -66,6 +66,10 @@ std::string attention_label(const ModelConfig& model) {
     if (a.selection == "topk_pairs") label += " pairs";
     if (a.zero_overlap == "mask") label += " mask";
   }
+  if (model.arch == "gpt2" && model.head_dim * model.num_attention_heads != model.hidden_size)
+    label += fmt::format(" d={}", model.head_dim);
+  if (model.arch == "gpt2" && model.num_key_value_heads != model.num_attention_heads)
+    label += fmt::format(" kv_heads={}", model.num_key_value_heads);
   if (model.qk_head_dim != model.head_dim) label += fmt::format(" d_qk={}", model.qk_head_dim);
   if (model.rope_projection != "none") label += fmt::format(" rope_projection={}", model.rope_projection);
   if (a.window > 0) label += fmt::format(" window={}", a.window);

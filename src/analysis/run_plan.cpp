@@ -75,10 +75,12 @@ void take_vocabulary(Config& config) {
   }
 }
 
-RunPlan plan_run(const Config& config, Device device, std::optional<std::size_t> room) {
-  const TrainingMemory memory(config, device);
+RunPlan plan_run(const Config& whole, Device device, std::optional<std::size_t> room, int ranks) {
+  const Config config = for_ranks(whole, ranks);
+  const TrainingMemory memory(config, device, {0, ranks});
   RunPlan plan;
   plan.config = config;
+  plan.ranks = ranks;
   plan.device = device;
   plan.dtype = name_of(memory.round_bf16 ? DType::bf16 : memory.model->dtype());
   plan.parameters = parameter_groups(*memory.model);
@@ -88,16 +90,17 @@ RunPlan plan_run(const Config& config, Device device, std::optional<std::size_t>
   plan.memory = plan_memory(config, memory);
   plan.cost = memory.model->cost(config.data.seq_len);
   plan.room = room;
-  if (room) plan.fits = largest_micro_batch(config, device, *room);
+  if (room) plan.fits = largest_micro_batch(config, device, *room, memory.place());
   return plan;
 }
 
 std::string plan_table(const RunPlan& p) {
   const Config& c = p.config;
   const ModelCost& cost = p.cost;
-  std::string out = fmt::format("{} {}, {} on {}: {} sequences of {} tokens at a time, {} a step\n\nparameters\n",
-                                c.model.arch, attention_label(c.model), p.dtype, name_of(p.device),
-                                c.data.micro_batch_size, c.data.seq_len, c.data.batch_size);
+  std::string out =
+      fmt::format("{} {}, {} on {}: {} sequences of {} tokens at a time, {} a step{}\n\nparameters\n", c.model.arch,
+                  attention_label(c.model), p.dtype, name_of(p.device), c.data.micro_batch_size, c.data.seq_len,
+                  c.data.batch_size, p.ranks == 1 ? "" : fmt::format(", {} ranks, dist.zero {}", p.ranks, c.dist.zero));
   const auto count_row = [&](const std::string& name, std::int64_t n) {
     out += fmt::format("  {:<20}{:>16}\n", name, grouped(n));
   };
@@ -162,6 +165,7 @@ nlohmann::ordered_json plan_json(const RunPlan& p) {
               {"dtype", p.dtype},
               {"seq_len", c.data.seq_len},
               {"batch_size", c.data.batch_size},
+              {"ranks", p.ranks},
               {"micro_batch_size", c.data.micro_batch_size},
               {"parameters", parameters},
               {"memory_bytes", memory},

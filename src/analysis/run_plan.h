@@ -23,6 +23,7 @@ std::vector<ParameterGroup> parameter_groups(const Model& model);
 struct RunPlan {
   Config config;
   Device device = Device::cpu;
+  int ranks = 1;      // memory is that of the first, which has the most
   std::string dtype;  // of weights and activations
   std::vector<ParameterGroup> parameters;
   std::int64_t vocabulary_padding = 0;  // elements
@@ -35,8 +36,9 @@ struct RunPlan {
 /// Sets model.vocab_size from data.train where it is 0. Throws Error with what to do when neither says it.
 void take_vocabulary(Config& config);
 
-/// `room`: bytes that the device has for a run in all. config's vocabulary must be set.
-RunPlan plan_run(const Config& config, Device device, std::optional<std::size_t> room);
+/// `room`: bytes that the device has for a run in all. config's vocabulary must be set. Throws Error when `ranks` can't
+/// share the batch.
+RunPlan plan_run(const Config& config, Device device, std::optional<std::size_t> room, int ranks = 1);
 
 std::string plan_table(const RunPlan& plan);
 nlohmann::ordered_json plan_json(const RunPlan& plan);

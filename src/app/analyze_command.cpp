@@ -10,6 +10,7 @@
 #include "core/error.h"
 #include "data/loader.h"
 #include "eval/loaded_model.h"
+#include "eval/saved_results.h"
 
 namespace sfa::app {
 namespace {
@@ -18,7 +19,7 @@ struct Options {
   LoadOptions load;
   std::string data, split = "val", dump;
   std::int64_t tokens = 0;
-  bool json = false;
+  bool json = false, save = false;
 };
 
 /// What one layer's queries and keys have in common.
@@ -178,6 +179,7 @@ void support(const Options& o) {
       fmt::print("{:>5} {:>23.1f}% {:>13.2f} {:>22.2f} {:>12.2f}\n", l, 100 * s.overlapping, s.mean_overlap, s.uniform,
                  s.key_entropy);
   }
+  if (o.save) save_result(loaded.folder(), "support", out);
   if (o.json) fmt::print("{}\n", out.dump(2));
 }
 
@@ -202,6 +204,8 @@ void add_analyze_command(CLI::App& app) {
       ->capture_default_str();
   command->add_option("--set", o->load.overrides, "key.path=value over the saved configuration");
   command->add_flag("--json", o->json, "print one JSON array, an object a layer");
+  command->add_flag("--save", o->save,
+                    "keep the result in the run's folder, for `sfa compare --html`: eval/support.json");
   command->callback([o] { support(*o); });
 }
 

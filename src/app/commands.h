@@ -4,9 +4,10 @@
 #include <CLI/CLI.hpp>
 
 namespace sfa::app {
-void add_data_command(CLI::App& app);        // sfa data tokenize | info
+void add_data_command(CLI::App& app);  // sfa data tokenize | info | train-tokenizer | needle
+void add_needle_data_command(CLI::App& data);
 void add_train_command(CLI::App& app);       // sfa train CONFIG [key=value...]
-void add_eval_command(CLI::App& app);        // sfa eval perplexity
+void add_eval_command(CLI::App& app);        // sfa eval perplexity | lambada_openai | ... | niah | passkey
 void add_generate_command(CLI::App& app);    // sfa generate
 void add_convert_command(CLI::App& app);     // sfa convert IN OUT --to sfa | hf
 void add_config_command(CLI::App& app);      // sfa config

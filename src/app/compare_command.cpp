@@ -1,26 +1,52 @@
-// sfa compare RUN_DIR...
+// sfa compare RUN_DIR... [--html FILE]
 #include <fmt/core.h>
 
 #include "analysis/compare.h"
+#include "analysis/report.h"
 #include "app/commands.h"
+#include "core/file.h"
 
 namespace sfa::app {
+namespace {
+
+struct Options {
+  std::vector<std::string> runs, latency;
+  std::string html;
+  bool json = false;
+};
+
+// The command line again, for the end of the report.
+std::string command_of(const Options& o) {
+  std::string text = "sfa compare";
+  for (const std::string& run : o.runs) text += " " + run;
+  for (const std::string& file : o.latency) text += " --latency " + file;
+  return text + " --html " + o.html;
+}
+
+void compare(const Options& o) {
+  std::vector<RunSummary> runs;
+  for (const std::string& folder : o.runs) runs.push_back(read_run(folder));
+  if (!o.html.empty())
+    write_whole_file(o.html, html_report(read_report(o.runs), {.latency = o.latency, .command = command_of(o)}), true);
+  fmt::print("{}", o.json ? compare_json(runs).dump(2) + "\n" : compare_table(runs));
+  if (!o.html.empty() && !o.json) fmt::print("\nreport: {}\n", o.html);
+}
+
+}  // namespace
 
 void add_compare_command(CLI::App& app) {
-  struct Options {
-    std::vector<std::string> runs;
-    bool json = false;
-  };
   auto o = std::make_shared<Options>();
   CLI::App* command =
       app.add_subcommand("compare", "Runs beside each other: loss, perplexity, FLOPs, cache bytes and time");
   command->add_option("runs", o->runs, "run folders; the others are held against the first")->required();
   command->add_flag("--json", o->json, "print one JSON array");
-  command->callback([o] {
-    std::vector<RunSummary> runs;
-    for (const std::string& folder : o->runs) runs.push_back(read_run(folder));
-    fmt::print("{}", o->json ? compare_json(runs).dump(2) + "\n" : compare_table(runs));
-  });
+  command->add_option("--html", o->html, "also write a report here, one file: tables, curves, kept evaluations");
+  command
+      ->add_option("--latency", o->latency,
+                   "files of `sfa bench attention --json`, for the report; may be given several times")
+      ->expected(1)
+      ->take_all();
+  command->callback([o] { compare(*o); });
 }
 
 }  // namespace sfa::app

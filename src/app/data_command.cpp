@@ -248,6 +248,7 @@ void add_data_command(CLI::App& app) {
   add_tokenize(*data);
   add_info(*data);
   add_train_tokenizer(*data);
+  add_needle_data_command(*data);
 }
 
 }  // namespace sfa::app

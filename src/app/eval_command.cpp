@@ -1,10 +1,12 @@
-// sfa eval perplexity
+// sfa eval perplexity, and the further tasks of eval_tasks.h
 #include <nlohmann/json.hpp>
 
 #include "app/commands.h"
+#include "app/eval_tasks.h"
 #include "core/log.h"
 #include "eval/loaded_model.h"
 #include "eval/perplexity.h"
+#include "eval/saved_results.h"
 
 namespace sfa::app {
 namespace {
@@ -13,7 +15,7 @@ struct Options {
   LoadOptions load;
   std::string data, split = "val";
   std::int64_t seq_len = 0, batch_size = 8;
-  bool json = false;
+  bool json = false, save = false;
 };
 
 // Device memory for one batch of the planned shape.
@@ -62,11 +64,6 @@ void perplexity(const Options& o) {
   Inputs inputs(loaded.model().device(), o.batch_size, T);
   const PerplexityResult r =
       evaluate_perplexity({loaded.context(), loaded.model(), arenas, inputs.losses, Inputs::upload, &inputs}, data);
-  if (!o.json) {
-    fmt::print("checkpoint {}\nloss {:.5f}  ppl {:.4f}  bits/byte {:.4f}  tokens {}\n", loaded.folder().string(),
-               r.loss, r.perplexity, r.bits_per_byte, r.tokens);
-    return;
-  }
   nlohmann::ordered_json out = {{"checkpoint", loaded.folder().string()},
                                 {"step", loaded.state().value("step", 0)},
                                 {"data", o.data},
@@ -77,7 +74,18 @@ void perplexity(const Options& o) {
                                 {"bits_per_byte", nullptr},
                                 {"tokens", r.tokens}};
   if (r.bits_per_byte > 0) out["bits_per_byte"] = r.bits_per_byte;
-  fmt::print("{}\n", out.dump(2));
+  if (o.save) {
+    nlohmann::ordered_json kept = out;
+    kept["documents"] = nlohmann::ordered_json::array();
+    for (const DocumentLoss& d : r.documents) kept["documents"].push_back({d.tokens, d.nats});
+    save_result(loaded.folder(), "perplexity", kept);
+  }
+  if (o.json) {
+    fmt::print("{}\n", out.dump(2));
+    return;
+  }
+  fmt::print("checkpoint {}\nloss {:.5f}  ppl {:.4f}  bits/byte {:.4f}  tokens {}\n", loaded.folder().string(), r.loss,
+             r.perplexity, r.bits_per_byte, r.tokens);
 }
 
 }  // namespace
@@ -87,26 +95,18 @@ void add_eval_command(CLI::App& app) {
   eval->require_subcommand(1);
   auto o = std::make_shared<Options>();
   CLI::App* command = eval->add_subcommand("perplexity", "Mean loss over a split in non-overlapping windows");
-  command
-      ->add_option("--checkpoint", o->load.path,
-                   "a checkpoint, a run folder (its newest checkpoint), or a Hugging Face folder")
-      ->required();
+  add_model_options(*command, o->load);
   command->add_option("--data", o->data, "token file or glob")->required();
   command->add_option("--split", o->split, "train, val or all")
       ->check(CLI::IsMember({"train", "val", "all"}))
       ->capture_default_str();
   command->add_option("--seq-len", o->seq_len, "tokens a window; 0 = as trained")->capture_default_str();
   command->add_option("--batch-size", o->batch_size, "windows at a time")->capture_default_str();
-  command->add_option("--device", o->load.device, "auto, cpu or cuda")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
-      ->capture_default_str();
-  command->add_option("--dtype", o->load.dtype, "auto, fp32 or bf16")
-      ->check(CLI::IsMember({"auto", "fp32", "bf16"}))
-      ->capture_default_str();
-  command->add_flag("--ema", o->load.average, "the running average of the weights (train.ema_decay)");
-  command->add_option("--set", o->load.overrides, "key.path=value over the saved configuration");
   command->add_flag("--json", o->json, "print one JSON object");
+  add_save_option(*command, o->save, "eval/perplexity.json, with the losses of every document");
   command->callback([o] { perplexity(*o); });
+  add_task_commands(*eval);
+  add_needle_commands(*eval);
 }
 
 }  // namespace sfa::app

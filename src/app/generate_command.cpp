@@ -5,7 +5,7 @@
 #include "app/commands.h"
 #include "eval/generate.h"
 #include "eval/loaded_model.h"
-#include "tokenizer/tokenizer.h"
+#include "eval/model_tokenizer.h"
 
 namespace sfa::app {
 namespace {
@@ -15,19 +15,6 @@ struct Options {
   GenerateOptions generate;
   std::string prompt, tokenizer;
 };
-
-// The tokenizer of the training data: where the user says, or the model's own copy, or where it was.
-std::unique_ptr<Tokenizer> tokenizer_of(const LoadedModel& loaded, const std::string& given) {
-  const std::vector<std::string> places =
-      given.empty() ? loaded.source().tokenizer_places() : std::vector<std::string>{given};
-  auto tokenizer =
-      find_tokenizer(loaded.state().value("tokenizer_hash", ""), places,
-                     given.empty() ? "say where it is with --tokenizer"
-                                   : "the model's was '" + loaded.state().value("tokenizer", "bytes") + "'");
-  require(tokenizer->vocab_size() <= loaded.config().model.vocab_size, "the tokenizer {} has {} ids, the model {}",
-          tokenizer->name(), tokenizer->vocab_size(), loaded.config().model.vocab_size);
-  return tokenizer;
-}
 
 void run(Options& o) {
   require(o.generate.max_tokens >= 1, "--max-tokens: must be at least 1, got {}", o.generate.max_tokens);

@@ -1,10 +1,12 @@
 // The command line: subcommands, and one place where an exception becomes one line and an exit code.
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
 #include <filesystem>
+#include <thread>
 
 #include "app/commands.h"
 #include "core/build_config.h"
@@ -57,7 +59,10 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "sfa: %s: %s\n", e.path1().c_str(), e.code().message().c_str());
     return 1;
   } catch (const std::exception& e) {
-    std::fprintf(stderr, "sfa: %s\n", e.what());
+    if (*e.what() != '\0')
+      std::fprintf(stderr, "sfa: %s\n", e.what());
+    else  // of many ranks the first says what was wrong; a launcher ends it when another has ended before
+      std::this_thread::sleep_for(std::chrono::seconds(3));
     return 1;
   }
 }

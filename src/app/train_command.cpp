@@ -1,9 +1,23 @@
 // sfa train CONFIG [key=value...] [--resume]
 #include "app/commands.h"
 #include "config/config.h"
+#include "dist/control.h"
 #include "train/trainer.h"
 
 namespace sfa::app {
+namespace {
+
+// Of several ranks, which all read the same, one says what is wrong.
+Config load_once(const std::string& file, const std::vector<std::string>& overrides) {
+  try {
+    return load_config(file, overrides);
+  } catch (const Error&) {
+    if (read_launch(process_environment).rank > 0) throw AgreedError("");
+    throw;
+  }
+}
+
+}  // namespace
 
 void add_train_command(CLI::App& app) {
   struct Options {
@@ -19,7 +33,7 @@ void add_train_command(CLI::App& app) {
                     "continue from the newest checkpoint in output_dir, or start when there is none");
   command->callback([options] {
     if (options->resume) options->overrides.emplace_back("resume=auto");
-    train(load_config(options->config, options->overrides));
+    train(load_once(options->config, options->overrides));
   });
 }
 

@@ -27,6 +27,7 @@ struct BackgroundCheckpoint::Impl {
   fs::path run_folder;
   KeepRules keep;
   Allocate allocate;
+  WriterGroup group;
   std::vector<Block> blocks;  // the first `used` are those of the copy being made or written
   std::size_t used = 0;
   bool sealed = false;  // started or discarded: the next reserve() begins a new copy
@@ -38,11 +39,18 @@ struct BackgroundCheckpoint::Impl {
 
   void write(std::int64_t step, const nlohmann::json& state, const std::string& config_yaml) {
     try {
-      CheckpointWriter writer(run_folder, step);
-      for (std::size_t i = 0; i < used; ++i)
-        writer.add(blocks[i].tensor, blocks[i].begin, blocks[i].count, blocks[i].memory.get());
-      newest = writer.publish({writer.finish_file()}, state, config_yaml);
-      prune_checkpoints(run_folder, keep.keep_last, keep.keep_every);
+      std::unique_ptr<CheckpointWriter> writer;
+      std::string failure;
+      try {
+        writer = std::make_unique<CheckpointWriter>(run_folder, step, group.rank);
+        for (std::size_t i = 0; i < used; ++i)
+          writer->add(blocks[i].tensor, blocks[i].begin, blocks[i].count, blocks[i].memory.get());
+      } catch (const std::exception& e) {
+        if (!group.gather) throw;
+        failure = e.what();
+      }
+      newest = finish_together(group, writer.get(), failure, state, config_yaml);
+      if (group.rank == 0) prune_checkpoints(run_folder, keep.keep_last, keep.keep_every);
     } catch (...) {
       error = std::current_exception();
     }
@@ -55,8 +63,50 @@ struct BackgroundCheckpoint::Impl {
   }
 };
 
-BackgroundCheckpoint::BackgroundCheckpoint(fs::path run_folder, KeepRules keep, Allocate allocate)
+namespace {
+
+// What a writer tells the others: its list of pieces, or why it has none.
+std::string told(CheckpointWriter* writer, const std::string& failure) {
+  try {
+    require(failure.empty(), "{}", failure);
+    return nlohmann::json{{"pieces", writer->finish_file()}}.dump();
+  } catch (const std::exception& e) {
+    return nlohmann::json{{"failure", e.what()}}.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  }
+}
+
+}  // namespace
+
+fs::path finish_together(const WriterGroup& group, CheckpointWriter* writer, const std::string& failure,
+                         const nlohmann::json& state, const std::string& config_yaml) {
+  if (!group.gather) {
+    require(failure.empty(), "{}", failure);
+    return writer->publish({writer->finish_file()}, state, config_yaml);
+  }
+  std::vector<nlohmann::json> lists;
+  int rank = 0;
+  for (const std::string& text : group.gather(told(writer, failure))) {
+    const nlohmann::json said = nlohmann::json::parse(text);
+    require(said.contains("pieces"), "rank {} could not write its part of a checkpoint: {}", rank,
+            said.value("failure", ""));
+    lists.push_back(said["pieces"]);
+    ++rank;
+  }
+  // The others learn from rank 0 how it ended.
+  nlohmann::json end;
+  if (group.rank == 0) try {
+      end["folder"] = writer->publish(lists, state, config_yaml).string();
+    } catch (const std::exception& e) {
+      end["failure"] = e.what();
+    }
+  end = nlohmann::json::parse(group.gather(end.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)).front());
+  require(end.contains("folder"), "{}", end.value("failure", ""));
+  return end["folder"].get<std::string>();
+}
+
+BackgroundCheckpoint::BackgroundCheckpoint(fs::path run_folder, KeepRules keep, Allocate allocate, WriterGroup group)
     : impl_(std::make_unique<Impl>()) {
+  impl_->group = std::move(group);
   impl_->run_folder = std::move(run_folder);
   impl_->keep = keep;
   impl_->allocate = allocate ? std::move(allocate) : [](std::size_t bytes) {

@@ -15,6 +15,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 #include "checkpoint/checkpoint.h"
 
@@ -26,12 +27,24 @@ struct KeepRules {
   std::int64_t keep_every = 0;
 };
 
+/// The writers of one checkpoint, a process each. `gather` gives every writer's text to all of them, in order; all call
+/// it equally often. The default is one writer.
+struct WriterGroup {
+  int rank = 0;
+  std::function<std::vector<std::string>(const std::string& mine)> gather;
+};
+/// Finishes the writer's file, and with those of all ranks the checkpoint: rank 0 publishes, then prunes. Every writer
+/// returns the folder, or throws Error when one of them has failed: `failure` is this one's, empty when it has not.
+std::filesystem::path finish_together(const WriterGroup& group, CheckpointWriter* writer, const std::string& failure,
+                                      const nlohmann::json& state, const std::string& config_yaml);
+
 class BackgroundCheckpoint {
  public:
   /// Host memory for the copy: page-locked where a GPU copies into it. The default is ordinary memory.
   using Allocate = std::function<std::shared_ptr<void>(std::size_t bytes)>;
 
-  BackgroundCheckpoint(std::filesystem::path run_folder, KeepRules keep, Allocate allocate = {});
+  BackgroundCheckpoint(std::filesystem::path run_folder, KeepRules keep, Allocate allocate = {},
+                       WriterGroup group = {});
   /// Waits for the write in flight; an error of it that nobody has seen is logged.
   ~BackgroundCheckpoint();
   BackgroundCheckpoint(const BackgroundCheckpoint&) = delete;

@@ -33,50 +33,86 @@ void upload_values(Context& ctx, const std::vector<float>& values, const Tensor&
   send(rounded.data());
 }
 
+namespace {
+
+// What one parameter has of a stretch of the flat buffer.
+struct Piece {
+  CheckpointTensor tensor;
+  std::int64_t begin = 0;  // within the parameter
+  Tensor values;
+};
+
+std::vector<Piece> pieces_of(const ParameterList& list, const std::string& prefix, const FlatPart& flat,
+                             const FlatRange& mine) {
+  std::vector<Piece> pieces;
+  for (const Parameter& p : list.all()) {
+    const FlatRange part = intersection({p.offset, p.numel()}, mine);
+    if (part.count == 0) continue;
+    pieces.push_back({{prefix + "/" + p.name, DType::f32, p.shape},
+                      part.begin - p.offset,
+                      flat.values.slice(0, part.begin - flat.begin, part.count)});
+  }
+  return pieces;
+}
+
+void expect(const CheckpointReader& reader, const std::string& name, const std::vector<std::int64_t>& shape) {
+  const auto it = reader.tensors().find(name);
+  require(it != reader.tensors().end(), "{}: the checkpoint has no tensor '{}'", reader.folder().string(), name);
+  require(it->second.shape == shape, "{}: the checkpoint's '{}' has shape [{}], the model's has [{}]",
+          reader.folder().string(), name, fmt::join(it->second.shape, ", "), fmt::join(shape, ", "));
+  require(it->second.dtype == DType::f32, "{}: the checkpoint's '{}' is {}, f32 is expected", reader.folder().string(),
+          name, name_of(it->second.dtype));
+}
+
+}  // namespace
+
+void add_parameters(Context& ctx, CheckpointWriter& writer, const ParameterList& list, const std::string& prefix,
+                    const FlatPart& flat, const FlatRange& mine) {
+  for (const Piece& p : pieces_of(list, prefix, flat, mine)) {
+    if (p.values.device == Device::cpu)
+      writer.add(p.tensor, p.begin, p.values.numel(), p.values.as<float>());
+    else
+      writer.add(p.tensor, p.begin, p.values.numel(), host_values(ctx, p.values).data());
+  }
+}
+
 void add_parameters(Context& ctx, CheckpointWriter& writer, const ParameterList& list, const std::string& prefix,
                     const Tensor& flat) {
-  for (std::size_t i = 0; i < list.all().size(); ++i) {
-    const Parameter& p = list.all()[i];
-    const Tensor view = list.view(flat, i);
-    const CheckpointTensor tensor{prefix + "/" + p.name, DType::f32, p.shape};
-    if (flat.device == Device::cpu)
-      writer.add(tensor, 0, p.numel(), view.as<float>());
-    else
-      writer.add(tensor, 0, p.numel(), host_values(ctx, view).data());
+  add_parameters(ctx, writer, list, prefix, {flat, 0}, {0, flat.numel()});
+}
+
+void copy_parameters(Context& ctx, BackgroundCheckpoint& background, const ParameterList& list,
+                     const std::string& prefix, const FlatPart& flat, const FlatRange& mine) {
+  for (const Piece& p : pieces_of(list, prefix, flat, mine)) {
+    void* memory = background.reserve(p.tensor, p.begin, p.values.numel());
+    if (p.values.dtype == DType::bf16) {
+      const std::vector<float> values = host_values(ctx, p.values);
+      std::copy(values.begin(), values.end(), static_cast<float*>(memory));
+    } else {
+      ctx.copy(memory, Device::cpu, p.values.as<float>(), p.values.device, static_cast<std::size_t>(p.values.bytes()));
+    }
   }
 }
 
 void copy_parameters(Context& ctx, BackgroundCheckpoint& background, const ParameterList& list,
                      const std::string& prefix, const Tensor& flat) {
-  for (std::size_t i = 0; i < list.all().size(); ++i) {
-    const Parameter& p = list.all()[i];
-    const Tensor view = list.view(flat, i);
-    void* memory = background.reserve({prefix + "/" + p.name, DType::f32, p.shape}, 0, p.numel());
-    if (flat.dtype == DType::bf16) {
-      const std::vector<float> values = host_values(ctx, view);
-      std::copy(values.begin(), values.end(), static_cast<float*>(memory));
-    } else {
-      ctx.copy(memory, Device::cpu, view.as<float>(), flat.device, static_cast<std::size_t>(view.bytes()));
-    }
+  copy_parameters(ctx, background, list, prefix, {flat, 0}, {0, flat.numel()});
+}
+
+void read_parameters(Context& ctx, CheckpointReader& reader, const ParameterList& list, const std::string& prefix,
+                     const FlatPart& flat) {
+  for (const Parameter& p : list.all()) expect(reader, prefix + "/" + p.name, p.shape);
+  std::vector<float> host;
+  for (const Piece& p : pieces_of(list, prefix, flat, {flat.begin, flat.values.numel()})) {
+    host.resize(static_cast<std::size_t>(p.values.numel()));
+    reader.read(p.tensor.name, p.begin, p.values.numel(), host.data());
+    upload_values(ctx, host, p.values);
   }
 }
 
 void read_parameters(Context& ctx, CheckpointReader& reader, const ParameterList& list, const std::string& prefix,
                      const Tensor& flat) {
-  std::vector<float> host;
-  for (std::size_t i = 0; i < list.all().size(); ++i) {
-    const Parameter& p = list.all()[i];
-    const std::string name = prefix + "/" + p.name;
-    const auto it = reader.tensors().find(name);
-    require(it != reader.tensors().end(), "{}: the checkpoint has no tensor '{}'", reader.folder().string(), name);
-    require(it->second.shape == p.shape, "{}: the checkpoint's '{}' has shape [{}], the model's has [{}]",
-            reader.folder().string(), name, fmt::join(it->second.shape, ", "), fmt::join(p.shape, ", "));
-    require(it->second.dtype == DType::f32, "{}: the checkpoint's '{}' is {}, f32 is expected",
-            reader.folder().string(), name, name_of(it->second.dtype));
-    host.resize(static_cast<std::size_t>(p.numel()));
-    reader.read(name, 0, p.numel(), host.data());
-    upload_values(ctx, host, list.view(flat, i));
-  }
+  read_parameters(ctx, reader, list, prefix, FlatPart{flat, 0});
 }
 
 }  // namespace sfa

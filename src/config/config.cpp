@@ -360,6 +360,9 @@ void validate(Config& c) {
   check_not_negative(static_cast<double>(c.checkpoint.every), "checkpoint.every");
   check_not_negative(static_cast<double>(c.checkpoint.keep_last), "checkpoint.keep_last");
   check_not_negative(static_cast<double>(c.checkpoint.keep_every), "checkpoint.keep_every");
+  require(c.dist.zero >= 0 && c.dist.zero <= 2, "dist.zero: {} is none of 0, 1 and 2", c.dist.zero);
+  check_count(c.dist.bucket_mb, "dist.bucket_mb");
+  check_positive(c.dist.timeout_s, "dist.timeout_s");
 }
 
 Config build(Leaves& leaves) {

@@ -73,6 +73,13 @@ struct CheckpointConfig {
   bool background = true;
 };
 
+struct DistConfig {
+  std::int64_t zero = 0;
+  std::string reduce_dtype = "auto";
+  std::int64_t bucket_mb = 25;
+  double timeout_s = 45;
+};
+
 struct Config {
   std::string output_dir;
   std::string device = "auto";
@@ -83,6 +90,7 @@ struct Config {
   DataConfig data;
   TrainConfig train;
   CheckpointConfig checkpoint;
+  DistConfig dist;
 };
 
 /// What the code knows of one key.

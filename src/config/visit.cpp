@@ -71,11 +71,9 @@ void visit_model(ModelConfig& m, ConfigVisitor& v) {
   v.key({"model.num_key_value_heads", "key and value heads (grouped-query attention); 0 = num_attention_heads", {}, {}},
         m.num_key_value_heads);
   v.key({"model.hidden_size", "width of the residual stream", {}, {"n_embd"}}, m.hidden_size);
-  v.key({"model.head_dim",
-         "features of a value head; 0 = hidden_size / num_attention_heads, which gpt2 always has",
-         {},
-         {}},
-        m.head_dim);
+  v.key(
+      {"model.head_dim", "features of a head; 0 = hidden_size / num_attention_heads, as published GPT-2s have", {}, {}},
+      m.head_dim);
   v.key({"model.intermediate_size",
          "width of the MLP; 0 = 4 * hidden_size (gpt2), 3 * hidden_size (qwen3)",
          {},
@@ -274,6 +272,24 @@ void visit_config(Config& c, ConfigVisitor& v) {
          {},
          {}},
         c.checkpoint.background);
+  v.key({"dist.zero",
+         "several ranks: each keeps all of the optimizer's state (0), or a part of it (1: ZeRO-1), and of the summed "
+         "gradients too (2: ZeRO-2)",
+         {},
+         {}},
+        c.dist.zero);
+  v.key({"dist.reduce_dtype",
+         "sums of gradients over ranks: in the gradients' type, or bf16 gradients in fp32",
+         {"auto", "fp32"},
+         {}},
+        c.dist.reduce_dtype);
+  v.key({"dist.bucket_mb", "gradients summed over ranks at a time, while backward goes on (MB)", {}, {}},
+        c.dist.bucket_mb);
+  v.key({"dist.timeout_s",
+         "seconds without a sign of life, or without getting on, after which a job of ranks ends",
+         {},
+         {}},
+        c.dist.timeout_s);
 }
 
 }  // namespace sfa

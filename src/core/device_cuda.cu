@@ -125,6 +125,10 @@ std::vector<Card> cards() {
   return all;
 }
 
+void use_device(int index) {
+  SFA_CUDA_CHECK(cudaSetDevice(index));
+}
+
 std::string driver_cuda_version() {
   int driver = 0;
   const bool known = cudaDriverGetVersion(&driver) == cudaSuccess && driver > 0;

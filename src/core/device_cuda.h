@@ -45,6 +45,8 @@ struct Card {
 };
 /// Every card that CUDA shows to this process; none when it can't be asked. Takes no memory on them.
 std::vector<Card> cards();
+/// Work and memory of this thread go to card `index` from now on.
+void use_device(int index);
 /// CUDA version that the driver supports, "13.0"; empty when there is none.
 std::string driver_cuda_version();
 /// Free and total bytes of the card.

@@ -35,6 +35,20 @@ std::unique_ptr<Model> make_model(const ModelConfig& config, Device device, DTyp
   fail("model.arch: '{}' is not known; there is: {}", config.arch, known);
 }
 
+void Model::say_final(const Context& ctx, std::string_view prefix) const {
+  if (!on_gradients_final || ctx.planning) return;
+  std::int64_t begin = -1, end = parameters_.flat_size();
+  for (const Parameter& p : parameters_.all()) {
+    const bool named = p.name.starts_with(prefix);
+    if (named && begin < 0) begin = p.offset;
+    if (!named && begin >= 0) {
+      end = p.offset;
+      break;
+    }
+  }
+  if (begin >= 0) on_gradients_final(begin, end);
+}
+
 Distillation Model::distillation(float loss_scale) const {
   if (!distill.active || loss_scale == 0) return {};
   const double parts = static_cast<double>(config_.num_hidden_layers * config_.num_attention_heads);

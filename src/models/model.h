@@ -62,6 +62,13 @@ struct ModelArenas {
   explicit ModelArenas(Device device) : activations("activations", device), scratch("scratch", device) {}
 };
 
+/// What evaluate() writes: the losses, and on demand whether each target is what greedy decoding would choose.
+struct EvaluateOutput {
+  Tensor losses;  // [B*T] f32, 0 where the target is -1
+  Tensor greedy;  // [B*T] i32 or empty: 1 or 0 (ops/classifier)
+  EvaluateOutput(Tensor l, Tensor g = {}) : losses(std::move(l)), greedy(std::move(g)) {}  // losses alone are the rule
+};
+
 /// Work of a model. FLOPs count a multiply-add as two and need only what the mathematics needs (no recomputation).
 struct ModelCost {
   double parameters = 0;               // without vocabulary padding
@@ -91,7 +98,7 @@ class Model {
 
   /// Points the model at flat buffers of flat_size() elements: weights of dtype(), and gradients (f32 or bf16; empty
   /// when only evaluating).
-  virtual void bind(const Tensor& parameters, const Tensor& gradients) = 0;
+  virtual void bind(const Tensor& parameters, const FlatMemory& gradients) = 0;
 
   /// Plans one micro-step of B x T. Call with counting arenas, bind them, call again; run() both times takes the same
   /// memory. Scratch is counted by running the step on a context whose `planning` is set.
@@ -100,8 +107,8 @@ class Model {
   /// losses [B*T] f32. Adds to the gradients of all parameters the gradient of loss_scale * sum of losses.
   virtual void forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput& batch, float loss_scale,
                                 const Tensor& losses) = 0;
-  /// Losses only.
-  virtual void evaluate(Context& ctx, ModelArenas& arenas, const ModelInput& batch, const Tensor& losses) = 0;
+  /// Forward only.
+  virtual void evaluate(Context& ctx, ModelArenas& arenas, const ModelInput& batch, const EvaluateOutput& out) = 0;
 
   /// Caches for `capacity` tokens in each of B sequences; up to `chunk` tokens are fed at a time.
   virtual std::unique_ptr<Generation> start_generation(Context& ctx, std::int64_t B, std::int64_t capacity,
@@ -125,7 +132,16 @@ class Model {
   /// there; the work may still be queued on the context. For analysis; empty = not called.
   std::function<void(std::int64_t layer, const AttentionState& state)> on_attention;
 
+  /// Called by forward_backward() as backward gets on: nothing queued on the context from now on changes the gradients
+  /// of elements [begin, end) of the flat buffer, padding included. Each element is named at most once a call of
+  /// forward_backward(); what is not named is final at its end. For sums over ranks beside backward; empty = not
+  /// called.
+  std::function<void(std::int64_t begin, std::int64_t end)> on_gradients_final;
+
  protected:
+  /// Tells on_gradients_final of the parameters whose names begin with `prefix`; they lie side by side.
+  void say_final(const Context& ctx, std::string_view prefix) const;
+
   /// For the attention of one micro-step; evaluate() passes loss_scale 0.
   [[nodiscard]] Distillation distillation(float loss_scale) const;
   Model(ModelConfig config, Device device, DType dtype) : config_(std::move(config)), device_(device), dtype_(dtype) {}

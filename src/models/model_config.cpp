@@ -6,21 +6,18 @@
 namespace sfa {
 namespace {
 
-// Widths of a head. GPT-2's value heads share out the residual stream; Qwen3's are as wide as they like, and the
-// features of its queries and keys are rotated in pairs.
+// Widths of a head. Heads share out the residual stream unless they are told to be narrower or wider; the features of
+// Qwen3's queries and keys are rotated in pairs.
 void resolve_heads(ModelConfig& m) {
   const bool gpt2 = m.arch == "gpt2";
   require(m.num_attention_heads % m.num_key_value_heads == 0,
           "model.num_key_value_heads: {} query heads can't be shared out evenly among {} key/value heads",
           m.num_attention_heads, m.num_key_value_heads);
-  if (gpt2 || m.head_dim == 0)
+  if (m.head_dim == 0)
     require(m.hidden_size % m.num_attention_heads == 0,
-            "model.num_attention_heads: {} heads do not divide a hidden_size of {}{}", m.num_attention_heads,
-            m.hidden_size, gpt2 ? "" : " (set model.head_dim)");
+            "model.num_attention_heads: {} heads do not divide a hidden_size of {} (or set model.head_dim)",
+            m.num_attention_heads, m.hidden_size);
   if (m.head_dim == 0) m.head_dim = m.hidden_size / m.num_attention_heads;
-  require(!gpt2 || m.head_dim * m.num_attention_heads == m.hidden_size,
-          "model.head_dim: gpt2 has hidden_size / num_attention_heads = {}, got {}",
-          m.hidden_size / m.num_attention_heads, m.head_dim);
   if (m.qk_head_dim == 0) m.qk_head_dim = m.head_dim;
   require(gpt2 || m.qk_head_dim % 2 == 0, "model.{}: {} features can't be rotated in pairs; an even number is needed",
           m.qk_head_dim == m.head_dim ? "head_dim" : "attention.qk_head_dim", m.qk_head_dim);

@@ -32,9 +32,10 @@ const Parameter* ParameterList::find(std::string_view name) const {
   return it == all_.end() ? nullptr : &*it;
 }
 
-Tensor ParameterList::view(const Tensor& flat, std::size_t index) const {
+Tensor ParameterList::view(const FlatMemory& memory, std::size_t index) const {
   const Parameter& p = all_.at(index);
-  const Tensor part = flat.slice(0, p.offset, p.numel());
+  const std::int64_t offset = memory.offsets.empty() ? p.offset : memory.offsets.at(index);
+  const Tensor part = memory.flat.slice(0, offset, p.numel());
   return p.shape.size() == 1 ? part : part.view({p.shape[0], p.shape[1]});
 }
 

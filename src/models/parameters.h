@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "core/context.h"
@@ -40,6 +41,17 @@ struct Parameter {
   [[nodiscard]] std::int64_t rows() const { return shape[0]; }
 };
 
+/// A flat buffer with a place for every parameter: their own offsets, or others where parameters take turns in the same
+/// memory.
+struct FlatMemory {
+  Tensor flat;
+  std::vector<std::int64_t> offsets;  // a parameter; empty = Parameter::offset
+
+  FlatMemory() = default;
+  FlatMemory(const Tensor& tensor) : flat(tensor) {}  // NOLINT: a plain flat buffer is one of these
+  FlatMemory(const Tensor& tensor, std::vector<std::int64_t> places) : flat(tensor), offsets(std::move(places)) {}
+};
+
 class ParameterList {
  public:
   static constexpr std::int64_t kAlignment = 64;  // elements; 128 bytes of bf16
@@ -53,7 +65,7 @@ class ParameterList {
   [[nodiscard]] std::int64_t count() const;
   [[nodiscard]] const Parameter* find(std::string_view name) const;
   /// The parameter as a view of a flat buffer.
-  [[nodiscard]] Tensor view(const Tensor& flat, std::size_t index) const;
+  [[nodiscard]] Tensor view(const FlatMemory& memory, std::size_t index) const;
 
  private:
   std::vector<Parameter> all_;

@@ -97,7 +97,7 @@ void round_weights(Context& ctx, const RoundWeights& args) {
   const float* from = args.from.as<float>();
   float* to = args.to.as<float>();
   const std::int64_t n = args.from.numel();
-  if (args.stochastic && args.update > 0) return round_stochastically(to, from, n, 0, args.seed, args.update);
+  if (args.stochastic && args.update > 0) return round_stochastically(to, from, n, args.first, args.seed, args.update);
   std::copy_n(from, n, to);
   round_output(ctx, args.to);
 }

@@ -57,6 +57,7 @@ struct RoundWeights {
   bool stochastic = false;
   std::uint64_t seed = 0;
   std::int64_t update = 0;
+  std::int64_t first = 0;  // place of element 0 in the flat buffer; a multiple of 4
 };
 void round_weights(Context& ctx, const RoundWeights& args);
 

@@ -121,19 +121,19 @@ __global__ void adamw_kernel(const Pointers<G, P> p) {
 
 template <int WIDTH, class P>
 __global__ void round_kernel(const float* __restrict__ from, P* __restrict__ to, std::int64_t n, bool stochastic,
-                             std::uint64_t seed, std::int64_t update) {
+                             std::uint64_t seed, std::int64_t update, std::int64_t first) {
   const std::int64_t i = (blockIdx.x * std::int64_t{kThreads} + threadIdx.x) * WIDTH;
   if (i >= n) return;
   if (i + WIDTH <= n) {
     float w[WIDTH];
     load(w, from + i);
-    if (stochastic) round_stochastically<WIDTH>(w, seed, update, i);
+    if (stochastic) round_stochastically<WIDTH>(w, seed, update, first + i);
     store(to + i, w);
     return;
   }
   for (std::int64_t j = i; j < n; ++j) {
     float w[1] = {from[j]};
-    if (stochastic) round_stochastically<1>(w, seed, update, j);
+    if (stochastic) round_stochastically<1>(w, seed, update, first + j);
     to[j] = from_float<P>(w[0]);
   }
 }
@@ -195,7 +195,7 @@ void round_weights(Context& ctx, const RoundWeights& args) {
     P* to = data_of<P>(args.to);
     const auto launch = [&](auto kernel, int width) {
       kernel<<<blocks_for(n, kThreads * width), kThreads, 0, ctx.cuda().stream>>>(from, to, n, stochastic, args.seed,
-                                                                                  args.update);
+                                                                                  args.update, args.first);
     };
     aligned(from, 16) && aligned(to, kWidth * sizeof(P)) ? launch(round_kernel<kWidth, P>, kWidth)
                                                          : launch(round_kernel<1, P>, 1);

@@ -63,13 +63,26 @@ void decide_cpu(const StepDecision& a) {
 void locate_cpu(const LocateGradient& a) {
   const StepState& s = struct_of<StepState>(a.state);
   if (s.event < 0) return;
-  GuardEvent& e = struct_of<GuardState>(a.guard).events[s.event % kGuardEvents];
   const std::int64_t* spans = a.spans.as<std::int64_t>();
+  auto* sums = reinterpret_cast<double*>(a.sums.as<std::int64_t>());
+  std::fill_n(sums, a.sums.numel(), 0.0);
   for (std::int64_t p = 0; p < a.spans.dim(0); ++p) {
     const float* grad = a.grad.as<float>() + spans[2 * p];
     double square = 0;
     for (std::int64_t i = 0; i < spans[2 * p + 1]; ++i)
       square += static_cast<double>(grad[i]) * static_cast<double>(grad[i]);
+    sums[p * kLocateParts] = square;
+  }
+}
+
+void note_cpu(const LocateGradient& a) {
+  const StepState& s = struct_of<StepState>(a.state);
+  if (s.event < 0) return;
+  GuardEvent& e = struct_of<GuardState>(a.guard).events[s.event % kGuardEvents];
+  const auto* sums = reinterpret_cast<const double*>(a.sums.as<std::int64_t>());
+  for (std::int64_t p = 0; p < a.spans.dim(0); ++p) {
+    double square = 0;
+    for (std::int64_t i = 0; i < kLocateParts; ++i) square += sums[p * kLocateParts + i];
     note_gradient(e, static_cast<std::int32_t>(p), square);
   }
 }
@@ -98,6 +111,13 @@ void locate_gradient(Context& ctx, const LocateGradient& args) {
     if (ctx.on_cuda()) return cuda_ops::locate_gradient(ctx, args);
   }
   locate_cpu(args);
+}
+
+void note_gradients(Context& ctx, const LocateGradient& args) {
+  if constexpr (kHasCuda) {
+    if (ctx.on_cuda()) return cuda_ops::note_gradients(ctx, args);
+  }
+  note_cpu(args);
 }
 
 }  // namespace sfa

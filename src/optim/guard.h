@@ -69,6 +69,7 @@ struct GuardState {
 /// small batch (the first micro-step's) and of the whole one. Counts are of tokens, and so is the result.
 struct NoiseOptions {
   double small_batch = 0, batch = 0;  // 0 = not measured; needs small_batch < batch
+  double small_batches = 1;           // whose squared norms were added: one a rank
 };
 /// Tokens; 0 while the estimates give none (no step yet, or noise alone).
 double noise_scale(const GuardState& state);
@@ -91,14 +92,17 @@ struct StepDecision {
 /// Writes norm, clip, corrections and verdict into `state` and brings `guard` and `window` up to date.
 void decide_step(Context& ctx, const StepDecision& args);
 
-/// For the event of this step, if there is one: which parameter's gradient. Otherwise does nothing.
+/// For the event of this step, if there is one: which parameter's gradient. Otherwise nothing is done. The first sums
+/// squares, the second takes them into the event; between them several ranks, each with its part of every parameter,
+/// add theirs up.
 inline constexpr std::int64_t kLocateParts = 32;
 struct LocateGradient {
   Tensor grad;   // flat, f32 or bf16
   Tensor spans;  // [P, 2] i64: offset and elements of every parameter
-  Tensor sums;   // [P, kLocateParts] doubles, overwritten
+  Tensor sums;   // [P, kLocateParts] doubles, overwritten when there is an event
   Tensor state, guard;
 };
 void locate_gradient(Context& ctx, const LocateGradient& args);
+void note_gradients(Context& ctx, const LocateGradient& args);
 
 }  // namespace sfa

@@ -1,5 +1,5 @@
 // decide_step: one block; sums in a fixed order, medians by counting ranks, then one thread decides (guard_rule.h).
-// locate_gradient: two launches that end at once unless this step has an event.
+// locate_gradient, note_gradients: a launch each, which end at once unless this step has an event.
 #include "cuda/launch.h"
 #include "cuda/reduce.cuh"
 #include "cuda/vector.cuh"
@@ -124,8 +124,12 @@ void locate_gradient(Context& ctx, const LocateGradient& args) {
                                                       state);
   });
   SFA_LAUNCH_CHECK();
-  locate_finish_kernel<<<1, 1, 0, stream>>>(data_of<const double>(args.sums), parameters, state,
-                                            data_of<GuardState>(args.guard));
+}
+
+void note_gradients(Context& ctx, const LocateGradient& args) {
+  const auto* state = data_of<const StepState>(args.state);
+  locate_finish_kernel<<<1, 1, 0, ctx.cuda().stream>>>(data_of<const double>(args.sums), args.spans.dim(0), state,
+                                                       data_of<GuardState>(args.guard));
   SFA_LAUNCH_CHECK();
 }
 

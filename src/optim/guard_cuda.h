@@ -6,4 +6,5 @@
 namespace sfa::cuda_ops {
 void decide_step(Context& ctx, const StepDecision& args);
 void locate_gradient(Context& ctx, const LocateGradient& args);
+void note_gradients(Context& ctx, const LocateGradient& args);
 }  // namespace sfa::cuda_ops

@@ -63,7 +63,7 @@ SFA_HOST_DEVICE inline GuardEvent judge(const StepInputs& in, const GuardOptions
 
 SFA_HOST_DEVICE inline void measure_noise(const StepInputs& in, const NoiseOptions& n, GuardState& g) {
   const double b = n.small_batch, B = n.batch, ratio = B / b;
-  const double big = in.square, small = in.small_square * ratio * ratio;  // squared norms of means
+  const double big = in.square, small = in.small_square / n.small_batches * ratio * ratio;  // squared norms of means
   const double square = (B * big - b * small) / (B - b), trace = (small - big) / (1.0 / b - 1.0 / B);
   g.noise_square = kNoiseDecay * g.noise_square + (1.0 - kNoiseDecay) * square;
   g.noise_trace = kNoiseDecay * g.noise_trace + (1.0 - kNoiseDecay) * trace;

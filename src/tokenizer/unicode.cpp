@@ -2,10 +2,12 @@
 
 #include <utf8proc.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <utility>
 
 #include "core/error.h"
 
@@ -37,6 +39,25 @@ std::size_t character_bytes(std::string_view text) {
     return second && tail(2) && tail(3) ? 4 : 0;
   }
   return 0;
+}
+
+bool is_space(utf8proc_int32_t c) {
+  if ((c >= 0x09 && c <= 0x0D) || (c >= 0x1C && c <= 0x1F) || c == 0x85) return true;
+  const utf8proc_category_t kind = utf8proc_category(c);
+  return kind == UTF8PROC_CATEGORY_ZS || kind == UTF8PROC_CATEGORY_ZL || kind == UTF8PROC_CATEGORY_ZP;
+}
+
+// The character at the start of `text`, and its bytes (at least one).
+std::pair<utf8proc_int32_t, std::size_t> first_character(std::string_view text) {
+  utf8proc_int32_t c = -1;
+  const utf8proc_ssize_t bytes = utf8proc_iterate(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
+                                                  static_cast<utf8proc_ssize_t>(text.size()), &c);
+  require(bytes > 0, "text is not valid UTF-8");
+  return {c, static_cast<std::size_t>(bytes)};
+}
+
+bool continues(char byte) {
+  return (static_cast<unsigned char>(byte) & 0xC0) == 0x80;
 }
 }  // namespace
 
@@ -79,6 +100,43 @@ std::string normalize_nfc(std::string_view text) {
     require(bytes >= 0, "Unicode normalisation failed: {}", utf8proc_errmsg(bytes));
     out.append(reinterpret_cast<const char*>(made), static_cast<std::size_t>(bytes));
     at = end;
+  }
+  return out;
+}
+
+std::size_t count_characters(std::string_view text) {
+  return static_cast<std::size_t>(std::count_if(text.begin(), text.end(), [](char byte) { return !continues(byte); }));
+}
+
+std::size_t leading_space(std::string_view text) {
+  std::size_t at = 0;
+  while (at < text.size()) {
+    const auto [c, bytes] = first_character(text.substr(at));
+    if (!is_space(c)) break;
+    at += bytes;
+  }
+  return at;
+}
+
+std::size_t trailing_space(std::string_view text) {
+  std::size_t end = text.size();
+  while (end > 0) {
+    std::size_t begin = end - 1;
+    while (begin > 0 && continues(text[begin])) --begin;
+    if (!is_space(first_character(text.substr(begin, end - begin)).first)) break;
+    end = begin;
+  }
+  return text.size() - end;
+}
+
+std::string capitalized(std::string_view text) {
+  std::string out;
+  for (std::size_t at = 0; at < text.size();) {
+    const auto [c, bytes] = first_character(text.substr(at));
+    utf8proc_uint8_t encoded[4];
+    const utf8proc_ssize_t n = utf8proc_encode_char(at == 0 ? utf8proc_totitle(c) : utf8proc_tolower(c), encoded);
+    out.append(reinterpret_cast<const char*>(encoded), static_cast<std::size_t>(n));
+    at += bytes;
   }
   return out;
 }

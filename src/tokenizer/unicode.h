@@ -1,4 +1,5 @@
-// The two things that tokenizers ask of Unicode beyond regular expressions: where text is valid UTF-8, and NFC.
+// What tokenizers ask of Unicode beyond regular expressions (where text is valid UTF-8, and NFC), and what the rules of
+// evaluation tasks ask of it (characters, white space, cases).
 #pragma once
 
 #include <string>
@@ -14,5 +15,15 @@ std::string normalize_nfc(std::string_view text);
 
 /// Whether normalize_nfc may change the text: true when it is not all ASCII.
 bool needs_nfc(std::string_view text);
+
+/// Characters (code points) of valid UTF-8.
+std::size_t count_characters(std::string_view text);
+
+/// Bytes of white space at the end of valid UTF-8, and at its beginning.
+std::size_t trailing_space(std::string_view text);
+std::size_t leading_space(std::string_view text);
+
+/// The first character in title case, all others in lower case (Unicode's simple mappings); valid UTF-8.
+std::string capitalized(std::string_view text);
 
 }  // namespace sfa

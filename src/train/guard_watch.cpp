@@ -13,6 +13,11 @@ void GuardWatch::after_step(const Context& ctx) {
   if (!readback_.under_way()) readback_.start(ctx, optimizer_.guard_memory());
 }
 
+bool GuardWatch::halted() {
+  if (readback_.ready()) std::memcpy(static_cast<void*>(&state_), readback_.data(), sizeof state_);
+  return state_.halted != GuardAction::off;
+}
+
 std::vector<GuardEvent> GuardWatch::news(Context& ctx, bool wait) {
   if (wait)
     state_ = optimizer_.read_guard(ctx);

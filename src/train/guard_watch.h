@@ -23,6 +23,8 @@ class GuardWatch {
   /// The events that have not been handed out yet, oldest first, as far as the host has heard; with `wait`, all of the
   /// steps queued so far. Of more than kGuardEvents at once the oldest are lost, and only counted.
   std::vector<GuardEvent> news(Context& ctx, bool wait);
+  /// True when the host has heard by now that the device makes no update any more; never blocks.
+  bool halted();
   /// As of the last news().
   [[nodiscard]] const GuardState& state() const { return state_; }
   /// After the optimizer's guard was written (a checkpoint was read): nothing before that is news.

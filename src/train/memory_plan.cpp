@@ -24,9 +24,10 @@ std::string text(std::size_t bytes) {
 // a copy in f32 of masters, moments and averages stays.
 std::vector<MemoryPart> host_copies(const Config& config, const TrainingMemory& memory) {
   const ParameterBuffers& b = memory.buffers;
-  const std::size_t initial = static_cast<std::size_t>(b.master.numel()) * sizeof(float);
-  const std::size_t copies = b.ema.empty() ? 3 : 4;
-  const std::size_t copy = config.checkpoint.background ? copies * initial : 0;
+  const std::size_t initial = static_cast<std::size_t>(b.params.numel()) * sizeof(float);
+  const std::size_t copies = b.ema.empty() ? 3 : 4, ranks = static_cast<std::size_t>(memory.place().size);
+  // Each rank saves its share, of whatever all of them hold.
+  const std::size_t copy = config.checkpoint.background ? copies * (initial / ranks) : 0;
   if (copy >= initial) return {{"copy for checkpoints", copy}};
   return {{"initial weights", initial}};
 }
@@ -37,32 +38,34 @@ Config with_micro_batch(const Config& config, std::int64_t size) {
   return c;
 }
 
-std::size_t total_with(const Config& config, Device device) {
-  return plan_memory(config, TrainingMemory(config, device)).total();
+std::size_t total_with(const Config& config, Device device, RankPlace place) {
+  return plan_memory(config, TrainingMemory(config, device, place)).total();
 }
 
 // The least recomputation with which the run fits into `room` as it is, or nothing.
-std::string recomputation(const Config& config, Device device, std::size_t room) {
+std::string recomputation(const Config& config, Device device, RankPlace place, std::size_t room) {
   for (const char* how : {"ops", "block"}) {
     Config c = config;
     c.model.recompute = how;
-    if (total_with(c, device) <= room) return how;
+    if (total_with(c, device, place) <= room) return how;
   }
   return "";
 }
 
 // What would fit into `room`, as the end of a sentence.
-std::string advice(const Config& config, Device device, std::size_t room) {
-  const std::int64_t fits = largest_micro_batch(config, device, room).divisor;
+std::string advice(const Config& config, const TrainingMemory& memory, std::size_t room) {
+  const Device device = memory.model->device();
+  const RankPlace place = memory.place();
+  const std::int64_t fits = largest_micro_batch(config, device, room, place).divisor;
   if (fits >= config.data.micro_batch_size) return "";
-  const std::string how = recomputation(config, device, room);
+  const std::string how = recomputation(config, device, place, room);
   const std::string also = how.empty() ? "" : fmt::format("; so would train.recompute={}, at some time a step", how);
   if (fits > 0)
     return fmt::format("; data.micro_batch_size={} would fit ({} was asked for){}", fits, config.data.micro_batch_size,
                        also);
   if (!how.empty()) return fmt::format("; train.recompute={} would fit, at some time a step", how);
   return fmt::format("; not even one sequence at a time would fit, which takes {}",
-                     text(total_with(with_micro_batch(config, 1), device)));
+                     text(total_with(with_micro_batch(config, 1), device, place)));
 }
 
 }  // namespace
@@ -82,8 +85,10 @@ MemoryPlan plan_memory(const Config& config, const TrainingMemory& memory) {
   return plan;
 }
 
-MicroBatches largest_micro_batch(const Config& config, Device device, std::size_t room) {
-  const auto fits = [&](std::int64_t size) { return total_with(with_micro_batch(config, size), device) <= room; };
+MicroBatches largest_micro_batch(const Config& config, Device device, std::size_t room, RankPlace place) {
+  const auto fits = [&](std::int64_t size) {
+    return total_with(with_micro_batch(config, size), device, place) <= room;
+  };
   if (!fits(1)) return {};
   // Rows of a micro-batch are counted in 31 bits.
   const std::int64_t most = (std::int64_t{1} << 31) / config.data.seq_len - 1;
@@ -97,8 +102,9 @@ MicroBatches largest_micro_batch(const Config& config, Device device, std::size_
     const std::int64_t middle = good + (bad - good) / 2;
     (fits(middle) ? good : bad) = middle;
   }
-  MicroBatches found{good, std::min(good, config.data.batch_size)};
-  while (config.data.batch_size % found.divisor != 0) --found.divisor;
+  const std::int64_t share = config.data.batch_size / place.size;
+  MicroBatches found{good, std::min(good, share)};
+  while (share % found.divisor != 0) --found.divisor;
   return found;
 }
 
@@ -120,7 +126,7 @@ void require_memory(const Config& config, const TrainingMemory& memory, const Me
             all.insert(all.end(), plan.host.begin(), plan.host.end());
             return all;
           }()),
-          text(there), advice(config, device, there + taken));
+          text(there), advice(config, memory, there + taken));
   if (device == Device::cpu) return;
   const std::size_t host = limits.host ? *limits.host : host_memory().free;
   require(sum(plan.host) <= host, "not enough host memory: the run needs {} ({}), {} are free{}", text(sum(plan.host)),

@@ -31,11 +31,11 @@ struct MemoryPlan {
 MemoryPlan plan_memory(const Config& config, const TrainingMemory& memory);
 
 /// The largest data.micro_batch_size whose run fits into `room` bytes of the device (MemoryPlan::total), and the
-/// largest that also divides data.batch_size; 0 when not even one sequence fits.
+/// largest that also divides a rank's share of data.batch_size; 0 when not even one sequence fits.
 struct MicroBatches {
   std::int64_t any = 0, divisor = 0;
 };
-MicroBatches largest_micro_batch(const Config& config, Device device, std::size_t room);
+MicroBatches largest_micro_batch(const Config& config, Device device, std::size_t room, RankPlace place = {});
 
 /// Throws Error with one sentence (needed, there, what would fit) when the run does not fit. On a GPU a context must
 /// exist, so that its own memory no longer counts as free.

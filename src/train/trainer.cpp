@@ -1,25 +1,18 @@
-#include "train/trainer.h"
-
+// The loop of trainer.h.
 #include <unistd.h>
 
 #include <csignal>
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <optional>
 #include <utility>
 
-#include "checkpoint/model_checkpoint.h"
-#include "core/build_config.h"
 #include "core/log.h"
-#include "core/progress.h"
 #include "eval/loaded_model.h"
-#include "train/guard_watch.h"
-#include "train/metrics.h"
 #include "train/products_file.h"
-#include "train/run_folder.h"
-#include "train/starting_weights.h"
-#include "train/step_profiler.h"
+#include "train/run.h"
 
 namespace sfa {
 namespace {
@@ -36,96 +29,100 @@ extern "C" void on_stop(int signal) {
   std::signal(signal, SIG_DFL);
 }
 
-class Run {
- public:
-  Run(Config config, const MemoryLimits& limits, const TrainHooks& hooks);
-  int go();
-
- private:
-  void resume();
-  void begin();
-  void train_step(std::int64_t step);
-  void validate(std::int64_t done);
-  void save(std::int64_t done);
-  void report_saved();
-  void log_step(std::int64_t done);
-  void load(const std::filesystem::path& checkpoint);
-  void open_loader();
-  void clear_bar() {
-    if (bar_) bar_->finish();
+// Sums over ranks in their order.
+void sum_texts(ControlChannel& control, double& loss, std::int64_t& tokens, std::int64_t& bytes) {
+  struct Sums {
+    double loss;
+    std::int64_t tokens, bytes;
+  } mine{loss, tokens, bytes};
+  loss = 0;
+  tokens = bytes = 0;
+  for (const std::string& text :
+       control.gather(ControlChannel::kMain, {reinterpret_cast<const char*>(&mine), sizeof mine})) {
+    std::memcpy(&mine, text.data(), sizeof mine);
+    loss += mine.loss;
+    tokens += mine.tokens;
+    bytes += mine.bytes;
   }
-  bool look_at_guard(bool wait);
-  void note(const GuardEvent& event);
-  void roll_back(const GuardEvent& event);
-
-  const TrainHooks& hooks_;
-  Config config_;
-  ShardSet shards_;
-  StartingWeights start_;
-  TrainingState state_;
-  StepProfiler profiler_{state_.context(), config_.train.profile_steps};
-  RunFolder folder_;
-  std::int64_t step_ = 0;         // optimizer steps done
-  std::int64_t next_sample_ = 0;  // place in the data at which the loader was opened,
-  std::int64_t opened_step_ = 0;  // and the step
-  std::int64_t rollbacks_ = 0;    // of the whole run
-  std::unique_ptr<Loader> loader_;
-  std::unique_ptr<ValidationSet> validation_;
-  std::unique_ptr<RunMetrics> metrics_;
-  std::unique_ptr<GuardWatch> watch_;
-  std::unique_ptr<BackgroundCheckpoint> background_;
-  bool saving_ = false;          // a checkpoint in the background has not been reported yet
-  std::optional<Progress> bar_;  // on a terminal
-  Clock::time_point interval_start_ = Clock::now();
-  std::int64_t interval_steps_ = 0;
-  double tokens_per_second_ = 0;
-};
+}
 
 std::vector<std::string> data_paths(const std::string& pattern) {
   require(!pattern.empty(), "data.train: is not set; it names a token file made by `sfa data tokenize`");
   return {pattern};
 }
 
-Run::Run(Config config, const MemoryLimits& limits, const TrainHooks& hooks)
-    : hooks_(hooks),
-      config_(std::move(config)),
-      shards_(data_paths(config_.data.train)),
-      start_(config_),
-      state_((config_ = start_.with_vocabulary(config_, shards_)), choose_device(config_.device), limits) {
-  // Everything that can be refused is refused before the run's folder is touched.
-  const DataConfig& d = config_.data;
+}  // namespace
+
+// Everything that can be refused is refused before the run's folder is touched.
+Beginning::Beginning(Config c, const MemoryLimits& limits, Communicator& ranks)
+    : config(for_ranks(std::move(c), ranks.size())),
+      shards(data_paths(config.data.train)),
+      start(config),
+      state((config = start.with_vocabulary(config, shards)), choose_device(config.device), limits, &ranks) {
+  const DataConfig& d = config.data;
   ValidationOptions v{.paths = {d.val.empty() ? d.train : d.val},
                       .split = Split::val,
                       .seq_len = static_cast<int>(d.seq_len),
                       .batch_size = static_cast<int>(d.micro_batch_size),
+                      .rank = ranks.rank(),
+                      .world_size = ranks.size(),
                       .document_mask = d.document_mask};
   if (!d.val.empty()) {
     const ShardSet own(v.paths);
-    require(own.tokenizer_hash() == shards_.tokenizer_hash(),
+    require(own.tokenizer_hash() == shards.tokenizer_hash(),
             "data.val: {} was made with another tokenizer ({}) than data.train ({})", own.describe(),
-            own.tokenizer_name(), shards_.tokenizer_name());
+            own.tokenizer_name(), shards.tokenizer_name());
     v.split = validation_split_of_own_files(own);
   }
-  if (!d.val.empty() || shards_.tokens(Split::val) > 1) validation_ = std::make_unique<ValidationSet>(v);
-  folder_ = find_run_folder(config_);
+  if (!d.val.empty() || shards.tokens(Split::val) > 1) validation = std::make_unique<ValidationSet>(v);
+}
+
+Run::Run(Beginning& beginning, const TrainHooks& hooks, Communicator& ranks)
+    : hooks_(hooks),
+      ranks_(ranks),
+      config_(beginning.config),
+      shards_(beginning.shards),
+      start_(beginning.start),
+      state_(beginning.state),
+      validation_(beginning.validation) {
+  find_folder();
+  ranks_.control().agree([&] {
+    if (!folder_.checkpoint.empty()) resume();
+  });
   if (folder_.checkpoint.empty())
     begin();
   else
-    resume();
-  open_loader();
-  watch_ = std::make_unique<GuardWatch>(state_.context(), state_.optimizer());
-  watch_->restart(state_.context());
+    state_.publish_weights();
+  ranks_.control().agree([&] {
+    open_loader();
+    watch_ = std::make_unique<GuardWatch>(state_.context(), state_.optimizer());
+    watch_->restart(state_.context());
+    if (first_rank()) open_folder();
+  });
+  if (config_.checkpoint.background) {
+    const KeepRules keep{static_cast<int>(config_.checkpoint.keep_last), config_.checkpoint.keep_every};
+    const Device device = state_.context().device();
+    background_ = std::make_unique<BackgroundCheckpoint>(
+        folder_.path, keep, [device](std::size_t bytes) { return transfer_memory(device, bytes); }, writers());
+  }
+}
+
+// Rank 0 looks, so that all see the same.
+void Run::find_folder() {
+  ControlChannel& control = ranks_.control();
+  control.agree([&] {
+    if (first_rank()) folder_ = find_run_folder(config_);
+  });
+  folder_.path = config_.output_dir;
+  folder_.checkpoint = control.broadcast(ControlChannel::kMain, folder_.checkpoint.string());
+}
+
+void Run::open_folder() {
   create_run_folder(folder_);
   describe_run(folder_, config_, state_.context().device_name(),
                std::string(name_of(state_.context().round_bf16 ? DType::bf16 : state_.model().dtype())));
   log_to_file(folder_.path / "train.log");
   keep_tokenizer(folder_, shards_);
-  if (config_.checkpoint.background) {
-    const KeepRules keep{static_cast<int>(config_.checkpoint.keep_last), config_.checkpoint.keep_every};
-    const Device device = state_.context().device();
-    background_ = std::make_unique<BackgroundCheckpoint>(
-        folder_.path, keep, [device](std::size_t bytes) { return transfer_memory(device, bytes); });
-  }
   metrics_ = std::make_unique<RunMetrics>(folder_.path, step_, config_.train.tensorboard, rollbacks_);
 }
 
@@ -136,118 +133,13 @@ void Run::open_loader() {
                                                    .seq_len = static_cast<int>(d.seq_len),
                                                    .batch_size = static_cast<int>(d.batch_size),
                                                    .micro_batch_size = static_cast<int>(d.micro_batch_size),
+                                                   .rank = ranks_.rank(),
+                                                   .world_size = ranks_.size(),
                                                    .seed = static_cast<std::uint64_t>(config_.seed),
                                                    .start_sample = next_sample_,
                                                    .shuffle = d.shuffle,
                                                    .document_mask = d.document_mask});
   opened_step_ = step_;
-}
-
-// The part of a configuration that decides the meaning of the weights and of the place in the data.
-Config identity(const Config& config) {
-  Config c;
-  c.output_dir = "-";
-  c.model = config.model;
-  c.model.attention.impl = "auto";
-  c.model.recompute = "none";
-  c.model.attention.kv_cache_v = "full";
-  c.model.attention.distill_lambda = 0;
-  c.data.seq_len = config.data.seq_len;
-  c.data.shuffle = config.data.shuffle;
-  c.seed = config.seed;
-  return c;
-}
-
-// At step 0: seeded weights, or those of init_from.
-void Run::begin() {
-  const ParameterList& list = state_.model().parameters();
-  start_.check(config_, list, shards_);
-  state_.initialize(static_cast<std::uint64_t>(config_.seed), [&](const Tensor& flat) { start_.read(list, flat); });
-}
-
-void Run::resume() {
-  CheckpointReader reader(folder_.checkpoint);
-  const Config saved = parse_config(reader.config_yaml(), folder_.checkpoint.string(), {});
-  const auto [before, now] = first_difference(identity(saved), identity(config_));
-  require(before.empty(),
-          "{}: can't be resumed with another model or data order: it was saved with '{}', this configuration has '{}'",
-          folder_.checkpoint.string(), before, now);
-  const auto& saved_state = reader.state();
-  require(saved_state.value("tokenizer_hash", "") == shards_.tokenizer_hash(),
-          "{}: was trained on data of another tokenizer ({}) than {} has ({})", folder_.checkpoint.string(),
-          saved_state.value("tokenizer", "unknown"), shards_.describe(), shards_.tokenizer_name());
-  load(folder_.checkpoint);
-  next_sample_ = saved_state.at("next_sample").get<std::int64_t>();
-  rollbacks_ = saved_state.value("rollbacks", std::int64_t{0});
-  restore_products(state_.context(), folder_.path);
-  spdlog::info("resuming {} at step {}", folder_.checkpoint.string(), step_);
-}
-
-// Weights, moments, average, guard and step; the place in the data is the caller's.
-void Run::load(const std::filesystem::path& checkpoint) {
-  CheckpointReader reader(checkpoint);
-  Context& ctx = state_.context();
-  const ParameterList& list = state_.model().parameters();
-  const ParameterBuffers& buffers = state_.buffers();
-  read_parameters(ctx, reader, list, "param", buffers.master);
-  read_parameters(ctx, reader, list, "adam_m", buffers.m);
-  read_parameters(ctx, reader, list, "adam_v", buffers.v);
-  const bool averaged = reader.tensors().contains("ema/" + list.all().front().name);
-  if (!buffers.ema.empty() && averaged) read_parameters(ctx, reader, list, "ema", buffers.ema);
-  if (!buffers.ema.empty() && !averaged) {
-    spdlog::info("{}: has no average of the weights; it begins here", checkpoint.string());
-    state_.reset_average();
-  }
-  const SavedGuard guard =
-      parse_guard(reader.state(), reader.step(), state_.optimizer().options().guard_window, checkpoint.string());
-  state_.optimizer().write_guard(ctx, guard.state, guard.window);
-  state_.publish_weights();
-  step_ = reader.step();
-}
-
-void Run::save(std::int64_t done) {
-  Context& ctx = state_.context();
-  const ParameterList& list = state_.model().parameters();
-  const ParameterBuffers& buffers = state_.buffers();
-  const std::string spoilt = state_.first_not_finite();
-  require(spoilt.empty(), "step {}: '{}' is not finite; it is not saved, the last checkpoint stays the last good one",
-          done, spoilt);
-  const GuardState& guard = watch_->state();
-  const nlohmann::json state = {{"step", done},
-                                {"next_sample", loader_->next_sample()},
-                                {"rollbacks", rollbacks_},
-                                {"guard", guard_json(guard, state_.optimizer().read_window(ctx))},
-                                {"seed", config_.seed},
-                                {"arch", config_.model.arch},
-                                {"tokenizer", shards_.tokenizer_name()},
-                                {"tokenizer_hash", shards_.tokenizer_hash()},
-                                {"vocab_size", config_.model.vocab_size},
-                                {"sfa_version", kVersion}};
-  if (background_) {
-    report_saved();
-    copy_parameters(ctx, *background_, list, "param", buffers.master);
-    copy_parameters(ctx, *background_, list, "adam_m", buffers.m);
-    copy_parameters(ctx, *background_, list, "adam_v", buffers.v);
-    if (!buffers.ema.empty()) copy_parameters(ctx, *background_, list, "ema", buffers.ema);
-    ctx.synchronize();
-    background_->start(done, state, dump_config(config_));
-    saving_ = true;
-    return;
-  }
-  CheckpointWriter writer(folder_.path, done);
-  add_parameters(ctx, writer, list, "param", buffers.master);
-  add_parameters(ctx, writer, list, "adam_m", buffers.m);
-  add_parameters(ctx, writer, list, "adam_v", buffers.v);
-  if (!buffers.ema.empty()) add_parameters(ctx, writer, list, "ema", buffers.ema);
-  const auto folder = writer.publish({writer.finish_file()}, state, dump_config(config_));
-  prune_checkpoints(folder_.path, static_cast<int>(config_.checkpoint.keep_last), config_.checkpoint.keep_every);
-  spdlog::info("saved {}", folder.string());
-}
-
-// Waits for a checkpoint in the background and says where it is; throws the Error when it could not be.
-void Run::report_saved() {
-  if (!std::exchange(saving_, false)) return;
-  spdlog::info("saved {}", background_->wait().string());
 }
 
 void Run::train_step(std::int64_t step) {
@@ -257,9 +149,16 @@ void Run::train_step(std::int64_t step) {
   profiler_.before(step + 1);
   state_.begin_step(ctx, step);
   const std::int64_t first_sample = loader_->next_sample();
-  for (int m = 0; m < loader_->micro_steps(); ++m) state_.micro_step(ctx, loader_->next(), loss_scale);
+  for (int m = 0; m < loader_->micro_steps(); ++m) {
+    ranks_.control().at(step + 1, Phase::data);
+    const Batch& batch = loader_->next();
+    ranks_.control().at(step + 1, Phase::compute);
+    state_.micro_step(ctx, batch, loss_scale);
+  }
   if (hooks_.before_update) hooks_.before_update(state_, step + 1, first_sample);
   state_.update(ctx, step);
+  // From here on this rank waits, for its device and through it for the others.
+  ranks_.control().in(Phase::communicate);
   watch_->after_step(ctx);
   profiler_.after(step + 1);
   ++interval_steps_;
@@ -272,7 +171,8 @@ bool Run::look_at_guard(bool wait) {
       roll_back(e);
       return true;
     }
-    note(e);
+    if (e.action != GuardAction::skip) report_saved();
+    ranks_.control().agree([&] { note(e); });
   }
   return false;
 }
@@ -281,17 +181,17 @@ void Run::note(const GuardEvent& e) {
   clear_bar();
   const ParameterList& list = state_.model().parameters();
   const std::string what = fmt::format("step {}: {}", e.step, describe(e, list, config_.train.guard.window));
-  metrics_->write({{"step", e.step},
-                   {"guard/cause", name_of(e.cause)},
-                   {"guard/action", name_of(e.action)},
-                   {"guard/tensor", tensor_of(e, list)},
-                   {"guard/loss", e.loss},
-                   {"guard/grad_norm", e.grad_norm}});
+  if (first_rank())
+    metrics_->write({{"step", e.step},
+                     {"guard/cause", name_of(e.cause)},
+                     {"guard/action", name_of(e.action)},
+                     {"guard/tensor", tensor_of(e, list)},
+                     {"guard/loss", e.loss},
+                     {"guard/grad_norm", e.grad_norm}});
   if (e.action == GuardAction::skip) {
     spdlog::warn("{}; the update was left out ({} in a row)", what, e.in_a_row);
     return;
   }
-  report_saved();
   const auto all = list_checkpoints(folder_.path);
   const std::string kept =
       all.empty() ? "there is no checkpoint yet" : "the last good checkpoint is " + all.back().string();
@@ -310,17 +210,21 @@ void Run::roll_back(const GuardEvent& e) {
   clear_bar();
   report_saved();
   const ParameterList& list = state_.model().parameters();
-  const auto all = list_checkpoints(folder_.path);
+  const std::filesystem::path newest = newest_checkpoint();
   next_sample_ += (e.step - opened_step_) * config_.data.batch_size;
   ++rollbacks_;
-  if (all.empty()) {
+  if (newest.empty()) {
     begin();
     step_ = 0;
   } else {
-    load(all.back());
+    ranks_.control().agree([&] { load(newest); });
+    state_.publish_weights();
   }
   watch_->restart(state_.context());
   open_loader();
+  interval_start_ = Clock::now();
+  interval_steps_ = 0;
+  if (!first_rank()) return;
   metrics_.reset();
   metrics_ = std::make_unique<RunMetrics>(folder_.path, step_, config_.train.tensorboard, rollbacks_ - 1);
   metrics_->write({{"step", step_},
@@ -331,10 +235,8 @@ void Run::roll_back(const GuardEvent& e) {
                    {"guard/tensor", tensor_of(e, list)},
                    {"guard/next_sample", next_sample_}});
   spdlog::warn("step {}: {}; back to {}, and on with the data after that step (rollback {} of {})", e.step,
-               describe(e, list, config_.train.guard.window), all.empty() ? "the beginning" : all.back().string(),
+               describe(e, list, config_.train.guard.window), newest.empty() ? "the beginning" : newest.string(),
                rollbacks_, config_.train.guard.max_rollbacks);
-  interval_start_ = Clock::now();
-  interval_steps_ = 0;
 }
 
 // Called when the host has heard of every step so far.
@@ -343,6 +245,8 @@ void Run::log_step(std::int64_t done) {
   const double elapsed = milliseconds_since(interval_start_), steps = static_cast<double>(interval_steps_);
   const double tokens = static_cast<double>(config_.data.batch_size * config_.data.seq_len);
   const double step_ms = elapsed / steps, data_ms = loader_->take_wait_ms() / steps;
+  const double exchange = state_.take_exchange_ms() / (state_.context().on_cuda() ? 1 : steps);
+  const Slowest slowest = find_slowest(ranks_.control(), {data_ms, exchange, step_ms});
   tokens_per_second_ = tokens / step_ms * 1000.0;
   nlohmann::ordered_json line = {{"step", done},
                                  {"train/loss", state.loss},
@@ -355,25 +259,51 @@ void Run::log_step(std::int64_t done) {
   const double noise = noise_scale(watch_->state());
   if (noise > 0) line["noise_scale"] = noise;
   if (const auto distance = state_.distance()) line["train/distill_loss"] = *distance;
+  if (!alone()) {
+    line["ranks/slowest"] = slowest.rank;
+    line["ranks/slowest_data_ms"] = slowest.times.data;
+    line["ranks/slowest_compute_ms"] = slowest.times.compute();
+    line["ranks/slowest_exchange_ms"] = slowest.times.exchange;
+    line["ranks/fastest_compute_ms"] = slowest.fastest_compute;
+  }
+  interval_start_ = Clock::now();
+  interval_steps_ = 0;
+  if (!first_rank()) return;
   metrics_->write(line);
   spdlog::info("step {}/{}  train/loss {:.4f}  lr {:.3g}  grad_norm {:.3f}  {:.1f} ms/step  {:.0f} tok/s{}", done,
                config_.train.max_steps, state.loss, state_.schedule().at(done - 1), state.grad_norm, step_ms,
                tokens_per_second_, noise > 0 ? fmt::format("  noise_scale {:.3g}", noise) : "");
-  interval_start_ = Clock::now();
-  interval_steps_ = 0;
+  if (!alone())
+    spdlog::info(
+        "slowest of {} ranks: {}: data {:.1f}, compute {:.1f} (the fastest: {:.1f}), waiting for others {:.1f} ms",
+        ranks_.size(), ranks_.control().name_of_rank(slowest.rank), slowest.times.data, slowest.times.compute(),
+        slowest.fastest_compute, slowest.times.exchange);
+}
+
+// Behind a step; all ranks get the same answer.
+StepVotes::Outcome Run::vote() {
+  if (alone()) return {static_cast<int>(stop_signal), false};
+  const PhaseScope phase(ranks_.control(), Phase::communicate);
+  return votes_.cast({static_cast<int>(stop_signal), watch_->halted()});
 }
 
 void Run::validate(std::int64_t done) {
   if (!validation_) return;
   const auto started = Clock::now();
-  const PerplexityRun run{state_.context(),
-                          state_.model(),
-                          state_.arenas(),
-                          state_.losses(),
-                          [](void* owner, Context& ctx, const Batch& batch) {
-                            return static_cast<TrainingState*>(owner)->upload(ctx, batch);
-                          },
-                          &state_};
+  const PhaseScope phase(ranks_.control(), Phase::validate);
+  PerplexityRun run{state_.context(),
+                    state_.model(),
+                    state_.arenas(),
+                    state_.losses(),
+                    [](void* owner, Context& ctx, const Batch& batch) {
+                      return static_cast<TrainingState*>(owner)->upload(ctx, batch);
+                    },
+                    &state_,
+                    {}};
+  if (!alone())
+    run.sum_over_ranks = [&](double& loss, std::int64_t& tokens, std::int64_t& bytes) {
+      sum_texts(ranks_.control(), loss, tokens, bytes);
+    };
   const PerplexityResult r = evaluate_perplexity(run, *validation_);
   PerplexityResult average;
   if (config_.train.ema_validation) {
@@ -387,7 +317,7 @@ void Run::validate(std::int64_t done) {
     object["val/ema_loss"] = average.loss;
     object["val/ema_ppl"] = average.perplexity;
   }
-  metrics_->write(object);
+  if (first_rank()) metrics_->write(object);
   spdlog::info("step {}  val/loss {:.4f}  val/ppl {:.3f}{}  ({} tokens)", done, r.loss, r.perplexity,
                average.tokens > 0 ? fmt::format("  val/ema_loss {:.4f}", average.loss) : "", r.tokens);
   interval_start_ += Clock::now() - started;  // validation is not training time
@@ -401,6 +331,9 @@ int Run::go() {
                name_of(state_.model().dtype()), name_of(state_.model().device()), state_.context().device_name(),
                static_cast<double>(state_.memory().bytes()) / (1 << 30));
   spdlog::info("memory: {}", describe(state_.memory().parts()));
+  if (!alone())
+    spdlog::info("{} ranks over {}, {} sequences a rank and micro-step, dist.zero {}", ranks_.size(), ranks_.backend(),
+                 config_.data.micro_batch_size, config_.dist.zero);
   if (step_ >= last) {
     spdlog::info("the run is complete: {} of {} steps are done", step_, last);
     return 0;
@@ -408,19 +341,22 @@ int Run::go() {
   std::signal(SIGINT, on_stop);
   std::signal(SIGTERM, on_stop);
   // On a terminal a bar stands below the lines; elsewhere the lines are enough.
-  if (isatty(STDERR_FILENO) == 1) bar_.emplace("train", static_cast<std::uint64_t>(last - step_));
+  if (first_rank() && isatty(STDERR_FILENO) == 1) bar_.emplace("train", static_cast<std::uint64_t>(last - step_));
   const std::int64_t first = step_;
   interval_start_ = Clock::now();
   while (step_ < last) {
     train_step(step_);
     const std::int64_t done = ++step_;
-    if (done == first + 1) keep_products(state_.context(), folder_.path);
-    const bool stop = stop_signal != 0, end = done == last;
+    if (done == first + 1 && first_rank()) keep_products(state_.context(), folder_.path);
+    const StepVotes::Outcome outcome = vote();
+    const bool stop = outcome.stop_signal != 0, end = done == last;
     const auto due = [&](std::int64_t every) { return end || (every > 0 && done % every == 0); };
     const bool log = due(config_.train.log_every) || stop, save_now = due(config_.checkpoint.every) || stop;
     const bool validate_now = due(config_.train.eval_every) && !stop;
     if (log || save_now || validate_now) clear_bar();
-    if (look_at_guard(log || save_now || validate_now)) continue;
+    // Several ranks look together: when one hears of something is its own affair.
+    const bool look = log || save_now || validate_now || outcome.halted;
+    if ((alone() || look) && look_at_guard(look)) continue;
     if (log) log_step(done);
     if (validate_now) validate(done);
     if (save_now) {
@@ -433,8 +369,7 @@ int Run::go() {
       report_saved();
     }
     if (stop) {
-      spdlog::info("stopped by signal {} at step {} of {}; go on with --resume", static_cast<int>(stop_signal), done,
-                   last);
+      spdlog::info("stopped by signal {} at step {} of {}; go on with --resume", outcome.stop_signal, done, last);
       return 0;
     }
     if (bar_)
@@ -444,10 +379,22 @@ int Run::go() {
   return 0;
 }
 
-}  // namespace
-
 int train(Config config, const MemoryLimits& limits, const TrainHooks& hooks) {
-  return Run(std::move(config), limits, hooks).go();
+  const auto say = [](const std::string& line) { spdlog::error("{}", line); };
+  const auto ranks =
+      make_communicator(read_launch(process_environment), choose_device(config.device), config.dist.timeout_s, say);
+  ControlChannel& control = ranks->control();
+  if (ranks->rank() != 0) spdlog::set_level(spdlog::level::err);  // rank 0 speaks for all
+  std::optional<Beginning> beginning;
+  try {
+    control.agree([&] { beginning.emplace(std::move(config), limits, *ranks); });
+    return Run(*beginning, hooks, *ranks).go();
+  } catch (const AgreedError&) {
+    throw;
+  } catch (const std::exception& e) {
+    if (ranks->size() > 1) control.give_up(e.what());
+    throw;
+  }
 }
 
 }  // namespace sfa

@@ -13,6 +13,8 @@
 #include <string>
 
 #include "config/config.h"
+#include "dist/gradient_buckets.h"
+#include "dist/sharded_gradients.h"
 #include "eval/perplexity.h"
 #include "optim/schedule.h"
 #include "train/memory_plan.h"
@@ -20,11 +22,15 @@
 
 namespace sfa {
 
-/// The memory and compute side of a run: model, buffers, optimizer. Knows nothing of files.
+/// The memory and compute side of a run: model, buffers, optimizer, and the sums over ranks. Knows nothing of files.
+/// Every rank of several makes the same calls; initialize, micro_step, update, publish_weights and use_average exchange
+/// tensors.
 class TrainingState {
  public:
-  /// Plans the memory and allocates it. Throws Error, with nothing allocated, when it is more than there is.
-  TrainingState(const Config& config, Device device, const MemoryLimits& limits = {});
+  /// Plans the memory and allocates it; exchanges nothing. Throws Error, with nothing allocated, when it is more than
+  /// there is. `communicator` (null = one rank) must outlive the state, and the configuration be that of for_ranks().
+  TrainingState(const Config& config, Device device, const MemoryLimits& limits = {},
+                Communicator* communicator = nullptr);
 
   /// Seeded initial weights, zero moments, a guard that has seen nothing. `weights` may put others in their place
   /// (flat f32 in host memory).
@@ -33,7 +39,7 @@ class TrainingState {
   /// Zeroes gradients and losses for a new optimizer step; `step` counts from 0.
   void begin_step(Context& ctx, std::int64_t step = 0);
   /// One micro-batch of host data; gradients and the loss accumulate. loss_scale is 1 / (targets of the optimizer
-  /// step).
+  /// step, over all ranks). During the last one of a step the sums over ranks begin.
   void micro_step(Context& ctx, const Batch& batch, float loss_scale);
   /// Clips and updates; `step` counts from 0.
   void update(Context& ctx, std::int64_t step);
@@ -62,24 +68,46 @@ class TrainingState {
   ModelInput upload(Context& ctx, const Batch& batch);
   [[nodiscard]] const Tensor& losses() const { return memory_.io.losses; }
   [[nodiscard]] const TrainingMemory& memory() const { return memory_; }
+  /// Milliseconds in which computing waited for other ranks, since the last call: on the CPU of all steps; on a GPU of
+  /// the last step, where the host knows them by now.
+  double take_exchange_ms();
 
  private:
   std::unique_ptr<Context> context_;
   TrainingMemory memory_;
   void set_weights(const Tensor& flat);
+  template <class Work>
+  void exchange(Work&& work);
+  void gather_weights(const Tensor& flat);
+  void final(const FlatRange& range);
+  void cut_micro_step(Context& ctx, float loss_scale, const std::function<void()>& work);
+
+  Communicator* communicator_;
+  std::unique_ptr<GradientBuckets> buckets_;   // several ranks, dist.zero 0 and 1
+  std::unique_ptr<ShardedGradients> sharded_;  // dist.zero 2
+  double exchange_ms_ = 0;
+  std::shared_ptr<void> backward_done_, exchange_done_;  // events of the last step, on a GPU
 
   Schedule schedule_;
   // The micro-step as a CUDA graph, for the one loss_scale of the run; null until it is recorded.
   bool graphs_ = false, warm_ = false, distilling_warm_ = false;
   std::shared_ptr<void> graph_;
   float graph_scale_ = 0;
+  // A micro-step cut where gradients become final: sums over ranks are queued between the parts. It is the last of a
+  // step, or with dist.zero=2 each.
+  struct GraphPart {
+    std::shared_ptr<void> graph;
+    FlatRange final;  // behind it; count 0 = none
+  };
+  std::vector<GraphPart> cut_graph_;
+  float cut_graph_scale_ = 0;
   std::shared_ptr<void> distilling_graph_;  // of steps that distill, where not all do
   std::int64_t distill_every_ = 0;          // 0 = never
   bool distilled_ = false;                  // distance_total is of a step
   template <class Work>
   bool replayed(Context& ctx, float loss_scale, Work&& work);
-  double targets_ = 1;  // of a step
-  int micro_steps_ = 0;
+  double targets_ = 1;                                  // of a step
+  std::int64_t micro_steps_ = 0, all_micro_steps_ = 1;  // done in this step; of a step and rank
 };
 
 /// For tests: looks at, or spoils, what a step has computed before the optimizer sees it.

@@ -1,5 +1,8 @@
 #include "train/training_memory.h"
 
+#include <algorithm>
+
+#include "dist/communicator.h"
 #include "eval/loaded_model.h"
 
 namespace sfa {
@@ -16,7 +19,7 @@ GuardAction action_of(const std::string& name) {
   return name == "rollback" ? GuardAction::rollback : GuardAction::off;
 }
 
-OptimizerOptions optimizer_options(const Config& config) {
+OptimizerOptions optimizer_options(const Config& config, int ranks) {
   const TrainConfig& t = config.train;
   OptimizerOptions o{.beta1 = static_cast<float>(t.beta1),
                      .beta2 = static_cast<float>(t.beta2),
@@ -30,7 +33,8 @@ OptimizerOptions optimizer_options(const Config& config) {
              .max_skips = static_cast<std::int32_t>(t.guard.max_skips)};
   o.guard_window = o.guard.spike == GuardAction::off ? 0 : t.guard.window;
   const auto tokens = [&](std::int64_t rows) { return static_cast<double>(rows * config.data.seq_len); };
-  if (t.noise_scale) o.noise = {tokens(config.data.micro_batch_size), tokens(config.data.batch_size)};
+  if (t.noise_scale)
+    o.noise = {tokens(config.data.micro_batch_size), tokens(config.data.batch_size), static_cast<double>(ranks)};
   o.ema_decay = static_cast<float>(t.ema_decay);
   o.stochastic_rounding = t.stochastic_rounding;
   o.seed = static_cast<std::uint64_t>(config.seed);
@@ -39,11 +43,12 @@ OptimizerOptions optimizer_options(const Config& config) {
 
 }  // namespace
 
-TrainingMemory::TrainingMemory(const Config& config, Device device)
+TrainingMemory::TrainingMemory(const Config& config, Device device, RankPlace place)
     : model(make_model(config.model, device, storage_type(config, device))),
       arenas(device),
       round_bf16(device == Device::cpu && wants_bf16(config.train.dtype, device)),
       config_(config),
+      place_(place),
       weights_("weights", device),
       gradients_("gradients", device),
       optimizer_memory_("optimizer", device),
@@ -52,6 +57,9 @@ TrainingMemory::TrainingMemory(const Config& config, Device device)
           "train.grad_dtype: the CPU keeps gradients in fp32, '{}' is for GPUs", config.train.grad_dtype);
   require(!config.train.stochastic_rounding || wants_bf16(config.train.dtype, device),
           "train.stochastic_rounding: weights are fp32 on the {} unless train.dtype is bf16", name_of(device));
+  if (config.dist.zero > 0 && place.size > 1)
+    owners = split_evenly(model->parameters().flat_size(), place.size, ParameterList::kAlignment);
+  if (config.dist.zero == 2 && place.size > 1) gradient_places = gradients_in_turns(model->parameters());
   plan();
   count_model(*model, arenas, config.data.micro_batch_size, config.data.seq_len, true);
 }
@@ -61,13 +69,21 @@ void TrainingMemory::plan() {
   const TrainConfig& t = config_.train;
   const std::int64_t B = config_.data.micro_batch_size, T = config_.data.seq_len;
   const bool rounded = model->dtype() != DType::f32 || round_bf16;
-  buffers = plan_parameters({weights_, gradients_, optimizer_memory_}, model->parameters(), model->dtype(),
-                            t.grad_dtype == "bf16" ? DType::bf16 : DType::f32, rounded && t.master_weights == "fp32");
   const std::int64_t n = model->parameters().flat_size();
-  if (t.ema_decay > 0) buffers.ema = optimizer_memory_.take(DType::f32, {n});
-  if (t.ema_validation) ema_params = rounded ? weights_.take(model->dtype(), {n}) : buffers.ema;
-  model->bind(buffers.params, buffers.gradients);
-  optimizer = std::make_unique<Optimizer>(model->parameters(), buffers, optimizer_options(config_), optimizer_memory_);
+  const FlatRange owned = owners.empty() ? FlatRange{0, n} : owners[static_cast<std::size_t>(place_.rank)];
+  const DType grad_dtype = t.grad_dtype == "bf16" ? DType::bf16 : DType::f32;
+  const bool in_turns = gradient_places.size > 0;
+  buffers = plan_parameters({weights_, gradients_, optimizer_memory_}, model->parameters(),
+                            {model->dtype(), grad_dtype, rounded && t.master_weights == "fp32", owned, in_turns});
+  model_gradients = in_turns ? FlatMemory(gradients_.take(grad_dtype, {gradient_places.size}), gradient_places.offsets)
+                             : FlatMemory(buffers.gradients);
+  if (t.ema_decay > 0) buffers.ema = optimizer_memory_.take(DType::f32, {owned.count});
+  if (t.ema_validation) ema_params = rounded || buffers.sharded() ? weights_.take(model->dtype(), {n}) : buffers.ema;
+  if (place_.size > 1 && config_.dist.reduce_dtype == "fp32" && grad_dtype == DType::bf16)
+    staging = gradients_.take(DType::f32, {std::min(n, config_.dist.bucket_mb * 250'000)});
+  model->bind(buffers.params, model_gradients);
+  optimizer = std::make_unique<Optimizer>(model->parameters(), buffers, optimizer_options(config_, place_.size),
+                                          optimizer_memory_);
   io.tokens = batches_.take(DType::i32, {B, T});
   io.targets = batches_.take(DType::i32, {B, T});
   if (config_.data.document_mask) io.first_key = batches_.take(DType::i32, {B, T});
@@ -80,6 +96,25 @@ void TrainingMemory::bind() {
   for (Arena* a : {&weights_, &gradients_, &optimizer_memory_, &batches_}) a->bind();
   plan();
   bind_model(*model, arenas, config_.data.micro_batch_size, config_.data.seq_len);
+}
+
+Config for_ranks(Config config, int ranks) {
+  DataConfig& d = config.data;
+  if (ranks == 1) return config;
+  require(d.batch_size % ranks == 0, "data.batch_size: {} sequences can't be shared evenly among {} ranks",
+          d.batch_size, ranks);
+  const std::int64_t share = d.batch_size / ranks;
+  d.micro_batch_size = std::min(d.micro_batch_size, share);
+  while (share % d.micro_batch_size != 0) --d.micro_batch_size;
+  require(config.dist.reduce_dtype == "auto" || config.dist.zero < 2 || config.train.grad_dtype == "fp32",
+          "dist.reduce_dtype: fp32 sums of bf16 gradients are for dist.zero 0 and 1");
+  require(!config.train.noise_scale || config.dist.zero < 2,
+          "train.noise_scale: needs a rank's own gradients, which dist.zero=2 does not keep");
+  require(!config.train.noise_scale || share >= 2 * d.micro_batch_size,
+          "train.noise_scale: compares the gradient of a rank's first micro-step with that of all, so "
+          "data.micro_batch_size = {} must be at most half of its share of data.batch_size, {}",
+          d.micro_batch_size, share);
+  return config;
 }
 
 std::vector<const Arena*> TrainingMemory::all_arenas() const {

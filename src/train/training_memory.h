@@ -8,6 +8,7 @@
 
 #include "config/config.h"
 #include "core/arena.h"
+#include "dist/sharded_gradients.h"
 #include "models/model.h"
 #include "optim/optimizer.h"
 
@@ -19,11 +20,16 @@ struct MemoryPart {
   std::size_t bytes = 0;
 };
 
+/// Which of how many ranks: with dist.zero each keeps a part of the optimizer's state.
+struct RankPlace {
+  int rank = 0, size = 1;
+};
+
 class TrainingMemory {
  public:
-  /// Counts; allocates nothing. model.vocab_size must be set. Throws Error when the configuration can't be trained on
-  /// the device.
-  TrainingMemory(const Config& config, Device device);
+  /// Counts; allocates nothing. model.vocab_size must be set, and the configuration that of `for_ranks` below. Throws
+  /// Error when it can't be trained on the device.
+  TrainingMemory(const Config& config, Device device, RankPlace place = {});
   /// Allocates what was counted and points everything at it.
   void bind();
 
@@ -32,6 +38,7 @@ class TrainingMemory {
   [[nodiscard]] std::vector<MemoryPart> parts() const;
   /// Their sum.
   [[nodiscard]] std::size_t bytes() const;
+  [[nodiscard]] const RankPlace& place() const { return place_; }
 
   /// A micro-batch and its losses on the device.
   struct Io {
@@ -41,6 +48,12 @@ class TrainingMemory {
     Tensor distance_total;              // the same, of train.distill; empty without it
   };
 
+  /// dist.zero: the part of the flat buffer that each rank updates; empty when every rank updates all.
+  std::vector<FlatRange> owners;
+  /// What the model's gradients lie in: buffers.gradients, or with dist.zero=2 memory in which blocks take turns.
+  FlatMemory model_gradients;
+  GradientPlaces gradient_places;  // dist.zero=2
+  Tensor staging;                  // dist.reduce_dtype: what bf16 gradients are summed over ranks in, or empty
   std::unique_ptr<Model> model;
   ModelArenas arenas;
   ParameterBuffers buffers;
@@ -55,7 +68,12 @@ class TrainingMemory {
   [[nodiscard]] std::vector<const Arena*> all_arenas() const;
 
   Config config_;
+  RankPlace place_;
   Arena weights_, gradients_, optimizer_memory_, batches_;
 };
+
+/// The configuration of one of `ranks` ranks: micro-batches no larger than its share of data.batch_size, and dividing
+/// it. Throws Error when the batch can't be shared among so many.
+Config for_ranks(Config config, int ranks);
 
 }  // namespace sfa

@@ -1,6 +1,8 @@
 // TrainingState of trainer.h: one optimizer step on the memory of a run.
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <utility>
 
 #include "checkpoint/model_checkpoint.h"
 #include "core/build_config.h"
@@ -24,10 +26,23 @@ std::shared_ptr<void> record(Context& ctx, Work&& work) {
   return cuda_ops::recording_end(ctx.cuda());
 }
 
+void mark(const Context& ctx, const std::shared_ptr<void>& event) {
+  if constexpr (kHasCuda) {
+    if (event != nullptr) cuda_ops::record_event(ctx.cuda(), event.get());
+  }
+}
+
+RankPlace place_of(const Communicator* c) {
+  return c != nullptr ? RankPlace{c->rank(), c->size()} : RankPlace{};
+}
+
 }  // namespace
 
-TrainingState::TrainingState(const Config& config, Device device, const MemoryLimits& limits)
-    : context_(std::make_unique<Context>(device)), memory_(config, device) {
+TrainingState::TrainingState(const Config& config, Device device, const MemoryLimits& limits,
+                             Communicator* communicator)
+    : context_(std::make_unique<Context>(device)),
+      memory_(config, device, place_of(communicator)),
+      communicator_(communicator != nullptr && communicator->size() > 1 ? communicator : nullptr) {
   context_->round_bf16 = memory_.round_bf16;
   const TrainConfig& t = config.train;
   schedule_ = {t.schedule, t.lr, t.min_lr, t.warmup_steps, t.max_steps, t.decay_steps, t.decay_shape};
@@ -36,15 +51,67 @@ TrainingState::TrainingState(const Config& config, Device device, const MemoryLi
   memory_.bind();
   if (config.model.attention.distill_lambda > 0) distill_every_ = t.distill_every;
   graphs_ = device == Device::cuda && t.cuda_graphs;
+  if (communicator_ == nullptr) return;
+  all_micro_steps_ = config.data.batch_size / (config.data.micro_batch_size * communicator_->size());
+  const Tensor& gradients = memory_.buffers.gradients;
+  const auto element = static_cast<std::int64_t>(size_of(gradients.dtype));
+  if (config.dist.zero == 2)
+    sharded_ = std::make_unique<ShardedGradients>(*communicator_, memory_.gradient_places, memory_.owners,
+                                                  memory_.model_gradients.flat, gradients);
+  else
+    buckets_ = std::make_unique<GradientBuckets>(
+        *communicator_, gradients,
+        GradientBuckets::Options{config.dist.bucket_mb * 1'000'000 / element, memory_.owners, memory_.staging});
+  memory_.optimizer->set_sum_over_ranks([this](Context& ctx, const Tensor& doubles) {
+    exchange([&] {
+      communicator_->all_reduce_f64(ctx, doubles);
+      communicator_->join(ctx);
+    });
+  });
+  if constexpr (kHasCuda) {
+    if (device == Device::cuda) {
+      backward_done_ = cuda_ops::make_event();
+      exchange_done_ = cuda_ops::make_event();
+    }
+  }
+}
+
+// Something with other ranks: the time it takes the host counts on the CPU, where it is through when it returns.
+template <class Work>
+void TrainingState::exchange(Work&& work) {
+  const PhaseScope phase(communicator_->control(), Phase::communicate);
+  const auto begin = std::chrono::steady_clock::now();
+  work();
+  if (context_->on_cuda()) return;
+  exchange_ms_ += std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
+}
+
+double TrainingState::take_exchange_ms() {
+  if constexpr (kHasCuda) {
+    if (exchange_done_ != nullptr)
+      return cuda_ops::event_done(exchange_done_.get())
+                 ? cuda_ops::milliseconds_between(backward_done_.get(), exchange_done_.get())
+                 : 0;
+  }
+  return std::exchange(exchange_ms_, 0);
+}
+
+// Each rank has brought its part up to date.
+void TrainingState::gather_weights(const Tensor& flat) {
+  if (memory_.owners.empty()) return;
+  exchange([&] {
+    communicator_->all_gather(*context_, flat, memory_.owners);
+    communicator_->join(*context_);
+  });
 }
 
 void TrainingState::initialize(std::uint64_t seed, const std::function<void(const Tensor& flat)>& weights) {
   const ParameterBuffers& b = memory_.buffers;
-  const Buffer host(Device::cpu, static_cast<std::size_t>(b.master.numel()) * sizeof(float), "initial weights");
-  const Tensor flat(host.data(), DType::f32, Device::cpu, {b.master.numel()});
+  const Buffer host(Device::cpu, static_cast<std::size_t>(b.params.numel()) * sizeof(float), "initial weights");
+  const Tensor flat(host.data(), DType::f32, Device::cpu, {b.params.numel()});
   initialize_parameters(memory_.model->parameters(), seed, flat);
   if (weights) weights(flat);
-  set_weights(flat);
+  set_weights(flat.slice(0, b.owned.begin, b.owned.count));
   context_->zero(b.m);
   context_->zero(b.v);
   reset_average();
@@ -53,7 +120,7 @@ void TrainingState::initialize(std::uint64_t seed, const std::function<void(cons
   publish_weights();
 }
 
-// Masters take f32 as it is; weights without masters are rounded.
+// The owned part. Masters take f32 as it is; weights without masters are rounded.
 void TrainingState::set_weights(const Tensor& flat) {
   const Tensor& to = memory_.buffers.master;
   const auto send = [&](const void* from) {
@@ -61,7 +128,7 @@ void TrainingState::set_weights(const Tensor& flat) {
     context_->synchronize();
   };
   if (to.dtype == DType::f32) {
-    if (to.data == memory_.buffers.params.data) round_output(*context_, flat);
+    if (!memory_.buffers.separate_master) round_output(*context_, flat);
     return send(flat.data);
   }
   std::vector<std::uint16_t> rounded(static_cast<std::size_t>(flat.numel()));
@@ -71,7 +138,8 @@ void TrainingState::set_weights(const Tensor& flat) {
 
 void TrainingState::publish_weights() {
   const ParameterBuffers& b = memory_.buffers;
-  if (b.params.data != b.master.data) memory_.optimizer->publish(*context_, b.master, b.params);
+  if (b.separate_master) memory_.optimizer->publish(*context_, b.params);
+  gather_weights(b.params);
 }
 
 void TrainingState::reset_average() {
@@ -85,8 +153,11 @@ void TrainingState::reset_average() {
 void TrainingState::use_average(bool average) {
   const ParameterBuffers& b = memory_.buffers;
   require(!average || !memory_.ema_params.empty(), "internal error: no average of the weights was planned");
-  if (average && memory_.ema_params.data != b.ema.data) round_weights(*context_, {b.ema, memory_.ema_params});
-  memory_.model->bind(average ? memory_.ema_params : b.params, b.gradients);
+  if (average && memory_.ema_params.data != b.ema.data) {
+    if (b.owned.count > 0) round_weights(*context_, {b.ema, memory_.ema_params.slice(0, b.owned.begin, b.owned.count)});
+    gather_weights(memory_.ema_params);
+  }
+  memory_.model->bind(average ? memory_.ema_params : b.params, memory_.model_gradients);
 }
 
 std::string TrainingState::first_not_finite() {
@@ -96,16 +167,19 @@ std::string TrainingState::first_not_finite() {
   const std::pair<const char*, Tensor> all[] = {{"param", b.master}, {"adam_m", b.m}, {"adam_v", b.v}, {"ema", b.ema}};
   for (const auto& [prefix, flat] : all) {
     if (flat.empty()) continue;
-    for (std::size_t p = 0; p < list.all().size(); ++p) {
-      const std::vector<float> values = host_values(*context_, list.view(flat, p));
+    for (const Parameter& p : list.all()) {
+      const FlatRange part = intersection({p.offset, p.numel()}, b.owned);
+      if (part.count == 0) continue;
+      const std::vector<float> values = host_values(*context_, flat.slice(0, part.begin - b.owned.begin, part.count));
       if (!std::all_of(values.begin(), values.end(), [](float x) { return std::isfinite(x); }))
-        return fmt::format("{}/{}", prefix, list.all()[p].name);
+        return fmt::format("{}/{}", prefix, p.name);
     }
   }
   return "padding between parameters";
 }
 
 ModelInput TrainingState::upload(Context& ctx, const Batch& batch) {
+  if (communicator_ != nullptr) communicator_->control().tick();
   const auto send = [&](const Tensor& to, const std::vector<std::int32_t>& from) {
     require(static_cast<std::int64_t>(from.size()) == to.numel(),
             "internal error: a batch of {} places, {} were planned", from.size(), to.numel());
@@ -122,6 +196,7 @@ void TrainingState::begin_step(Context& ctx, std::int64_t step) {
     return OpWork{.kind = "zero gradients", .shape = "", .bytes = bytes_of({memory_.buffers.gradients})};
   });
   ctx.zero(memory_.buffers.gradients);
+  if (sharded_ != nullptr) ctx.zero(memory_.model_gradients.flat);
   ctx.zero(memory_.io.loss_total);
   micro_steps_ = 0;
   Model::Distill& distill = memory_.model->distill;
@@ -163,13 +238,68 @@ void TrainingState::micro_step(Context& ctx, const Batch& batch, float loss_scal
     memory_.model->forward_backward(ctx, memory_.arenas, input, loss_scale, memory_.io.losses);
     sum_add(ctx, memory_.io.losses, memory_.io.loss_total);
   };
-  if (!replayed(ctx, loss_scale, work)) work();
+  const bool last = communicator_ != nullptr && micro_steps_ + 1 == all_micro_steps_;
+  if (last || sharded_ != nullptr)
+    cut_micro_step(ctx, loss_scale, work);
+  else if (!replayed(ctx, loss_scale, work))
+    work();
   (memory_.model->distill.active ? distilling_warm_ : warm_) = true;
+  if (last) mark(ctx, backward_done_);
+  if (sharded_ != nullptr) exchange([&] { sharded_->finish(ctx, last); });
   if (micro_steps_++ == 0) memory_.optimizer->measure_small_batch(ctx);
 }
 
+void TrainingState::final(const FlatRange& range) {
+  exchange([&] {
+    if (sharded_ != nullptr)
+      sharded_->final(*context_, range.begin, range.end());
+    else
+      buckets_->final(*context_, range.begin, range.end());
+  });
+}
+
+// Sums over ranks begin where gradients become final. They stay outside of graphs, so a recorded micro-step is one
+// graph from each such place to the next.
+void TrainingState::cut_micro_step(Context& ctx, float loss_scale, const std::function<void()>& work) {
+  auto& hook = memory_.model->on_gradients_final;
+  if constexpr (kHasCuda) {
+    // Steps that distill are few: they are not recorded.
+    if (graphs_ && warm_ && ctx.observer == nullptr && !memory_.model->distill.active) {
+      if (cut_graph_.empty() || cut_graph_scale_ != loss_scale) {
+        cut_graph_.clear();
+        hook = [&](std::int64_t begin, std::int64_t end) {
+          cut_graph_.push_back({cuda_ops::recording_end(ctx.cuda()), {begin, end - begin}});
+          cuda_ops::recording_begin(ctx.cuda());
+        };
+        std::shared_ptr<void> rest = record(ctx, work);
+        cut_graph_.push_back({std::move(rest), {}});
+        cut_graph_scale_ = loss_scale;
+        hook = nullptr;
+      }
+      for (const GraphPart& part : cut_graph_) {
+        cuda_ops::replay(ctx.cuda(), part.graph.get());
+        if (part.final.count > 0) final(part.final);
+      }
+      return;
+    }
+  }
+  hook = [&](std::int64_t begin, std::int64_t end) { final({begin, end - begin}); };
+  work();
+  hook = nullptr;
+}
+
 void TrainingState::update(Context& ctx, std::int64_t step) {
+  if (communicator_ != nullptr) {
+    exchange([&] {
+      communicator_->all_reduce_f64(ctx, memory_.io.loss_total);
+      if (memory_.model->distill.active) communicator_->all_reduce_f64(ctx, memory_.io.distance_total);
+      if (buckets_ != nullptr) buckets_->finish(ctx);
+      communicator_->join(ctx);
+    });
+    mark(ctx, exchange_done_);
+  }
   memory_.optimizer->step(ctx, step + 1, schedule_.at(step), {memory_.io.loss_total, 1.0 / targets_});
+  gather_weights(memory_.buffers.params);
 }
 
 }  // namespace sfa

@@ -136,6 +136,83 @@ TEST_F(AppCommands, FlopsGrowWithLength) {
   EXPECT_DOUBLE_EQ(rows[0]["attention_flops_per_token"].get<double>(), 4.5 * pair * 2 * 2);
   EXPECT_DOUBLE_EQ(rows[1]["attention_flops_per_token"].get<double>(), 8.5 * pair * 2 * 2);
   EXPECT_EQ(rows[0]["parameters"], rows[1]["parameters"]);
+  EXPECT_DOUBLE_EQ(
+      rows[0]["step_flops_per_token"].get<double>(),
+      rows[0]["forward_flops_per_token"].get<double>() + rows[0]["backward_flops_per_token"].get<double>());
+  // The paper sees every pair and adds the softmax; the matrices of the model are the same.
+  const nlohmann::json paper =
+      json_of({"flops", at("run.yaml"), "--context", "8,16", "--convention", "paper", "--json"});
+  EXPECT_DOUBLE_EQ(paper[1]["attention_flops"].get<double>(), 2 * 2 * 16 * 16 * (pair + 8 / 32.0 + 3 + 1 / 64.0));
+  for (const int i : {0, 1})
+    EXPECT_NEAR(paper[i]["forward_flops_per_token"].get<double>() - paper[i]["attention_flops_per_token"].get<double>(),
+                rows[i]["forward_flops_per_token"].get<double>() - rows[i]["attention_flops_per_token"].get<double>(),
+                1e-6);
+  EXPECT_TRUE(paper[0]["backward_flops_per_token"].is_null()) << "the paper counts no backward pass";
+}
+
+TEST_F(AppCommands, NeedlesFromDataToAccuracy) {
+  const Ended made =
+      sfa({"data", "needle", "--seq-len", "64", "--windows", "60", "--val-fraction", "0.1", "-o", at("n.h5")});
+  ASSERT_EQ(made.code, 0) << made.err;
+  ASSERT_EQ(sfa({"train", at("run.yaml"), "data.train=" + at("n.h5"), "data.shuffle=false", "data.document_mask=true",
+                 "model.max_position_embeddings=64", "train.max_steps=4"})
+                .code,
+            0);
+  const nlohmann::json got = json_of({"eval", "niah", "--checkpoint", at("run"), "--lengths", "16,64", "--depths", "3",
+                                      "--samples", "2", "--save", "--json"});
+  ASSERT_EQ(got["cells"].size(), 6u);
+  EXPECT_EQ(got["cells"][5]["length"], 64);
+  EXPECT_EQ(got["by_length"].size(), 2u);
+  EXPECT_EQ(nlohmann::json::parse(read_text(at("run") + "/eval/niah_synthetic.json")), got);
+  const Ended map = sfa({"eval", "niah", "--checkpoint", at("run"), "--lengths", "16,64", "--depths", "3"});
+  EXPECT_NE(map.out.find("depth"), std::string::npos) << map.out;
+  EXPECT_EQ(sfa({"eval", "niah", "--checkpoint", at("run"), "--lengths", "65"}).code, 1);
+  EXPECT_EQ(sfa({"data", "needle", "--seq-len", "64", "--lengths", "24", "-o", at("m.h5")}).code, 1);
+}
+
+TEST_F(AppCommands, TasksAreScoredAndKept) {
+  ASSERT_EQ(
+      sfa({"train", at("run.yaml"), "train.max_steps=4", "model.max_position_embeddings=128", "data.seq_len=16"}).code,
+      0);
+  const std::string folder = std::string(SFA_SOURCE_DIR) + "/tests/golden/tasks/";
+  for (const char* task : {"lambada_openai", "hellaswag", "piqa", "arc_easy", "arc_challenge"}) {
+    const nlohmann::json got = json_of({"eval", task, "--checkpoint", at("run"), "--file", folder + task + ".jsonl",
+                                        "--limit", "2", "--save", "--json"});
+    EXPECT_EQ(got["examples"], 2);
+    EXPECT_EQ(got["items"].size(), 2u);
+    EXPECT_EQ(got.contains("acc_norm"), task != std::string("lambada_openai"));
+    EXPECT_EQ(nlohmann::json::parse(read_text(at("run") + "/eval/" + task + ".json")), got);
+  }
+  EXPECT_NE(sfa({"eval", "piqa", "--checkpoint", at("run"), "--file", folder + "piqa.jsonl"}).out.find("acc_norm"),
+            std::string::npos);
+  const Ended wrong = sfa({"eval", "piqa", "--checkpoint", at("run"), "--file", folder + "hellaswag.jsonl"});
+  EXPECT_EQ(wrong.code, 1);
+  EXPECT_NE(wrong.err.find("record 1 has no \"goal\""), std::string::npos) << wrong.err;
+  // The first records of LAMBADA, where they are: a byte model can't know many words, but every one is scored.
+  if (const char* real = std::getenv("SFA_LAMBADA")) {
+    const nlohmann::json got = json_of({"eval", "lambada_openai", "--checkpoint", at("run"), "--file", real, "--json"});
+    EXPECT_GE(got["examples"], 500);
+    EXPECT_GT(got["perplexity"].get<double>(), 10);
+  }
+}
+
+TEST_F(AppCommands, FlopsOfAttentionAlone) {
+  const nlohmann::json rows = json_of({"flops", "--type", "sfa", "--d", "128", "--k", "8", "--batch-heads", "64",
+                                       "--context", "8192,65536", "--convention", "paper", "--json"});
+  ASSERT_EQ(rows.size(), 2u);
+  EXPECT_EQ(rows[1]["context"], 65536);
+  EXPECT_NEAR(rows[1]["attention_flops"].get<double>() * 1e-12, 72.57, 0.01);
+  EXPECT_NEAR(rows[1]["kv_ratio"].get<double>(), 0.547, 0.0005);
+  EXPECT_NEAR(rows[1]["kv_ratios"]["index_32bit"].get<double>(), 0.594, 0.0005);
+  const Ended table = sfa(
+      {"flops", "--type", "dense", "--d", "64", "--batch-heads", "64", "--context", "32768", "--convention", "paper"});
+  EXPECT_NE(table.out.find("17.94"), std::string::npos) << table.out;
+  for (const std::vector<std::string>& wrong : {std::vector<std::string>{"flops"},
+                                                {"flops", "--type", "sfa", "--d", "8", "--context", "8"},
+                                                {"flops", "--type", "dense", "--d", "8", "--k", "2", "--context", "8"},
+                                                {"flops", "--type", "dense", "--d", "8"},
+                                                {"flops", at("run.yaml"), "--type", "dense", "--d", "8"}})
+    EXPECT_EQ(sfa(wrong).code, 2);
 }
 
 TEST_F(AppCommands, ARunSaysWhatItWasMadeWithAndWhere) {

@@ -42,13 +42,15 @@ inline void write_text(const fs::path& file, const std::string& text) {
   std::ofstream(file, std::ios::binary | std::ios::trunc) << text;
 }
 
-/// A started `sfa`; its output goes to two files in `scratch`.
+/// A started `sfa`, or another program, perhaps under a launcher; its output goes to two files in `scratch`.
 class Program {
  public:
-  Program(std::vector<std::string> arguments, const fs::path& scratch, const std::string& input = "/dev/null")
+  Program(std::vector<std::string> arguments, const fs::path& scratch, const std::string& input = "/dev/null",
+          const std::vector<std::string>& launcher = {}, const std::string& other_binary = "")
       : out_(scratch / "stdout"), err_(scratch / "stderr") {
     const char* named = std::getenv("SFA_BINARY");
-    arguments.insert(arguments.begin(), named ? named : SFA_BINARY);
+    arguments.insert(arguments.begin(), !other_binary.empty() ? other_binary : named ? named : SFA_BINARY);
+    arguments.insert(arguments.begin(), launcher.begin(), launcher.end());
     std::vector<char*> argv;
     for (std::string& a : arguments) argv.push_back(a.data());
     argv.push_back(nullptr);
@@ -60,7 +62,7 @@ class Program {
     ::dup2(in, 0);
     ::dup2(out, 1);
     ::dup2(err, 2);
-    ::execv(argv[0], argv.data());
+    ::execvp(argv[0], argv.data());
     ::_exit(127);
   }
   Program(const Program&) = delete;
@@ -73,6 +75,7 @@ class Program {
   }
 
   void send(int signal) const { ::kill(pid_, signal); }
+  [[nodiscard]] pid_t pid() const { return pid_; }
   [[nodiscard]] bool running() {
     int status = 0;
     if (pid_ <= 0) return false;

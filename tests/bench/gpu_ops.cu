@@ -153,6 +153,7 @@ void bench_optimizer(Bench& b) {
                       .window = window,
                       .rule = {.guard = {.spike = GuardAction::skip, .loss_threshold = 0, .grad_norm_threshold = 0}}});
     locate_gradient(ctx, {grad, spans, sums, state, guard});
+    note_gradients(ctx, {grad, spans, sums, state, guard});
   });
   const Tensor ema = b.random(DType::f32, {n});
   const auto adamw = [&](const char* name, double bytes, const Tensor& masters, const Tensor& average,

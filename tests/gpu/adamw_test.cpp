@@ -206,7 +206,9 @@ TEST_F(AdamWGpu, TheTensorIsFoundAsOnTheCpu) {
     for (const std::int64_t event : {-1, 3}) {
       const Twin s = state({.event = event}), guard = guard_of({});
       const auto run = [&](Context& ctx, Owned Twin::*side) {
-        locate_gradient(ctx, {(g.*side).t, (table.*side).t, (sums.*side).t, (s.*side).t, (guard.*side).t});
+        const LocateGradient args{(g.*side).t, (table.*side).t, (sums.*side).t, (s.*side).t, (guard.*side).t};
+        locate_gradient(ctx, args);
+        note_gradients(ctx, args);
       };
       run(cpu_, &Twin::cpu);
       run(*gpu_, &Twin::gpu);

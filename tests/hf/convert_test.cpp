@@ -1,4 +1,5 @@
 // sfa convert, and what starts from its results: the same weights bit for bit, the same perplexity, the same text.
+#include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "app/program.h"
@@ -73,6 +74,31 @@ TEST_F(Convert, ThereAndBackIsTheSameBits) {
       EXPECT_EQ(perplexity(at(other))["loss"], first["loss"]) << other;
       EXPECT_EQ(generated(at(other)), generated(at("run"))) << other;
     }
+  }
+}
+
+const std::vector<std::string> kQwen3{"model.arch=qwen3", "model.num_attention_heads=4", "model.num_key_value_heads=2",
+                                      "model.head_dim=6"};
+
+std::vector<std::string> qwen3(std::vector<std::string> more) {
+  more.insert(more.begin(), kQwen3.begin(), kQwen3.end());
+  return more;
+}
+
+TEST_F(Convert, Qwen3ThereAndBackIsTheSameBits) {
+  const auto without_rows = [](std::map<std::string, std::vector<std::uint8_t>> all) {
+    for (const char* name : {"param/wte.weight", "param/head.weight"})
+      if (all.contains(name)) all[name].resize(257 * 16 * 4);
+    return all;
+  };
+  for (const std::string kind : {"none", "per_head"}) {
+    const std::string run = at("run_" + kind), hf = at("hf_" + kind), back = at("back_" + kind);
+    train(qwen3({"output_dir=" + run, "model.tie_word_embeddings=false", "model.attention.rope_projection=" + kind}));
+    convert(run, hf, "hf");
+    convert(hf, back, "sfa");
+    EXPECT_EQ(without_rows(weights(run)), without_rows(weights(back))) << kind;
+    EXPECT_EQ(perplexity(hf)["loss"], perplexity(run)["loss"]) << kind;
+    EXPECT_EQ(generated(hf), generated(run)) << kind;
   }
 }
 
@@ -194,6 +220,41 @@ TEST_F(InitFrom, DenseWeightsCanStartASparseRunAndResumeWins) {
   ASSERT_EQ(resumed.code, 0) << resumed.err;
   EXPECT_NE(resumed.err.find("at step 8"), std::string::npos) << resumed.err;
   EXPECT_EQ(CheckpointReader(find_checkpoint(at("sparse"))).step(), 12);
+}
+
+TEST_F(InitFrom, AMapBehindTheRotationBeginsAsTheIdentityAndIsNotLostUnsaid) {
+  train(qwen3(kDense));
+  convert(at("run"), at("hf"), "hf");
+  std::vector<std::string> mapped{"train",
+                                  at("run.yaml"),
+                                  "output_dir=" + at("mapped"),
+                                  "init_from=" + at("hf"),
+                                  "train.max_steps=1",
+                                  "train.lr=1e-30",
+                                  "train.weight_decay=0",
+                                  "model.attention.rope_projection=shared"};
+  mapped.insert(mapped.end(), kQwen3.begin(), kQwen3.end());
+  const Ended ended = sfa(mapped);
+  ASSERT_EQ(ended.code, 0) << ended.err;
+  auto before = weights(at("run")), after = weights(at("mapped"));
+  std::vector<float> identity(36);
+  for (std::size_t i = 0; i < 6; ++i) identity[i * 7] = 1;
+  for (const char* name : {"param/h.0.attn.q_rope.weight", "param/h.1.attn.k_rope.weight"}) {
+    ASSERT_EQ(after[name].size(), 144u);
+    std::vector<float> map(36);
+    std::memcpy(map.data(), after[name].data(), 144);
+    for (std::size_t i = 0; i < 36; ++i) EXPECT_NEAR(map[i], identity[i], 1e-20) << name;  // a step of 1e-30 was made
+  }
+  before["param/wte.weight"].resize(257 * 16 * 4);
+  after["param/wte.weight"].resize(257 * 16 * 4);
+  for (const auto& [name, bytes] : before) EXPECT_EQ(after[name], bytes) << name;
+
+  mapped[2] = "output_dir=" + at("lost");
+  mapped[3] = "init_from=" + at("mapped");
+  mapped[7] = "model.attention.rope_projection=none";
+  const Ended lost = sfa(mapped);
+  EXPECT_EQ(lost.code, 1);
+  EXPECT_NE(lost.err.find("rope_projection shared, this configuration has none"), std::string::npos) << lost.err;
 }
 
 TEST_F(InitFrom, TheVocabularyIsThatOfTheWeights) {

@@ -32,7 +32,9 @@ std::vector<ModelConfig> configs() {
   shared.rope_projection = "shared";
   per_head.rope_projection = "per_head";
   per_head.qk_head_dim = 6;
-  return {gpt2, qwen3, untied, shared, per_head};
+  ModelConfig narrow = gpt2;
+  narrow.head_dim = 4;
+  return {gpt2, narrow, qwen3, untied, shared, per_head};
 }
 
 class GradientTest : public DeviceTest {};

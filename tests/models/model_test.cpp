@@ -86,6 +86,12 @@ std::vector<ModelConfig> variants() {
   all[7].attention.window = 6;
   all[8].rope_projection = "per_head";
   all[8].qk_head_dim = 8;
+  // The rivals: short embeddings, queries and keys alone at half the width, one key head, a window under SFA.
+  for (const ModelConfig& c : {small(), small(), small(), small("sfa")}) all.push_back(c);
+  all[9].head_dim = 6;
+  all[10].qk_head_dim = 6;
+  all[11].num_key_value_heads = 1;
+  all[12].attention.window = 6;
   return all;
 }
 

@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "support/compare.h"
 #include "support/devices.h"
 #include "support/oracle.h"
@@ -111,6 +113,34 @@ TEST_P(Head, LargeLogitsStayFinite) {
     classifier_loss(on, {tx, tw, tt, V, 1.0f, losses, Tensor{}, Tensor{}, scratch});
   });
   EXPECT_EQ(values_of(ctx, losses), (std::vector<float>{0.0f, 6e4f}));
+}
+
+// One feature, so that a logit is one exact product and equal weights give equal logits.
+TEST_P(Head, GreedyIsTheFirstOfTheLargestLogits) {
+  for (const auto& [V, Vp] : {std::pair<std::int64_t, std::int64_t>{11, 16}, {2000, 2048}, {700, 701}}) {
+    std::vector<float> w(static_cast<std::size_t>(Vp), 9.0f);  // the padding would win
+    for (std::int64_t v = 0; v < V; ++v) w[static_cast<std::size_t>(v)] = static_cast<float>((v * 37 + 3) % 8) - 4;
+    std::vector<std::int32_t> targets, want;
+    std::vector<float> x;
+    const auto best = static_cast<std::int32_t>(std::max_element(w.begin(), w.begin() + V) - w.begin()),
+               least = static_cast<std::int32_t>(std::min_element(w.begin(), w.begin() + V) - w.begin());
+    for (std::int64_t n = 0; n < V; ++n) {
+      const bool upwards = n % 2 == 0;
+      x.push_back(upwards ? 1.5f : -0.5f);
+      targets.push_back(n % 5 == 4 ? -1 : static_cast<std::int32_t>(n % 3 == 0 ? (upwards ? best : least) : n));
+      want.push_back(targets.back() == (upwards ? best : least) ? 1 : 0);
+    }
+    const Tensor tx = pool.floats(x, {V, 1}), tw = pool.floats(w, {Vp, 1}), tt = pool.integers(targets, {V});
+    const Tensor losses = pool.poisoned(DType::f32, {V}),
+                 greedy = pool.integers(std::vector<std::int32_t>(static_cast<std::size_t>(V), 7), {V});
+    run_planned(ctx, [&](Context& on, Arena& scratch) {
+      classifier_loss(on, {tx, tw, tt, V, 1.0f, losses, Tensor{}, Tensor{}, scratch, greedy});
+    });
+    std::vector<std::int32_t> got(static_cast<std::size_t>(V));
+    ctx.copy(got.data(), Device::cpu, greedy.data, greedy.device, got.size() * sizeof(std::int32_t));
+    ctx.synchronize();
+    EXPECT_EQ(got, want) << V << " of " << Vp;
+  }
 }
 
 // A vocabulary so wide that the rows go through in several chunks, the last of them short.

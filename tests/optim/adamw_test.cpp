@@ -167,8 +167,14 @@ TEST_P(AdamWTest, AStepDecaysMatricesAloneAndClipsOverAll) {
       start[static_cast<std::size_t>(p.offset + i)] = 1.0f + static_cast<float>(i) / 8;
       grad[static_cast<std::size_t>(p.offset + i)] = static_cast<float>(i % 5) - 2.0f;
     }
-  const ParameterBuffers buffers{pool.floats(start, {n}), pool.floats(grad, {n}), pool.floats(start, {n}),
-                                 pool.zeros(DType::f32, {n}), pool.zeros(DType::f32, {n})};
+  const ParameterBuffers buffers{pool.floats(start, {n}),
+                                 pool.floats(grad, {n}),
+                                 pool.floats(start, {n}),
+                                 pool.zeros(DType::f32, {n}),
+                                 pool.zeros(DType::f32, {n}),
+                                 {},
+                                 {0, n},
+                                 true};
   Arena arena("optimizer", ctx.device());
   const OptimizerOptions options{
       .beta1 = kBeta1, .beta2 = kBeta2, .epsilon = kEps, .weight_decay = 0.5f, .max_norm = 1.0f};

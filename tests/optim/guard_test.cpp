@@ -193,8 +193,14 @@ TEST_P(GuardTest, TheTensorIsNamed) {
   at("c", 2999) = kNaN;
   at("d", 63) = kInf;
   const std::vector<float> weights(grad.size(), 1.0f);
-  const ParameterBuffers buffers{pool.floats(weights, {n}), pool.floats(grad, {n}), pool.floats(weights, {n}),
-                                 pool.zeros(DType::f32, {n}), pool.zeros(DType::f32, {n})};
+  const ParameterBuffers buffers{pool.floats(weights, {n}),
+                                 pool.floats(grad, {n}),
+                                 pool.floats(weights, {n}),
+                                 pool.zeros(DType::f32, {n}),
+                                 pool.zeros(DType::f32, {n}),
+                                 {},
+                                 {0, n},
+                                 true};
   Arena arena("optimizer", ctx.device());
   { const Optimizer counting(list, buffers, {}, arena); }
   arena.bind();
@@ -228,8 +234,14 @@ TEST_P(GuardTest, NoiseScaleIsTraceOverSquare) {
   list.add({.name = "w", .shape = {n}, .decay = false, .init = Init::zeros, .hf = {}});
   const double mean = 0.1, deviation = 2.0;  // of every element and sample
   const double expected = deviation * deviation / (mean * mean);
-  const ParameterBuffers buffers{pool.zeros(DType::f32, {n}), pool.zeros(DType::f32, {n}), pool.zeros(DType::f32, {n}),
-                                 pool.zeros(DType::f32, {n}), pool.zeros(DType::f32, {n})};
+  const ParameterBuffers buffers{pool.zeros(DType::f32, {n}),
+                                 pool.zeros(DType::f32, {n}),
+                                 pool.zeros(DType::f32, {n}),
+                                 pool.zeros(DType::f32, {n}),
+                                 pool.zeros(DType::f32, {n}),
+                                 {},
+                                 {0, n},
+                                 true};
   Arena arena("optimizer", ctx.device());
   const OptimizerOptions options{.noise = {static_cast<double>(micro), static_cast<double>(batch)}};
   { const Optimizer counting(list, buffers, options, arena); }

@@ -69,7 +69,7 @@ void Gpt2::declare_parameters() {
   vector("norm_f.bias", C, Init::zeros, "ln_f.bias");
 }
 
-Gpt2::Weights Gpt2::views(const Tensor& flat) const {
+Gpt2::Weights Gpt2::views(const FlatMemory& flat) const {
   std::size_t next = 0;
   const auto take = [&] { return parameters_.view(flat, next++); };
   Weights w;
@@ -86,9 +86,9 @@ Gpt2::Weights Gpt2::views(const Tensor& flat) const {
   return w;
 }
 
-void Gpt2::bind(const Tensor& parameters, const Tensor& gradients) {
+void Gpt2::bind(const Tensor& parameters, const FlatMemory& gradients) {
   weights_ = views(parameters);
-  gradients_ = gradients.empty() ? Weights{} : views(gradients);
+  gradients_ = gradients.flat.empty() ? Weights{} : views(gradients);
 }
 
 Gpt2::Activations Gpt2::plan_activations(Arena& saved, Arena& scratch, std::int64_t B, std::int64_t T,
@@ -167,6 +167,7 @@ void Gpt2::forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput&
                      {weights_.norm_f, gradients_.norm_f, acts_.norm_f, d_y, Tensor{}, d_residual,
                       bias_of_block(acts_.blocks.size() - 1)},
                      scratch);
+  say_final(ctx, "norm_f.");
   for (std::size_t l = acts_.blocks.size(); l-- > 0;) {
     const PartScope part(ctx, "block", static_cast<std::int64_t>(l), "backward");
     const Tensor before = l > 0 ? bias_of_block(l - 1) : Tensor{};
@@ -179,15 +180,16 @@ void Gpt2::forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput&
                          .branch = acts_.branch,
                          .newest = l + 1 == acts_.blocks.size()},
                         gradients_.blocks[l], acts_.blocks[l], d_residual, ranges);
+    say_final(ctx, "h." + std::to_string(l) + ".");
   }
   embedding_backward(ctx, {batch.tokens, d_residual.view({B, T, C}), gradients_.wte, gradients_.wpe, scratch});
 }
 
-void Gpt2::evaluate(Context& ctx, ModelArenas& arenas, const ModelInput& batch, const Tensor& losses) {
+void Gpt2::evaluate(Context& ctx, ModelArenas& arenas, const ModelInput& batch, const EvaluateOutput& out) {
   attention_->distill({});
   forward(ctx, arenas.scratch, batch);
-  classifier_loss(ctx, {acts_.norm_f.y, weights_.wte, batch.targets, config_.vocab_size, 1.0f, losses, Tensor{},
-                        Tensor{}, arenas.scratch});
+  classifier_loss(ctx, {acts_.norm_f.y, weights_.wte, batch.targets, config_.vocab_size, 1.0f, out.losses, Tensor{},
+                        Tensor{}, arenas.scratch, out.greedy});
 }
 
 std::unique_ptr<Generation> Gpt2::start_generation(Context& ctx, std::int64_t B, std::int64_t capacity,

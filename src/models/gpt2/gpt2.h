@@ -14,11 +14,11 @@ class Gpt2 final : public Model {
  public:
   Gpt2(ModelConfig config, Device device, DType dtype);
 
-  void bind(const Tensor& parameters, const Tensor& gradients) override;
+  void bind(const Tensor& parameters, const FlatMemory& gradients) override;
   void plan(ModelArenas& arenas, std::int64_t B, std::int64_t T) override;
   void forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput& batch, float loss_scale,
                         const Tensor& losses) override;
-  void evaluate(Context& ctx, ModelArenas& arenas, const ModelInput& batch, const Tensor& losses) override;
+  void evaluate(Context& ctx, ModelArenas& arenas, const ModelInput& batch, const EvaluateOutput& out) override;
   std::unique_ptr<Generation> start_generation(Context& ctx, std::int64_t B, std::int64_t capacity,
                                                std::int64_t chunk) override;
   Tensor feed(Context& ctx, Generation& generation, const Tensor& tokens) override;
@@ -58,7 +58,7 @@ class Gpt2 final : public Model {
 
  private:
   void declare_parameters();
-  Weights views(const Tensor& flat) const;
+  Weights views(const FlatMemory& flat) const;
   /// `recompute` as in ModelConfig: what blocks share then instead of keeping it each.
   Activations plan_activations(Arena& saved, Arena& scratch, std::int64_t B, std::int64_t T, std::int64_t blocks,
                                const std::string& recompute) const;

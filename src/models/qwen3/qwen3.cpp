@@ -83,7 +83,7 @@ void Qwen3::declare_block(std::int64_t layer) {
   norm("norm2.weight", C, "post_attention_layernorm.weight");
 }
 
-Qwen3::Weights Qwen3::views(const Tensor& flat) const {
+Qwen3::Weights Qwen3::views(const FlatMemory& flat) const {
   std::size_t next = 0;
   const auto take = [&] { return parameters_.view(flat, next++); };
   Weights w;
@@ -101,9 +101,9 @@ Qwen3::Weights Qwen3::views(const Tensor& flat) const {
   return w;
 }
 
-void Qwen3::bind(const Tensor& parameters, const Tensor& gradients) {
+void Qwen3::bind(const Tensor& parameters, const FlatMemory& gradients) {
   weights_ = views(parameters);
-  gradients_ = gradients.empty() ? Weights{} : views(gradients);
+  gradients_ = gradients.flat.empty() ? Weights{} : views(gradients);
 }
 
 // What blocks share, the newest block's values in it: the MLP's gated rows always, outputs of norms with recompute
@@ -181,7 +181,9 @@ void Qwen3::forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput
     classifier_loss(ctx, {acts_.norm_f.y, weights_.head, batch.targets, config_.vocab_size, loss_scale, losses, d_y,
                           gradients_.head, scratch});
   }
+  say_final(ctx, "head.");
   qwen3_norm_backward(ctx, {weights_.norm_f, gradients_.norm_f, acts_.norm_f, d_y, Tensor{}, d_residual}, scratch);
+  say_final(ctx, "norm_f.");
   for (std::size_t l = acts_.blocks.size(); l-- > 0;) {
     const PartScope part(ctx, "block", static_cast<std::int64_t>(l), "backward");
     qwen3_block_backward(ctx,
@@ -192,15 +194,16 @@ void Qwen3::forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput
                           .branch = acts_.branch,
                           .newest = l + 1 == acts_.blocks.size()},
                          gradients_.blocks[l], acts_.blocks[l], d_residual, ranges);
+    say_final(ctx, "h." + std::to_string(l) + ".");
   }
   embedding_backward(ctx, {batch.tokens, d_residual.view({B, T, C}), gradients_.wte, Tensor{}, scratch});
 }
 
-void Qwen3::evaluate(Context& ctx, ModelArenas& arenas, const ModelInput& batch, const Tensor& losses) {
+void Qwen3::evaluate(Context& ctx, ModelArenas& arenas, const ModelInput& batch, const EvaluateOutput& out) {
   attention_->distill({});
   forward(ctx, arenas.scratch, batch);
-  classifier_loss(ctx, {acts_.norm_f.y, weights_.head, batch.targets, config_.vocab_size, 1.0f, losses, Tensor{},
-                        Tensor{}, arenas.scratch});
+  classifier_loss(ctx, {acts_.norm_f.y, weights_.head, batch.targets, config_.vocab_size, 1.0f, out.losses, Tensor{},
+                        Tensor{}, arenas.scratch, out.greedy});
 }
 
 std::unique_ptr<Generation> Qwen3::start_generation(Context& ctx, std::int64_t B, std::int64_t capacity,

@@ -17,11 +17,11 @@ class Qwen3 final : public Model {
  public:
   Qwen3(ModelConfig config, Device device, DType dtype);
 
-  void bind(const Tensor& parameters, const Tensor& gradients) override;
+  void bind(const Tensor& parameters, const FlatMemory& gradients) override;
   void plan(ModelArenas& arenas, std::int64_t B, std::int64_t T) override;
   void forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput& batch, float loss_scale,
                         const Tensor& losses) override;
-  void evaluate(Context& ctx, ModelArenas& arenas, const ModelInput& batch, const Tensor& losses) override;
+  void evaluate(Context& ctx, ModelArenas& arenas, const ModelInput& batch, const EvaluateOutput& out) override;
   std::unique_ptr<Generation> start_generation(Context& ctx, std::int64_t B, std::int64_t capacity,
                                                std::int64_t chunk) override;
   Tensor feed(Context& ctx, Generation& generation, const Tensor& tokens) override;
@@ -69,7 +69,7 @@ class Qwen3 final : public Model {
   enum class Use : std::uint8_t { training, generation };
   void declare_parameters();
   void declare_block(std::int64_t layer);
-  Weights views(const Tensor& flat) const;
+  Weights views(const FlatMemory& flat) const;
   Activations plan_activations(Arena& saved, Arena& scratch, std::int64_t B, std::int64_t T, Use use) const;
   void forward(Context& ctx, Arena& scratch, const ModelInput& batch);
 

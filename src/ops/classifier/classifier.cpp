@@ -36,7 +36,8 @@ ClassifierWork classifier_work(const Classifier& args, const Tensor& logits) {
 void classifier_loss(Context& ctx, const Classifier& args) {
   require(args.x.rank == 2 && args.x.dim(1) == args.weight.dim(1) && args.targets.numel() == args.x.dim(0) &&
               args.losses.numel() == args.x.dim(0) && args.V >= 1 && args.V <= args.weight.dim(0) &&
-              args.d_x.empty() == args.d_weight.empty(),
+              args.d_x.empty() == args.d_weight.empty() &&
+              (args.greedy.empty() || (args.d_x.empty() && args.greedy.numel() == args.x.dim(0))),
           "internal error: classifier_loss: x {}, weight {}, V {}", args.x, args.weight, args.V);
   if constexpr (kHasCuda) {
     if (ctx.on_cuda()) return cuda_ops::classifier_loss(ctx, args);

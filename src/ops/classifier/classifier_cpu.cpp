@@ -9,6 +9,11 @@
 namespace sfa::cpu_ops {
 namespace {
 
+// Whether sampling at temperature 0 would take the target: the largest logit, the lowest token among equals.
+bool is_greedy(const float* logits, std::int64_t V, std::int32_t target) {
+  return target >= 0 && std::max_element(logits, logits + V) - logits == target;
+}
+
 // One row: loss, and with `scale` the logits turned into their gradient in place.
 float softmax_row(float* logits, std::int64_t V, std::int64_t Vp, std::int32_t target, bool backward, float scale) {
   if (target < 0) {
@@ -51,6 +56,7 @@ void classifier_loss(Context& ctx, const Classifier& args) {
   const float *x = args.x.as<float>(), *weight = args.weight.as<float>();
   const std::int32_t* targets = args.targets.as<std::int32_t>();
   float* losses = args.losses.as<float>();
+  std::int32_t* greedy = args.greedy.empty() ? nullptr : args.greedy.as<std::int32_t>();
   for (std::int64_t n0 = 0; n0 < N; n0 += chunk) {
     const std::int64_t rows = std::min(chunk, N - n0);
     float* part = logits.as<float>();
@@ -72,8 +78,10 @@ void classifier_loss(Context& ctx, const Classifier& args) {
     {
       const OpScope op(ctx, [&] { return classifier_work(args, used).softmax; });
 #pragma omp parallel for schedule(static)
-      for (std::int64_t n = 0; n < rows; ++n)
+      for (std::int64_t n = 0; n < rows; ++n) {
+        if (greedy != nullptr) greedy[n0 + n] = is_greedy(part + n * Vp, args.V, targets[n0 + n]) ? 1 : 0;
         losses[n0 + n] = softmax_row(part + n * Vp, args.V, Vp, targets[n0 + n], backward, args.loss_scale);
+      }
       if (backward) round_output(ctx, used);
     }
     if (!backward) continue;

@@ -65,6 +65,7 @@ __device__ __forceinline__ float exponential(float x, float top) {
 struct Rows {
   const std::int32_t* targets;
   float* losses;
+  std::int32_t* greedy;  // or null
   std::int64_t V, Vp;
   float loss_scale;
 };
@@ -121,7 +122,10 @@ __global__ void __launch_bounds__(kThreads) softmax_rows_kernel(T* __restrict__ 
   T* kept = SHARED ? reinterpret_cast<T*>(memory) : own;
   const std::int32_t target = p.targets[row];
   if (target < 0) {
-    if (threadIdx.x == 0) p.losses[row] = 0;
+    if (threadIdx.x == 0) {
+      p.losses[row] = 0;
+      if (p.greedy != nullptr) p.greedy[row] = 0;
+    }
     if constexpr (BACKWARD) {
       const float zero[WIDTH] = {};
       for (std::int64_t v = first; v < p.Vp; v += step) store(own + v, zero);
@@ -145,6 +149,16 @@ __global__ void __launch_bounds__(kThreads) softmax_rows_kernel(T* __restrict__ 
   for (std::int64_t v = first; v < p.V; v += step) add_vector<T, WIDTH>(s, kept + v, v, p.V);
   s = block_join(s);
   if (threadIdx.x == 0) p.losses[row] = s.top + logf(s.total) - chosen;
+  if constexpr (!BACKWARD) {
+    if (p.greedy != nullptr) {
+      // The largest logit may stand in several places, the more so in bf16: the first of them is the greedy choice.
+      const bool largest = to_float(own[target]) == s.top;
+      bool earlier = false;
+      for (std::int64_t v = threadIdx.x; largest && v < target; v += kThreads) earlier |= to_float(own[v]) == s.top;
+      earlier = __syncthreads_or(earlier ? 1 : 0) != 0;
+      if (threadIdx.x == 0) p.greedy[row] = largest && !earlier ? 1 : 0;
+    }
+  }
   if constexpr (BACKWARD) {
 #pragma unroll 2
     for (std::int64_t v = first; v < p.Vp; v += step) write_gradient<T, WIDTH>(own + v, kept + v, s, v, target, p);
@@ -204,6 +218,7 @@ void classifier_loss(Context& ctx, const Classifier& args) {
       const OpScope op(ctx, [&] { return classifier_work(args, logits).softmax; });
       const Rows part{.targets = data_of<const std::int32_t>(args.targets) + n0,
                       .losses = data_of<float>(args.losses) + n0,
+                      .greedy = args.greedy.empty() ? nullptr : data_of<std::int32_t>(args.greedy) + n0,
                       .V = args.V,
                       .Vp = Vp,
                       .loss_scale = args.loss_scale};

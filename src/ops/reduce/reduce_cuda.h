@@ -5,4 +5,5 @@
 
 namespace sfa::cuda_ops {
 void sum_add(Context& ctx, const Tensor& x, const Tensor& total);
+void add_to(Context& ctx, const Tensor& from, const Tensor& to);
 }  // namespace sfa::cuda_ops

@@ -1,0 +1,170 @@
+#!/usr/bin/env bash
+# Everything that needs several cards of one machine: NCCL's operations, the same losses on one card and on many, ZeRO stages, faults,
+# and how speed scales. Ends in a table and one line, "N passed, N failed".
+#   scripts/gpu_check_multi.sh                    builds preset cuda first
+#   scripts/gpu_check_multi.sh --build DIR        programs that are built already (DIR/sfa, DIR/tests/ranks_program or DIR/ranks_program)
+#     --data FILE.h5   GPT-2 tokens for the speed of GPT-2 124M (default: tokens made here)
+#     --gpus N         (default: all that nvidia-smi names)
+#     --no-speed       correctness alone
+set -uo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
+
+BUILD='' DATA='' GPUS='' SPEED=yes
+while [ $# -gt 0 ]; do
+  case $1 in
+    -h | --help) sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    --build) BUILD=$2; shift 2 ;;
+    --data) DATA=$(realpath "$2"); shift 2 ;;
+    --gpus) GPUS=$2; shift 2 ;;
+    --no-speed) SPEED=no; shift ;;
+    *) printf 'gpu_check_multi.sh: unknown option %s (see --help)\n' "$1" >&2; exit 2 ;;
+  esac
+done
+has_gpu || die 'no GPU answers here (nvidia-smi names none)'
+command -v mpirun >/dev/null || die 'there is no mpirun (openmpi-bin)'
+GPUS=${GPUS:-$(nvidia-smi -L | grep -c '^GPU ')}
+[ "$GPUS" -ge 2 ] || die "several GPUs are needed, $GPUS is there"
+if [ -z "$BUILD" ]; then
+  cd "$ROOT" && BUILD=build/cuda
+  cmake --preset cuda >build/cuda.log 2>&1 && ninja -C $BUILD sfa ranks_program >build/cuda.log 2>&1 || { tail -20 build/cuda.log; die 'building failed'; }
+fi
+BUILD=$(cd "$BUILD" && pwd)
+SFA=$BUILD/sfa PROGRAM=$BUILD/tests/ranks_program
+[ -x "$PROGRAM" ] || PROGRAM=$BUILD/ranks_program
+[ -x "$SFA" ] && [ -x "$PROGRAM" ] || die "$BUILD: sfa or ranks_program is not there"
+
+# NCCL: where the loader finds it, or beside a PyTorch.
+if ! ldconfig -p | grep -q 'libnccl\.so\.2' && [ -z "${NCCL_HOME:-}" ]; then
+  NCCL_HOME=$(env -u LD_LIBRARY_PATH python3 -c 'import nvidia.nccl as n; print(list(n.__path__)[0])' 2>/dev/null) && export NCCL_HOME
+fi
+# Where ranks meet when this build has no MPI.
+export MASTER_ADDR=127.0.0.1 MASTER_PORT=$((20000 + $$ % 20000))
+export NCCL_NVLS_ENABLE=0 OMP_NUM_THREADS=4 OMP_WAIT_POLICY=PASSIVE
+WORK=$(mktemp -d)
+trap 'rm -rf "$WORK"' EXIT
+cd "$WORK" || exit 1
+PASSED=0 FAILED=0 TABLE=()
+passed() { say "ok      $*"; PASSED=$((PASSED + 1)); }
+failed() { say "FAILED  $*"; FAILED=$((FAILED + 1)); }
+
+# ranks N COMMAND...: as N ranks, or by itself.
+ranks() {
+  local n=$1; shift
+  if [ "$n" = 1 ]; then "$@"; else mpirun --allow-run-as-root --oversubscribe --bind-to none -np "$n" "$@"; fi
+}
+# losses RUN: all training losses, one a line. apart A B: the largest difference.
+losses() { sed -n 's/.*"train\/loss":\([-0-9.e+]*\).*/\1/p' "$1/metrics.jsonl"; }
+apart() {
+  paste <(losses "$1") <(losses "$2") |
+    awk 'NF != 2 {bad = 1} {d = $1 - $2; if (d < 0) d = -d; if (d > m) m = d; n++} END {print (bad || n == 0) ? 99 : m + 0}'
+}
+# within NAME A B LIMIT
+within() {
+  local d; d=$(apart "$2" "$3")
+  if awk -v d="$d" -v l="$4" 'BEGIN {exit !(d <= l)}'; then passed "$1: losses $d apart (limit $4)"; else failed "$1: losses $d apart (limit $4)"; fi
+}
+# run NAME N [key=value...]: trains the small model; says when it fails.
+run() {
+  local name=$1 n=$2; shift 2
+  ranks "$n" timeout 90 "$SFA" train small.yaml output_dir="$name" "$@" >"$name.log" 2>&1 ||
+    { failed "$name on $n"; tail -5 "$name.log"; return 1; }
+}
+
+step "NCCL on $GPUS x $(gpu_name)"
+if ranks "$GPUS" timeout 120 "$PROGRAM" collectives cuda >collectives.log 2>&1; then passed "$(tail -1 collectives.log)"
+else failed 'operations of the communicator'; tail -5 collectives.log; fi
+
+step 'The same training on one card and on many'
+cat "$ROOT"/docs/*.md "$ROOT"/README.md >text.txt 2>/dev/null
+[ -s text.txt ] || seq 1 60000 >text.txt
+"$SFA" data tokenize --tokenizer bytes --val-fraction 0.1 --output small.h5 text.txt >tokenize.log 2>&1 || die "tokenizing failed: $(tail -1 tokenize.log)"
+# With a warm-up: the first steps of AdamW are the signs of gradients, and without one the rounding of those near zero becomes whole steps.
+cat >small.yaml <<'Y'
+output_dir: small
+device: cuda
+seed: 3
+model: {num_hidden_layers: 5, num_attention_heads: 4, hidden_size: 256, max_position_embeddings: 128, attention: {type: dense}}
+data: {train: small.h5, batch_size: 32, micro_batch_size: 4}
+train: {max_steps: 20, lr: 1.0e-3, warmup_steps: 10, dtype: fp32, eval_every: 10, log_every: 1}
+checkpoint: {every: 10, keep_last: 1}
+dist: {bucket_mb: 1}
+Y
+run one 1 && run many "$GPUS" && {
+  within "1 and $GPUS cards, fp32" one many 1e-5
+  for zero in 1 2; do run "zero$zero" "$GPUS" dist.zero=$zero && within "dist.zero=$zero beside 0, fp32" "zero$zero" many 1e-6; done
+  run again "$GPUS" && {
+    if diff <(losses again) <(losses many) >/dev/null && (cd again && sha256sum step_*/rank_*.h5) | diff - <(cd many && sha256sum step_*/rank_*.h5) >/dev/null
+    then passed 'two runs, the same losses and weights to the bit'; else failed 'two runs differ'; fi
+  }
+  run nographs "$GPUS" train.cuda_graphs=false && within 'with and without CUDA graphs, fp32' nographs many 0
+}
+for zero in 0 1 2; do
+  run "bf$zero" "$GPUS" train.dtype=bf16 dist.zero=$zero && [ $zero -gt 0 ] && within "dist.zero=$zero beside 0, bf16" "bf$zero" bf0 1e-2
+done
+run half "$GPUS" train.max_steps=10 train.schedule=constant dist.zero=1 && run full 1 train.schedule=constant &&
+  cp -r half resumed && run resumed 1 train.schedule=constant resume=auto && within "saved on $GPUS cards, resumed on 1" resumed full 1e-5
+
+step 'Started without MPI; faults'
+unset MASTER_ADDR MASTER_PORT
+export SFA_RENDEZVOUS=$WORK/meet
+for r in $(seq 0 $((GPUS - 1))); do
+  RANK=$r LOCAL_RANK=$r WORLD_SIZE=$GPUS timeout 90 "$SFA" train small.yaml output_dir=nompi >"nompi.$r.log" 2>&1 &
+done
+wait
+unset SFA_RENDEZVOUS
+export MASTER_ADDR=127.0.0.1 MASTER_PORT=$((20000 + $$ % 20000))
+within 'without MPI, met by a file' nompi many 0
+for fault in die:1:6 hang:1:6 throw:1:6; do
+  began=$SECONDS
+  if ranks "$GPUS" timeout 100 "$PROGRAM" train $fault small.yaml output_dir="fault_${fault%%:*}" dist.timeout_s=5 >fault.log 2>&1; then failed "$fault: exit code 0"
+  else
+    line=$(grep -E 'the job ends|signal 9' fault.log | head -1)
+    if [ -n "$line" ] && [ $((SECONDS - began)) -lt 60 ]; then passed "$fault after $((SECONDS - began)) s: $line"; else failed "$fault after $((SECONDS - began)) s"; tail -5 fault.log; fi
+  fi
+done
+
+if [ $SPEED = yes ]; then
+  step 'Weak scaling: GPT-2 124M, bf16, 8 micro-steps of 64 x 1024 tokens a card and step'
+  if [ -z "$DATA" ]; then
+    python3 - <<'P' || die 'tokens can be made by python3 alone'
+import array, random, struct
+random.seed(1)
+n = 4_000_000
+tokens = array.array('H', (min(50256, int(random.paretovariate(0.9)) - 1) for _ in range(n)))
+with open('tokens.bin', 'wb') as f:
+    f.write(struct.pack('<256i', 20240520, 1, n, *([0] * 253)))
+    tokens.tofile(f)
+P
+    DATA=$WORK/tokens.bin
+  fi
+  cat >speed.yaml <<Y
+output_dir: speed
+device: cuda
+model: {num_hidden_layers: 12, num_attention_heads: 12, hidden_size: 768, max_position_embeddings: 1024, attention: {type: dense}}
+data: {train: $DATA, seq_len: 1024, batch_size: 512, micro_batch_size: 64}
+train: {max_steps: 12, lr: 6.0e-4, warmup_steps: 700, eval_every: 0, log_every: 4}
+checkpoint: {every: 0, background: false}
+Y
+  # speed NAME N ZERO: the last interval's tokens a second and the slowest rank's waiting, in the table.
+  one=0
+  speed() {
+    local name=$1 n=$2 zero=$3 line rate wait
+    ranks "$n" timeout 120 "$SFA" train speed.yaml output_dir="$name" data.batch_size=$((512 * n)) dist.zero="$zero" >"$name.log" 2>&1 ||
+      { failed "$name"; tail -5 "$name.log"; return; }
+    line=$(grep tokens_per_sec "$name/metrics.jsonl" | tail -1)
+    rate=$(sed -n 's/.*"tokens_per_sec":\([0-9.e+]*\).*/\1/p' <<<"$line")
+    wait=$(sed -n 's/.*"ranks\/slowest_exchange_ms":\([0-9.e+]*\).*/\1/p' <<<"$line")
+    [ "$n" -gt 1 ] || one=$rate
+    TABLE+=("$(awk -v n="$n" -v z="$zero" -v r="$rate" -v o="$one" -v w="${wait:-0}" -v s="$(sed -n 's/.*"step_ms":\([0-9.e+]*\).*/\1/p' <<<"$line")" \
+      'BEGIN {printf "%d cards  dist.zero %d  %10.0f tok/s  %8.2f ms/step  %6.2f %% of %d x one card  exposed sums %.2f ms", n, z, r, s, 100 * r / (n * o), n, w}')  $(grep -o 'memory: .*' "$name.log" | head -1)")
+    rm -rf "$name"
+    say "${TABLE[-1]}"
+  }
+  speed speed1 1 0
+  for zero in 0 1 2; do speed "speed_zero$zero" "$GPUS" $zero; done
+fi
+
+step 'Result'
+printf '%s\n' ${TABLE[@]+"${TABLE[@]}"}
+say "$PASSED passed, $FAILED failed"
+[ $FAILED -eq 0 ]

@@ -1,0 +1,47 @@
+// What a step takes on many ranks, predicted from one rank's measured micro-step and the links between them. The model,
+// for N ranks whose slowest link carries B bytes a second and rank:
+//   sum of S bytes to all                2 (N-1)/N S / B        (Patarasuk and Yuan, JPDC 69, 2009)
+//   sum to the owners, or weights to all   (N-1)/N S / B
+// each bucket with log2(N) latencies more. The blocks' sums go on beside the backward pass of the last micro-step, two
+// thirds of it, and of every micro-step with dist.zero=2; what lies outside of blocks (embeddings, summed at the end)
+// and what does not fit beside backward is waited for, and so are the weights that dist.zero=1 and 2 gather after the
+// update. It knows nothing of stragglers, of networks that others use, nor of what NCCL's kernels take from the card.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "config/config.h"
+#include "models/parameters.h"
+
+namespace sfa {
+
+struct Link {
+  std::string name;
+  double bytes_per_second = 0;  // of one rank, in one direction, as sums reach it
+  double latency_s = 0;
+};
+/// "nvlink", "ib400", "ib200", "eth100", or a number of GB/s. Throws Error naming the known ones.
+Link parse_link(const std::string& text);
+
+struct ScalingInput {
+  double micro_step_s = 0;       // forward and backward of one rank's micro-batch, measured on one
+  double update_s = 0;           // the optimizer's work on all parameters, measured on one
+  std::int64_t micro_steps = 1;  // of a rank and step
+  double gradient_bytes = 0, block_gradient_bytes = 0, weight_bytes = 0;  // of all; of blocks; as the model uses them
+  double bucket_bytes = 0;
+  int ranks_per_machine = 8;
+  Link inside, between;  // of machines
+};
+/// Bytes of a model, from its list of parameters.
+void take_bytes(ScalingInput& input, const ParameterList& list, double gradient_element, double weight_element);
+
+struct ScalingPoint {
+  int ranks = 1;
+  std::int64_t zero = 0;
+  double step_s = 0, exposed_s = 0;  // exposed: waited for
+  double efficiency = 1;             // of one rank's tokens a second
+};
+ScalingPoint predict_step(const ScalingInput& input, int ranks, std::int64_t zero);
+
+}  // namespace sfa

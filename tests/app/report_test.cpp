@@ -1,0 +1,235 @@
+// `sfa compare --html`: one self-contained file whose every number is in the file of the run that it names.
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <regex>
+#include <set>
+
+#include "app/program.h"
+
+namespace sfa::test {
+namespace {
+
+using nlohmann::json;
+
+class Report : public AppTest {
+ protected:
+  // Trains, and keeps the losses of all validation documents.
+  void train(const std::string& name, const std::vector<std::string>& overrides) {
+    std::vector<std::string> command{"train", at("run.yaml"), "output_dir=" + at(name)};
+    command.insert(command.end(), overrides.begin(), overrides.end());
+    const Ended trained = sfa(command);
+    ASSERT_EQ(trained.code, 0) << trained.err;
+    const Ended kept =
+        sfa({"eval", "perplexity", "--checkpoint", at(name), "--data", at("docs.h5"), "--split", "all", "--save"});
+    ASSERT_EQ(kept.code, 0) << kept.err;
+  }
+
+  void SetUp() override {
+    AppTest::SetUp();
+    std::string lines;
+    for (std::uint32_t i = 0; i < 30; ++i) lines += json{{"text", text(120 + 7 * i, i)}}.dump() + "\n";
+    write_text(at("docs.jsonl"), lines);
+    ASSERT_EQ(sfa({"data", "tokenize", "--output", at("docs.h5"), at("docs.jsonl")}).code, 0);
+  }
+
+  std::string report(std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), "compare");
+    arguments.insert(arguments.end(), {"--html", at("report.html")});
+    const Ended ended = sfa(arguments);
+    EXPECT_EQ(ended.code, 0) << ended.err;
+    return read_text(at("report.html"));
+  }
+};
+
+std::string unescaped(std::string text) {
+  for (const auto& [from, to] : {std::pair{"&lt;", "<"}, {"&gt;", ">"}, {"&quot;", "\""}, {"&amp;", "&"}})
+    for (std::size_t i = text.find(from); i != std::string::npos; i = text.find(from, i + 1))
+      text.replace(i, std::string(from).size(), to);
+  return text;
+}
+
+// The number that a file has under a key: newest line of .jsonl, a path of .json, a top-level key of .yaml.
+double number_in(const std::string& file, const std::string& key) {
+  if (file.ends_with(".jsonl")) {
+    std::stringstream lines(read_text(file));
+    double found = std::nan("");
+    for (std::string line; std::getline(lines, line);) {
+      const json object = json::parse(line);
+      if (object.contains(key) && object[key].is_number()) found = object[key].get<double>();
+    }
+    return found;
+  }
+  if (file.ends_with(".json")) return json::parse(read_text(file)).at(json::json_pointer("/" + key)).get<double>();
+  std::smatch m;
+  const std::string text = read_text(file);
+  return std::regex_search(text, m, std::regex("(^|\n)" + key + ": *([-0-9.e+]+)")) ? std::stod(m[2]) : std::nan("");
+}
+
+TEST_F(Report, EveryNumberIsInTheFileThatItNames) {
+  train("dense", {"model.attention.type=dense", "model.attention.k=0"});
+  train("sparse", {});
+  train("sparse_b", {"seed=4"});
+  ASSERT_EQ(sfa({"analyze", "support", "--checkpoint", at("sparse"), "--data", at("data.h5"), "--save"}).code, 0);
+  ASSERT_EQ(sfa({"bench", "attention", "--d", "8", "--k", "2", "--n", "32..64", "--heads", "2", "--batch", "1",
+                 "--repetitions", "2", "--device", "cpu", "--json", at("latency.json")})
+                .code,
+            0);
+  ASSERT_EQ(sfa({"eval", "passkey", "--checkpoint", at("dense"), "--lengths", "16", "--save"}).code, 1)
+      << "16 positions hold no question";
+  fs::create_directories(at("dense") + "/eval");
+  write_text(at("dense") + "/eval/piqa.json", R"({"task": "piqa", "acc": 0.625, "acc_stderr": 0.05, "acc_norm": 0.5})");
+  write_text(at("dense") + "/eval/niah_synthetic.json",
+             R"({"cells": [{"length": 8, "depth": 0, "accuracy": 0.5}, {"length": 8, "depth": 1, "accuracy": 1}]})");
+  const std::string page = report({at("dense"), at("sparse"), at("sparse_b"), "--latency", at("latency.json")});
+
+  const std::regex cell("data-file=\"([^\"]*)\" data-key=\"([^\"]*)\" data-value=\"([^\"]*)\"");
+  std::set<std::string> files;
+  int cells = 0;
+  for (auto it = std::sregex_iterator(page.begin(), page.end(), cell); it != std::sregex_iterator(); ++it, ++cells) {
+    const std::string file = unescaped((*it)[1]), key = unescaped((*it)[2]);
+    EXPECT_EQ(number_in(file, key), std::stod((*it)[3])) << file << " " << key;
+    files.insert(fs::path(file).filename().string());
+  }
+  EXPECT_GE(cells, 3 * 5 + 2 * 4 + 2 * 2);
+  EXPECT_EQ(files, (std::set<std::string>{"metrics.jsonl", "config.yaml", "support.json", "latency.json", "piqa.json",
+                                          "niah_synthetic.json"}));
+  // A number without a file says what it was computed from.
+  const std::regex bare("<td class=\"n\">");
+  EXPECT_FALSE(std::regex_search(page, bare));
+}
+
+// The rivals that a comparison needs, each by overrides of one dense recipe: trained, evaluated, generated from, told
+// apart.
+TEST_F(Report, RivalsAreConfigurationsOfOneRecipe) {
+  const std::vector<std::string> dense{"model.attention.type=dense", "model.attention.k=0"};
+  struct Rival {
+    std::string name, label;
+    bool sfa;
+    std::vector<std::string> keys;
+    double kv_to_dense;  // bytes of the cache, f32
+  };
+  const std::vector<Rival> rivals{{"full", "dense", false, {}, 1},
+                                  {"short", "dense d=4", false, {"model.head_dim=4"}, 0.5},
+                                  {"fair", "dense d_qk=4", false, {"model.attention.qk_head_dim=4"}, 0.75},
+                                  {"window", "dense window=6", false, {"model.attention.window=6"}, 1},
+                                  {"mqa", "dense kv_heads=1", false, {"model.num_key_value_heads=1"}, 0.5},
+                                  {"sfa", "sfa k=2", true, {"model.attention.k=2"}, (2 * 5 + 32) / 64.0},
+                                  {"sfa_2of4",
+                                   "sfa k=2 2of4",
+                                   true,
+                                   {"model.attention.k=2", "model.attention.selection=topk_2of4"},
+                                   (2 * 5 + 32) / 64.0},
+                                  {"sfa_mask",
+                                   "sfa k=2 mask",
+                                   true,
+                                   {"model.attention.k=2", "model.attention.zero_overlap=mask"},
+                                   (2 * 5 + 32) / 64.0},
+                                  {"window_sfa",
+                                   "sfa k=2 window=6",
+                                   true,
+                                   {"model.attention.k=2", "model.attention.window=6"},
+                                   (2 * 5 + 32) / 64.0}};
+  std::vector<std::string> folders{"compare", "--json"};
+  for (const Rival& r : rivals) {
+    SCOPED_TRACE(r.name);
+    std::vector<std::string> keys = r.sfa ? std::vector<std::string>{} : dense;
+    keys.insert(keys.end(), r.keys.begin(), r.keys.end());
+    keys.emplace_back("train.max_steps=6");
+    train(r.name, keys);
+    EXPECT_EQ(
+        sfa({"generate", "--checkpoint", at(r.name), "--prompt", "the ", "--max-tokens", "4", "--seed", "1"}).code, 0);
+    folders.push_back(at(r.name));
+  }
+  const Ended ended = sfa(folders);
+  ASSERT_EQ(ended.code, 0) << ended.err;
+  const json rows = json::parse(ended.out);
+  for (std::size_t i = 0; i < rivals.size(); ++i) {
+    EXPECT_EQ(rows[i]["attention"], rivals[i].label);
+    EXPECT_DOUBLE_EQ(rows[i]["kv_bytes_per_token"].get<double>() / rows[0]["kv_bytes_per_token"].get<double>(),
+                     rivals[i].kv_to_dense);
+    EXPECT_TRUE(rows[i]["val_loss"].is_number());
+  }
+}
+
+TEST_F(Report, IsOneFileThatLoadsNothing) {
+  train("dense", {"model.attention.type=dense", "model.attention.k=0"});
+  train("sparse", {});
+  write_text(at("sparse") + ".command", "sfa train <it> & more");
+  const std::string page = report({at("dense"), at("sparse") + "/"});
+  for (const char* outside : {"http:", "https:", "<script", "<link", "<img", "@import", "url("})
+    EXPECT_EQ(page.find(outside), std::string::npos) << outside;
+  for (const char* needed : {"prefers-color-scheme: dark", "@media print", "<svg", "Loss against tokens",
+                             "Loss against time", "sfa train &lt;it&gt; &amp; more", "sfa k=4", "95 % documents"})
+    EXPECT_NE(page.find(needed), std::string::npos) << needed;
+  // Elements end in the order in which they began.
+  std::vector<std::string> open;
+  const std::regex tag("<(/?)([a-z0-9]+)([^>]*?)(/?)>");
+  const std::set<std::string> lone{"meta"};
+  for (auto it = std::sregex_iterator(page.begin(), page.end(), tag); it != std::sregex_iterator(); ++it) {
+    const std::string name = (*it)[2];
+    if ((*it)[4].length() > 0 || lone.contains(name)) continue;
+    if ((*it)[1].length() == 0) {
+      open.push_back(name);
+    } else {
+      ASSERT_FALSE(open.empty()) << name;
+      EXPECT_EQ(open.back(), name);
+      open.pop_back();
+    }
+  }
+  EXPECT_TRUE(open.empty());
+}
+
+// Where there is a browser: it draws the page, and its own reading of the page has every chart with its lines.
+TEST_F(Report, ABrowserShowsIt) {
+  if (std::system("command -v chromium >/dev/null 2>&1") != 0) GTEST_SKIP() << "there is no chromium here";
+  train("dense", {"model.attention.type=dense", "model.attention.k=0"});
+  train("sparse", {});
+  (void)report({at("dense"), at("sparse")});
+  const std::string browser = "cd " + scratch().string() +
+                              " && timeout 100 chromium --headless --no-sandbox --disable-gpu --user-data-dir=profile ",
+                    page = " file://" + at("report.html") + " ";
+  ASSERT_EQ(std::system((browser + "--dump-dom" + page + ">dom.html 2>dom.log").c_str()), 0);
+  const std::string dom = read_text(scratch() / "dom.html");
+  std::size_t charts = 0, lines = 0;
+  for (std::size_t i = dom.find("<svg class=\"chart\""); i != std::string::npos;
+       i = dom.find("<svg class=\"chart\"", i + 1))
+    ++charts;
+  for (std::size_t i = dom.find("<path d=\"M"); i != std::string::npos; i = dom.find("<path d=\"M", i + 1)) ++lines;
+  EXPECT_EQ(charts, 5u) << "the gap, two courses, two frontiers";
+  EXPECT_EQ(lines, 8u) << "training and validation of two runs, twice";
+  ASSERT_EQ(std::system((browser + "--window-size=1200,1600 --screenshot=page.png" + page + ">shot.log 2>&1").c_str()),
+            0);
+  EXPECT_GT(fs::file_size(scratch() / "page.png"), 20000u);
+}
+
+TEST_F(Report, GapIsThatOfTheDocuments) {
+  train("dense", {"model.attention.type=dense", "model.attention.k=0"});
+  train("sparse", {"train.max_steps=8"});  // a gap that shows in four digits
+  const std::string page = report({at("dense"), at("sparse")});
+  double nats = 0, tokens = 0;
+  for (const auto& [name, sign] : {std::pair{"sparse", 1.0}, {"dense", -1.0}}) {
+    const json kept = json::parse(read_text(at(name) + "/eval/perplexity.json"));
+    EXPECT_EQ(kept["documents"].size(), 30u);
+    double sum = 0, count = 0;
+    for (const auto& d : kept["documents"]) {
+      sum += d[1].get<double>();
+      count += d[0].get<double>();
+    }
+    EXPECT_NEAR(sum / count, kept["loss"].get<double>(), 1e-9);
+    EXPECT_EQ(count, kept["tokens"].get<double>());
+    nats += sign * sum;
+    tokens = count;
+  }
+  // The interval is around the difference of the documents' losses.
+  const std::regex interval("over the documents of[^>]*>\\[([-+0-9.]+), ([-+0-9.]+)\\]");
+  std::smatch m;
+  ASSERT_TRUE(std::regex_search(page, m, interval));
+  EXPECT_LT(std::stod(m[1]), nats / tokens + 1e-4);
+  EXPECT_GT(std::stod(m[2]), nats / tokens - 1e-4);
+  EXPECT_LT(std::stod(m[1]), std::stod(m[2]));
+  EXPECT_EQ(sfa({"compare", at("dense"), "--latency", at("docs.h5"), "--html", at("r.html")}).code, 1);
+  EXPECT_EQ(sfa({"eval", "perplexity", "--checkpoint", at("nowhere"), "--data", at("docs.h5"), "--save"}).code, 1);
+}
+
+}  // namespace
+}  // namespace sfa::test

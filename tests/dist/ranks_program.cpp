@@ -1,0 +1,218 @@
+// Runs as every rank of a job and looks at what the ranks do together; exit code 0 when all is as it should be.
+//   ranks_program collectives cpu|cuda         every operation of the communicator against sums made on one rank
+//   ranks_program train FAULT CONFIG [key=value...]
+//     FAULT: none | nan:R:S (rank R's gradient is NaN at step S) | throw:R:S | hang:R:S | die:R:S
+#include <unistd.h>
+
+#include <cmath>
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <thread>
+
+#include "config/config.h"
+#include "core/arena.h"
+#include "core/log.h"
+#include "core/rng.h"
+#include "dist/communicator.h"
+#include "dist/gradient_buckets.h"
+#include "train/trainer.h"
+
+namespace sfa::test {
+namespace {
+
+struct Checker {
+  Communicator& ranks;
+  Context ctx;
+  std::vector<Buffer> memory;
+
+  explicit Checker(Communicator& r, Device device) : ranks(r), ctx(device) {}
+
+  // What rank r holds: small whole numbers, so that sums are exact in every type and order.
+  static double value(int rank, std::int64_t i) { return static_cast<double>((i * 7 + rank * 13) % 17 - 8); }
+  [[nodiscard]] double sum(std::int64_t i) const {
+    double s = 0;
+    for (int r = 0; r < ranks.size(); ++r) s += value(r, i);
+    return s;
+  }
+
+  static std::vector<std::byte> encode(DType type, const std::vector<double>& x, bool doubles) {
+    std::vector<std::byte> bytes(x.size() * size_of(type));
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      std::byte* to = bytes.data() + i * size_of(type);
+      if (type == DType::f32) {
+        const auto v = static_cast<float>(x[i]);
+        std::memcpy(to, &v, sizeof v);
+      } else if (type == DType::bf16) {
+        const std::uint16_t v = bf16_bits(static_cast<float>(x[i]));
+        std::memcpy(to, &v, sizeof v);
+      } else if (doubles) {
+        std::memcpy(to, &x[i], sizeof x[i]);
+      } else {
+        const auto v = static_cast<std::int64_t>(x[i]);
+        std::memcpy(to, &v, sizeof v);
+      }
+    }
+    return bytes;
+  }
+  Tensor upload(DType type, const std::vector<double>& x, bool doubles = false) {
+    const std::vector<std::byte> bytes = encode(type, x, doubles);
+    memory.emplace_back(ctx.device(), bytes.size(), "a test's tensor");
+    const Tensor t(memory.back().data(), type, ctx.device(), {static_cast<std::int64_t>(x.size())});
+    ctx.copy(t.data, t.device, bytes.data(), Device::cpu, bytes.size());
+    ctx.synchronize();
+    return t;
+  }
+  Tensor mine(DType type, std::int64_t n, bool doubles = false) {
+    std::vector<double> x;
+    for (std::int64_t i = 0; i < n; ++i) x.push_back(value(ranks.rank(), i));
+    return upload(type, x, doubles);
+  }
+  template <class Expected>
+  void expect(const Tensor& t, const FlatRange& where, Expected&& expected, const char* what, bool doubles = false) {
+    ranks.join(ctx);
+    std::vector<std::byte> bytes(static_cast<std::size_t>(t.bytes()));
+    ctx.copy(bytes.data(), Device::cpu, t.data, t.device, bytes.size());
+    ctx.synchronize();
+    std::vector<double> x;
+    for (std::int64_t i = where.begin; i < where.end(); ++i) x.push_back(expected(i));
+    const std::vector<std::byte> right = encode(t.dtype, x, doubles);
+    const auto* from = bytes.data() + where.begin * static_cast<std::int64_t>(size_of(t.dtype));
+    require(right.empty() || std::memcmp(from, right.data(), right.size()) == 0, "rank {}: {} of {} is wrong",
+            ranks.rank(), what, t);
+  }
+
+  void all() {
+    const int size = ranks.size(), rank = ranks.rank();
+    for (const std::int64_t n : {1, 5, 64, 1000, 300'001}) {
+      const std::vector<FlatRange> parts = split_evenly(n, size, 64);
+      const FlatRange whole{0, n}, own = parts[static_cast<std::size_t>(rank)];
+      for (const DType type : {DType::f32, DType::bf16, DType::i64}) {
+        Tensor t = mine(type, n);
+        ranks.all_reduce(ctx, t);
+        expect(
+            t, whole, [&](std::int64_t i) { return sum(i); }, "all_reduce");
+        if (type != DType::i64) {
+          t = mine(type, n);
+          ranks.reduce_scatter(ctx, t, parts);
+          expect(
+              t, own, [&](std::int64_t i) { return sum(i); }, "reduce_scatter");
+          ranks.all_gather(ctx, t, parts);
+          expect(
+              t, whole, [&](std::int64_t i) { return sum(i); }, "all_gather");
+        }
+        t = mine(type, n);
+        ranks.broadcast(ctx, t, size - 1);
+        expect(
+            t, whole, [&](std::int64_t i) { return value(size - 1, i); }, "broadcast");
+        const int next = (rank + 1) % size, before = (rank + size - 1) % size;
+        t = mine(type, n);
+        const Tensor in = upload(type, std::vector<double>(static_cast<std::size_t>(n)));
+        ranks.exchange(ctx, t, next, in, before);
+        expect(
+            in, whole, [&](std::int64_t i) { return value(before, i); }, "exchange");
+        if (rank == 0) ranks.send(ctx, t, size - 1);
+        if (rank == size - 1) {
+          ranks.receive(ctx, in, 0);
+          expect(
+              in, whole, [&](std::int64_t i) { return value(0, i); }, "receive");
+        }
+        ranks.join(ctx);
+        ctx.synchronize();
+        memory.clear();
+      }
+      const Tensor t = mine(DType::i64, n, true);
+      ranks.all_reduce_f64(ctx, t);
+      expect(
+          t, whole, [&](std::int64_t i) { return sum(i); }, "all_reduce_f64", true);
+      buckets(n);
+      memory.clear();
+    }
+  }
+
+  // Named in any order, in part or not at all, every gradient is summed once.
+  void buckets(std::int64_t n) {
+    for (const bool owned : {false, true})
+      for (const std::int64_t bucket : {std::int64_t{100}, n + 1})
+        for (const bool staged : {false, true}) {
+          if (staged && !ctx.on_cuda()) continue;  // bf16 gradients are for GPUs
+          const Tensor t = mine(staged ? DType::bf16 : DType::f32, n);
+          const std::vector<FlatRange> parts = split_evenly(n, ranks.size(), 64);
+          const Tensor staging = staged ? upload(DType::f32, std::vector<double>(70'000)) : Tensor{};
+          GradientBuckets b(ranks, t, {bucket, owned ? parts : std::vector<FlatRange>{}, staging});
+          b.final(ctx, n - n / 3, n);
+          b.final(ctx, n / 2, n - n / 3);
+          b.final(ctx, n / 8, n / 4);
+          b.finish(ctx);
+          expect(
+              t, owned ? parts[static_cast<std::size_t>(ranks.rank())] : FlatRange{0, n},
+              [&](std::int64_t i) { return sum(i); }, "a sum in buckets");
+          memory.clear();
+        }
+  }
+};
+
+int collectives(const std::string& device) {
+  const Device where = device == "cuda" ? Device::cuda : Device::cpu;
+  const auto ranks = make_communicator(read_launch(process_environment), where, 30,
+                                       [](const std::string& line) { std::fprintf(stderr, "%s\n", line.c_str()); });
+  Checker checker(*ranks, where);
+  try {
+    checker.all();
+  } catch (const std::exception& e) {
+    ranks->control().give_up(e.what());
+  }
+  if (ranks->rank() == 0)
+    std::printf("%d ranks over %s: all operations are right\n", ranks->size(), ranks->backend().c_str());
+  return 0;
+}
+
+struct Fault {
+  std::string kind = "none";
+  int rank = -1;
+  std::int64_t step = 0;
+};
+
+Fault parse_fault(const std::string& text) {
+  Fault f;
+  f.kind = text.substr(0, text.find(':'));
+  if (f.kind != "none") std::sscanf(text.c_str() + f.kind.size(), ":%d:%ld", &f.rank, &f.step);
+  return f;
+}
+
+int run_training(const Fault& fault, const std::string& file, const std::vector<std::string>& overrides) {
+  const int rank = read_launch(process_environment).rank;
+  const TrainHooks hooks{[&](TrainingState& state, std::int64_t step, std::int64_t) {
+    if (fault.rank != rank || fault.step != step) return;
+    if (fault.kind == "throw") fail("a fault that was asked for");
+    if (fault.kind == "hang") std::this_thread::sleep_for(std::chrono::hours(1));
+    if (fault.kind == "die") ::kill(::getpid(), SIGKILL);
+    if (fault.kind == "nan") {
+      Context& ctx = state.context();
+      const Tensor& loss = state.loss_total();
+      const double nan = std::numeric_limits<double>::quiet_NaN();
+      ctx.copy(loss.data, loss.device, &nan, Device::cpu, sizeof nan);
+      ctx.synchronize();
+    }
+  }};
+  return train(load_config(file, overrides), {}, hooks);
+}
+
+}  // namespace
+}  // namespace sfa::test
+
+int main(int argc, char** argv) {
+  const std::vector<std::string> words(argv + 1, argv + argc);
+  sfa::start_logging();
+  try {
+    if (words.size() == 2 && words[0] == "collectives") return sfa::test::collectives(words[1]);
+    if (words.size() >= 3 && words[0] == "train")
+      return sfa::test::run_training(sfa::test::parse_fault(words[1]), words[2], {words.begin() + 3, words.end()});
+    std::fprintf(stderr, "usage: ranks_program collectives cpu|cuda | train FAULT CONFIG [key=value...]\n");
+    return 2;
+  } catch (const std::exception& e) {
+    if (*e.what() != '\0') std::fprintf(stderr, "ranks_program: %s\n", e.what());
+    return 1;
+  }
+}
