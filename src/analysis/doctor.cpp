@@ -180,8 +180,10 @@ std::string diagnosis_text(const Diagnosis& d) {
   row("CUDA", b["cuda_toolkit"].is_null()
                   ? "not built in (cmake --preset cuda, where nvcc is)"
                   : fmt::format("{}, for {}", text_of(b["cuda_toolkit"]), text_of(b["cuda_architectures"])));
-  row("MPI", b["mpi"].get<bool>() ? "found when it was built; runs are of one process"
-                                  : "not found when it was built; runs are of one process");
+  row("MPI", b["mpi"].get<bool>() ? "built in: several ranks on CPUs (mpirun)"
+                                  : "not built in; ranks on CPUs need it (libopenmpi-dev)");
+  row("NCCL", b["nccl"].get<bool>() ? "built in: several GPUs, where libnccl.so.2 is"
+                                    : "not built in; several GPUs need it (nccl.h, with CUDA)");
   row("HDF5", text_of(b["hdf5"]));
   row("BLAS",
       text_of(b["blas"]["library"]) + (b["blas"]["config"].is_null() ? "" : ": " + text_of(b["blas"]["config"])));

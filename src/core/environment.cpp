@@ -97,6 +97,7 @@ Json describe_build() {
           {"cuda_toolkit", kHasCuda ? Json(kCudaToolkit) : Json(nullptr)},
           {"cuda_architectures", text_or_null(kCudaArchitectures)},
           {"mpi", kHasMpi},
+          {"nccl", kHasNccl},
           {"hdf5", hdf5::library_version()},
           {"hdf5_built", kHdf5Version},
           {"blas", blas}};

@@ -35,7 +35,6 @@ ModelConfig model_of(const std::string& arch, const std::string& type, const std
   if (arch == "qwen3") {  // heads of 128, as the published sizes have; two query heads a key head
     c.num_key_value_heads = 1;
     c.head_dim = 128;
-    if (type == "sfa" && selection == "topk") c.rope_projection = "shared";
   }
   return c;
 }
