@@ -148,14 +148,31 @@ train_check() {
 # The checksums of all tensors in the last checkpoint, without what names the run.
 tensor_hashes() { tr -d ' \n' <"$1/step_00000060/manifest.json" | grep -o '"xxh3":\[[^]]*\]' | sha256sum; }
 
+# The record as it stands; written before the speeds are taken too, so that a run that is cut short leaves its tests.
+write_record() {
+  mkdir -p "$(dirname "$RECORD")"
+  {
+    printf '{\n  "cuda_source_hash": "%s",\n  "date": "%s",\n' "$HASH" "$(date -u +%Y-%m-%d)"
+    printf '  "card": %s,\n  "driver": %s,\n' "$(json_string "$(gpu_name)")" "$(json_string "$(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -1)")"
+    printf '  "passed": %d, "failed": %d, "skipped": %d,\n' $PASSED $FAILED $SKIPPED
+    printf '  "tests": [\n'
+    for i in "${!TESTS[@]}"; do printf '    %s%s\n' "${TESTS[$i]}" "$([ "$i" -lt $((${#TESTS[@]} - 1)) ] && echo ,)"; done
+    printf '  ],\n  "figures": {\n'
+    for i in "${!FIGURES[@]}"; do printf '%s%s\n' "${FIGURES[$i]}" "$([ "$i" -lt $((${#FIGURES[@]} - 1)) ] && echo ,)"; done
+    printf '  }\n}\n'
+  } >"$RECORD.tmp"
+  mv "$RECORD.tmp" "$RECORD"
+}
+
 HASH=$([ -d src ] && [ ! -f CUDA_SOURCE_HASH ] && cuda_source_hash || cat CUDA_SOURCE_HASH)
 say "card: $(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | head -1)"
 step 'CUDA against the CPU'
-for name in test_core test_ops test_optim test_attention test_models test_gpu; do run_gtest $name; done
+for name in test_core test_ops test_optim test_attention test_models test_eval test_hf test_gpu; do run_gtest $name; done
 for name in flash_forward_check flash_backward_check flash_decode_check; do run_check $name check; done
 step 'Training on the card against training on the CPU'
 train_check
 
+write_record
 if [ $BENCH = yes ]; then
   step 'Speed'
   PYTHON=${PYTHON:-python3}
@@ -173,18 +190,7 @@ if [ $BENCH = yes ]; then
   if [ -n "$DATA" ]; then SFA=$(program sfa) figures 'GPT-2 124M training' bash scripts/bench/train_gpu.sh "$DATA"; fi
 fi
 
-mkdir -p "$(dirname "$RECORD")"
-{
-  printf '{\n  "cuda_source_hash": "%s",\n  "date": "%s",\n' "$HASH" "$(date -u +%Y-%m-%d)"
-  printf '  "card": %s,\n  "driver": %s,\n' "$(json_string "$(gpu_name)")" "$(json_string "$(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -1)")"
-  printf '  "passed": %d, "failed": %d, "skipped": %d,\n' $PASSED $FAILED $SKIPPED
-  printf '  "tests": [\n'
-  for i in "${!TESTS[@]}"; do printf '    %s%s\n' "${TESTS[$i]}" "$([ "$i" -lt $((${#TESTS[@]} - 1)) ] && echo ,)"; done
-  printf '  ],\n  "figures": {\n'
-  for i in "${!FIGURES[@]}"; do printf '%s%s\n' "${FIGURES[$i]}" "$([ "$i" -lt $((${#FIGURES[@]} - 1)) ] && echo ,)"; done
-  printf '  }\n}\n'
-} >"$RECORD.tmp"
-mv "$RECORD.tmp" "$RECORD"
+write_record
 
 step "GPU check: $(gpu_name), $(elapsed)"
 printf '%s\n' "${TABLE[@]}"
