@@ -22,11 +22,10 @@ class GuardRunGpu : public GpuTest {
     std::ofstream text(folder_ / "text.txt");
     for (int i = 0; i < 3000; ++i) text << i << " and " << i * i << " make " << i + i * i << ".\n";
     text.close();
-    const std::string command =
-        fmt::format("{} data tokenize --tokenizer bytes --output {} {} 2> /dev/null", SFA_BINARY,
-                    (folder_ / "data.h5").string(), (folder_ / "text.txt").string());
-    if (std::getenv("SFA_BINARY") == nullptr && !fs::exists(SFA_BINARY)) GTEST_SKIP() << "the program was not built";
-    ASSERT_EQ(std::system(command.c_str()), 0);
+    TokenizeOptions options;
+    options.source.inputs = {(folder_ / "text.txt").string()};
+    options.output.path = (folder_ / "data.h5").string();
+    tokenize(options, *load_tokenizer("bytes"));
   }
   void TearDown() override { fs::remove_all(folder_); }
 
