@@ -26,6 +26,9 @@
 
 namespace sfa {
 
+struct LinearForward;
+struct QkNormRope;
+
 /// `model.attention` of the configuration, validated.
 struct AttentionConfig {
   std::string type = "dense";  // dense | sfa
@@ -130,6 +133,11 @@ class Attention {
 
   /// state.qkv -> state.q, state.k.
   virtual void prepare(Context& ctx, AttentionState& state) const = 0;
+  /// The op that makes the rows and `prepare` in one pass: leaves in state.q and state.k what the op into state.qkv and
+  /// then prepare() leave there; state.qkv itself is the variant's to use. False, with nothing done, where there is no
+  /// such pass.
+  virtual bool prepare_projected(Context& ctx, const LinearForward& projection, AttentionState& state) const;
+  virtual bool prepare_rotated(Context& ctx, const QkNormRope& rotation, AttentionState& state) const;
 
   struct Forward {
     const Queries& q;
@@ -177,13 +185,20 @@ class Attention {
   Distillation distillation_;
 };
 
+/// The last op before attention, whose y is state.qkv, where the caller leaves it to attention to run it (together with
+/// prepare, when the variant can). At most one is set; none: the rows are there.
+struct RowsFrom {
+  const LinearForward* projection = nullptr;
+  const QkNormRope* rotation = nullptr;
+};
+
 /// prepare + core on one layer's state: the whole of causal self-attention.
 void attention_forward(Context& ctx, const Attention& attention, AttentionState& state, const Ranges& ranges,
-                       Arena& scratch);
+                       Arena& scratch, const RowsFrom& rows = {});
 /// The same for new tokens after those in `cache`: their keys are appended first, and ranges.query_offset is set to
 /// their place. Into an empty cache they attend to each other as they were prepared, without reading it.
 void attention_forward_cached(Context& ctx, const Attention& attention, AttentionState& state, KvCache& cache,
-                              Ranges ranges, Arena& scratch);
+                              Ranges ranges, Arena& scratch, const RowsFrom& rows = {});
 /// Writes d_qkv [B, T, row] from d_out [B, T, H, Dv], to which distillation adds its part first.
 void attention_backward(Context& ctx, const Attention& attention, AttentionState& state, const Ranges& ranges,
                         const Tensor& d_out, const Tensor& d_qkv, Arena& scratch);

@@ -11,6 +11,8 @@
 #include "attention/posting/posting_list.h"
 #include "attention/sfa/sfa.h"
 #include "core/observer.h"
+#include "ops/linear/linear.h"
+#include "ops/qk_norm_rope/qk_norm_rope.h"
 
 namespace sfa {
 
@@ -79,6 +81,12 @@ PackedViews packed_views(const Tensor& qkv, const AttentionDims& d) {
 }
 
 void Attention::prepare_backward(Context&, const AttentionState&, const Tensor&) const {}
+bool Attention::prepare_projected(Context&, const LinearForward&, AttentionState&) const {
+  return false;
+}
+bool Attention::prepare_rotated(Context&, const QkNormRope&, AttentionState&) const {
+  return false;
+}
 
 namespace {
 
@@ -103,14 +111,30 @@ OpWork prepare_work(const Attention& attention, const AttentionState& state) {
           .bytes = bytes_of({state.q.values, state.q.indices, state.k.values, state.k.indices})};
 }
 
+void make_rows(Context& ctx, const RowsFrom& rows) {
+  if (rows.projection != nullptr) linear_forward(ctx, *rows.projection);
+  if (rows.rotation != nullptr) qk_norm_rope_forward(ctx, *rows.rotation);
+}
+
+bool prepare_from(Context& ctx, const Attention& attention, AttentionState& state, const RowsFrom& rows) {
+  return (rows.projection != nullptr && attention.prepare_projected(ctx, *rows.projection, state)) ||
+         (rows.rotation != nullptr && attention.prepare_rotated(ctx, *rows.rotation, state));
+}
+
+void prepare_rows(Context& ctx, const Attention& attention, AttentionState& state) {
+  const OpScope scope(ctx, [&] { return prepare_work(attention, state); });
+  attention.prepare(ctx, state);
+}
+
 }  // namespace
 
 void attention_forward(Context& ctx, const Attention& attention, AttentionState& state, const Ranges& ranges,
-                       Arena& scratch) {
-  distill_forward(ctx, attention, state, ranges, scratch);
-  {
-    const OpScope scope(ctx, [&] { return prepare_work(attention, state); });
-    attention.prepare(ctx, state);
+                       Arena& scratch, const RowsFrom& rows) {
+  // A teacher reads the rows themselves, before anything is selected in place.
+  if (attention.teacher() != nullptr || !prepare_from(ctx, attention, state, rows)) {
+    make_rows(ctx, rows);
+    distill_forward(ctx, attention, state, ranges, scratch);
+    prepare_rows(ctx, attention, state);
   }
   const OpScope scope(ctx, [&] { return attention_work("forward", attention, state, false); });
   attention.core(ctx, {state.q, state.k, ranges, state.out, state.lse, scratch});
@@ -128,12 +152,15 @@ Keys KvCache::filled() const {
 }
 
 void attention_forward_cached(Context& ctx, const Attention& attention, AttentionState& state, KvCache& cache,
-                              Ranges ranges, Arena& scratch) {
+                              Ranges ranges, Arena& scratch, const RowsFrom& rows) {
   require(cache.length + state.out.dim(1) <= cache.capacity,
           "the key/value cache holds {} tokens; {} more do not fit into {}", cache.length, state.out.dim(1),
           cache.capacity);
   ranges.query_offset = cache.length;
-  attention.prepare(ctx, state);
+  if (!prepare_from(ctx, attention, state, rows)) {
+    make_rows(ctx, rows);
+    prepare_rows(ctx, attention, state);
+  }
   attention.append(ctx, state.k, cache);
   const Keys keys = ranges.query_offset == 0 ? state.k : cache.filled();
   attention.core(ctx, {state.q, keys, ranges, state.out, state.lse, scratch});

@@ -69,11 +69,11 @@ void block_activations(Context& ctx, const Gpt2BlockContext& block, Gpt2::BlockA
   const Gpt2::Block& w = block.weights;
   const std::int64_t N = residual.dim(0);
   gpt2_norm_forward(ctx, block.config, w.norm1, residual, branch, acts.norm1);
-  linear(ctx, acts.norm1.y, w.qkv, acts.attention.qkv.view({N, -1}));
+  const LinearForward qkv = {acts.norm1.y, w.qkv.weight, w.qkv.bias, acts.attention.qkv.view({N, -1}), Tensor{}};
   if (block.cache)
-    attention_forward_cached(ctx, block.attention, acts.attention, *block.cache, ranges, block.scratch);
+    attention_forward_cached(ctx, block.attention, acts.attention, *block.cache, ranges, block.scratch, {&qkv});
   else
-    attention_forward(ctx, block.attention, acts.attention, ranges, block.scratch);
+    attention_forward(ctx, block.attention, acts.attention, ranges, block.scratch, {&qkv});
   linear(ctx, acts.attention.out.view({N, -1}), w.proj, branch_out);
   gpt2_norm_forward(ctx, block.config, w.norm2, acts.norm1.residual, branch_out, acts.norm2);
   linear_gelu(ctx, acts.norm2.y, w.up, acts.up_pre, acts.up);

@@ -47,20 +47,24 @@ void d_linear(Context& ctx, const Tensor& d_y, const Tensor& x, const Tensor& we
 }
 
 // Rows as projected -> normed and rotated. rstd is for backward, which leaves it out when it makes the rows again.
+QkNormRope norm_and_rotation(const Qwen3BlockContext& block, const Tensor& x, const Tensor& y, const Tensor& rstd) {
+  const AttentionDims& d = block.attention.dims();
+  return {.x = x,
+          .H = d.H,
+          .G = d.G,
+          .D = d.Dqk,
+          .q_weight = block.weights.q_norm,
+          .k_weight = block.weights.k_norm,
+          .eps = static_cast<float>(block.config.rms_norm_eps),
+          .theta = block.config.rope_theta,
+          .first_position = block.cache ? block.cache->length : 0,
+          .y = y,
+          .rstd = rstd};
+}
+
 void norm_and_rotate(Context& ctx, const Qwen3BlockContext& block, const Tensor& x, const Tensor& y,
                      const Tensor& rstd) {
-  const AttentionDims& d = block.attention.dims();
-  qk_norm_rope_forward(ctx, {.x = x,
-                             .H = d.H,
-                             .G = d.G,
-                             .D = d.Dqk,
-                             .q_weight = block.weights.q_norm,
-                             .k_weight = block.weights.k_norm,
-                             .eps = static_cast<float>(block.config.rms_norm_eps),
-                             .theta = block.config.rope_theta,
-                             .first_position = block.cache ? block.cache->length : 0,
-                             .y = y,
-                             .rstd = rstd});
+  qk_norm_rope_forward(ctx, norm_and_rotation(block, x, y, rstd));
 }
 
 // d_x may be d_y.
@@ -112,16 +116,31 @@ void d_rope_projection(Context& ctx, const Qwen3BlockContext& block, const Qwen3
   ctx.copy_rows(to.v, from.v);
 }
 
-// norm1(x) -> what attention reads, in state.qkv. The projected rows are kept apart where backward follows.
-void queries_keys_values(Context& ctx, const Qwen3BlockContext& block, Qwen3::BlockActivations& acts) {
+void attend(Context& ctx, const Qwen3BlockContext& block, AttentionState& state, const Ranges& ranges,
+            const RowsFrom& rows) {
+  if (block.cache)
+    attention_forward_cached(ctx, block.attention, state, *block.cache, ranges, block.scratch, rows);
+  else
+    attention_forward(ctx, block.attention, state, ranges, block.scratch, rows);
+}
+
+// norm1(x) -> acts.attention.out. The projected rows are kept apart where backward follows.
+void self_attention(Context& ctx, const Qwen3BlockContext& block, Qwen3::BlockActivations& acts,
+                    const Ranges& ranges) {
   AttentionState& state = acts.attention;
   const Tensor projected = acts.qkv.empty() ? state.qkv : acts.qkv;
   linear(ctx, acts.norm1.y, block.weights.qkv, projected.view({acts.norm1.y.dim(0), -1}));
-  if (block.weights.q_rope.empty()) return norm_and_rotate(ctx, block, projected, state.qkv, acts.qk_rstd);
-  ArenaScope scope(block.scratch);
-  const Tensor rotated = rows_like(block.scratch, state.qkv);
-  norm_and_rotate(ctx, block, projected, rotated, acts.qk_rstd);
-  rope_projection(ctx, block, rotated, state.qkv);
+  if (block.weights.q_rope.empty()) {
+    const QkNormRope rotation = norm_and_rotation(block, projected, state.qkv, acts.qk_rstd);
+    return attend(ctx, block, state, ranges, {.rotation = &rotation});
+  }
+  {
+    ArenaScope scope(block.scratch);
+    const Tensor rotated = rows_like(block.scratch, state.qkv);
+    norm_and_rotate(ctx, block, projected, rotated, acts.qk_rstd);
+    rope_projection(ctx, block, rotated, state.qkv);
+  }
+  attend(ctx, block, state, ranges, {});
 }
 
 // The gradient of what attention read, in d_qkv, becomes that of the projected rows.
@@ -141,11 +160,7 @@ void block_activations(Context& ctx, const Qwen3BlockContext& block, Qwen3::Bloc
   const Qwen3::Block& w = block.weights;
   const std::int64_t N = residual.dim(0);
   qwen3_norm_forward(ctx, block.config, w.norm1, residual, branch, acts.norm1);
-  queries_keys_values(ctx, block, acts);
-  if (block.cache)
-    attention_forward_cached(ctx, block.attention, acts.attention, *block.cache, ranges, block.scratch);
-  else
-    attention_forward(ctx, block.attention, acts.attention, ranges, block.scratch);
+  self_attention(ctx, block, acts, ranges);
   linear(ctx, acts.attention.out.view({N, -1}), w.proj, branch_out);
   qwen3_norm_forward(ctx, block.config, w.norm2, acts.norm1.residual, branch_out, acts.norm2);
   linear(ctx, acts.norm2.y, w.gate_up, acts.gate_up);
