@@ -125,8 +125,7 @@ void attend(Context& ctx, const Qwen3BlockContext& block, AttentionState& state,
 }
 
 // norm1(x) -> acts.attention.out. The projected rows are kept apart where backward follows.
-void self_attention(Context& ctx, const Qwen3BlockContext& block, Qwen3::BlockActivations& acts,
-                    const Ranges& ranges) {
+void self_attention(Context& ctx, const Qwen3BlockContext& block, Qwen3::BlockActivations& acts, const Ranges& ranges) {
   AttentionState& state = acts.attention;
   const Tensor projected = acts.qkv.empty() ? state.qkv : acts.qkv;
   linear(ctx, acts.norm1.y, block.weights.qkv, projected.view({acts.norm1.y.dim(0), -1}));
