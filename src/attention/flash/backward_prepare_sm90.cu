@@ -2,11 +2,15 @@
 //   D_i = sum_c dO[i, c] O[i, c]          (f32, [B, H, padded Tq])
 //   LSE_i / ln 2, with +inf for rows without keys and for padding, so that their P is 0 without a test
 // and the tables of which tiles meet; zeroes the counters; writes dQ = 0 for tiles of rows that see no key, which the
-// main kernel does not visit. One block a (head, query tile, batch); 8 or 16 lanes a row, 16 bytes a lane.
+// main kernel does not visit. A block takes 16 tokens with all their heads, 8 or 16 lanes a row, 16 bytes a lane.
+// Further blocks write the full rows of sparse Q and K.
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
+
 #include "attention/flash/backward_args.cuh"
+#include "attention/flash/backward_expand.cuh"
 #include "attention/flash/backward_ranges.cuh"
 #include "cuda/sm90_store.cuh"
 
@@ -22,10 +26,10 @@ __device__ QueryTile query_tile_at(const Shape& shape, const Ranges& ranges, int
   const KeySpan low = key_span(shape, ranges, batch, top);
   const KeySpan high = key_span(shape, ranges, batch, min(top + rows, shape.Tq) - 1);
   QueryTile t;
-  t.first = low.lo / kBackwardKeys;
-  t.last = high.hi > 0 ? (high.hi - 1) / kBackwardKeys : -1;
-  t.full_first = (high.lo + kBackwardKeys - 1) / kBackwardKeys;
-  t.full_end = low.hi / kBackwardKeys;
+  t.first = low.lo / kBackwardHalf;
+  t.last = high.hi > 0 ? (high.hi - 1) / kBackwardHalf : -1;
+  t.full_first = (high.lo + kBackwardHalf - 1) / kBackwardHalf;
+  t.full_end = low.hi / kBackwardHalf;
   return t;
 }
 
@@ -35,7 +39,7 @@ __device__ KeyTile key_tile_at(const Shape& shape, const Ranges& ranges, int bat
   int begin = 0, end = query_tiles;
   while (begin < end) {  // first query tile whose last key tile reaches key_tile
     const int mid = (begin + end) / 2;
-    if (query_tile_at(shape, ranges, batch, mid, rows).last >= key_tile)
+    if (query_tile_at(shape, ranges, batch, mid, rows).last_tile() >= key_tile)
       end = mid;
     else
       begin = mid + 1;
@@ -45,7 +49,7 @@ __device__ KeyTile key_tile_at(const Shape& shape, const Ranges& ranges, int bat
   end = query_tiles;
   while (begin < end) {  // behind the last query tile whose first key tile does not lie beyond key_tile
     const int mid = (begin + end) / 2;
-    if (query_tile_at(shape, ranges, batch, mid, rows).first <= key_tile)
+    if (query_tile_at(shape, ranges, batch, mid, rows).first_tile() <= key_tile)
       begin = mid + 1;
     else
       end = mid;
@@ -90,14 +94,32 @@ __device__ void zero_queries(const BackwardArgs& args, int batch, int first_toke
   }
 }
 
-template <int kDv>
-__global__ void __launch_bounds__(kThreads) backward_prepare(const __grid_constant__ BackwardArgs args, int rows) {
-  extern __shared__ float sums[];  // [H][kTokens]
+/// Block `block` of those that write the rows of Q and K.
+__device__ __forceinline__ void expand_queries_and_keys(const BackwardArgs& args, int block, uint4* shared) {
+  const Shape& s = args.shape;
+  const std::int64_t query_rows = std::int64_t{s.B} * s.Tq * s.H, key_rows = std::int64_t{s.B} * s.Tk * s.G;
+  const int query_blocks = static_cast<int>(expand_blocks(query_rows, s.Dqk));
+  if (block < query_blocks)
+    expand_any_rows<kThreads>({args.q_sparse, args.q_pointer, args.q_stride, s.Tq, s.H, s.Dqk}, query_rows, block,
+                              shared);
+  else
+    expand_any_rows<kThreads>({args.k_sparse, args.k_pointer, args.k_stride, s.Tk, s.G, s.Dqk}, key_rows,
+                              block - query_blocks, shared);
+}
+
+template <int kDv, bool kSparse>
+__global__ void __launch_bounds__(kThreads)
+    backward_prepare(const __grid_constant__ BackwardArgs args, int rows, int token_blocks) {
+  extern __shared__ uint4 shared[];
   sm90::launch_dependents();
-  constexpr int kLanes = kDv / 8;  // lanes a row of one head
+  if (kSparse && blockIdx.x >= token_blocks * args.shape.B)
+    return expand_queries_and_keys(args, blockIdx.x - token_blocks * args.shape.B, shared);
+  auto* sums = reinterpret_cast<float*>(shared);  // [H][kTokens]
+  constexpr int kLanes = kDv / 8;                 // lanes a row of one head
   constexpr int kPass = kThreads / kLanes;
   const Shape& shape = args.shape;
-  const int first_token = blockIdx.x * kTokens, batch = blockIdx.y, tile = first_token / rows;
+  const int batch = blockIdx.x / token_blocks, first_token = (blockIdx.x - batch * token_blocks) * kTokens;
+  const int tile = first_token / rows;
   const int lane = threadIdx.x % kLanes, slot = threadIdx.x / kLanes;
   const auto* out = static_cast<const __nv_bfloat16*>(args.out) + batch * args.out_stride.batch + lane * 8;
   const auto* d_out =
@@ -144,18 +166,24 @@ __global__ void __launch_bounds__(kThreads) backward_prepare(const __grid_consta
     prepare_tables(args, batch, tile, rows);
   }
   const QueryTile mine = query_tile_at(shape, args.ranges, batch, tile, rows);
-  if (mine.first > mine.last) zero_queries(args, batch, first_token);
+  if (mine.first_tile() > mine.last_tile()) zero_queries(args, batch, first_token);
 }
 
 }  // namespace
 
 cudaError_t launch_backward_prepare(const BackwardArgs& args, int rows, cudaStream_t stream) {
-  const dim3 grid(args.query_tiles * rows / kTokens, args.shape.B);
-  const std::size_t bytes = std::size_t{kTokens} * args.shape.H * sizeof(float);
-  if (args.shape.Dv <= 64)
-    backward_prepare<64><<<grid, kThreads, bytes, stream>>>(args, rows);
-  else
-    backward_prepare<128><<<grid, kThreads, bytes, stream>>>(args, rows);
+  const Shape& s = args.shape;
+  const int token_blocks = args.query_tiles * rows / kTokens;
+  std::int64_t blocks = std::int64_t{token_blocks} * s.B;
+  std::size_t bytes = std::size_t{kTokens} * s.H * sizeof(float);
+  if (args.sparse) {
+    blocks +=
+        expand_blocks(std::int64_t{s.B} * s.Tq * s.H, s.Dqk) + expand_blocks(std::int64_t{s.B} * s.Tk * s.G, s.Dqk);
+    bytes = std::max(bytes, std::size_t{kExpandBytes});
+  }
+  const auto kernel = s.Dv <= 64 ? (args.sparse ? backward_prepare<64, true> : backward_prepare<64, false>)
+                                 : (args.sparse ? backward_prepare<128, true> : backward_prepare<128, false>);
+  kernel<<<static_cast<unsigned>(blocks), kThreads, bytes, stream>>>(args, rows, token_blocks);
   return cudaGetLastError();
 }
 
