@@ -30,6 +30,12 @@ flash::Shape shape_of(const Tensor& q, const Tensor& k, const Tensor& v) {
           .Dv = static_cast<int>(v.dim(3))};
 }
 
+// Of one layer's queries or keys.
+flash::KeptFeatures kept_features(const Tensor& values, const Tensor& indices) {
+  require(values.contiguous() && indices.contiguous(), "internal error: supports must be contiguous");
+  return {.values = values.data, .indices = indices.as<std::uint8_t>(), .k = static_cast<int>(values.dim(3))};
+}
+
 // Which kernels run: those for sm_90a where the card and the head sizes are theirs, otherwise those for every card.
 struct Kernels {
   bool forward_sm90 = false, backward_sm90 = false;
@@ -106,8 +112,8 @@ class FlashKernels {
       const Tensor workspace = a.scratch.take(DType::u8, {static_cast<std::int64_t>(bytes)});
       if (ctx.planning) return;
       if (fused) {
-        p.q_sparse = flash::sparse_rows_of(a.q.values, a.q.indices);
-        p.k_sparse = flash::sparse_rows_of(a.k.values, a.k.indices);
+        p.q_sparse = kept_features(a.q.values, a.q.indices);
+        p.k_sparse = kept_features(a.k.values, a.k.indices);
       } else if (sparse) {
         select_expand(ctx, a.q.values, a.q.indices, q);
         select_expand(ctx, a.k.values, a.k.indices, k);

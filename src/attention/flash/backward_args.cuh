@@ -9,6 +9,7 @@
 
 #include "attention/flash/backward_tuning.h"
 #include "attention/flash/flash_params.h"
+#include "attention/flash/kept_features.h"
 
 namespace sfa::flash {
 
@@ -54,7 +55,7 @@ struct BackwardArgs {
   int heads_together = 0;
   bool sparse = false;  // a feature of q or k is selected where its bits are not zero; dQ and dK are zero elsewhere
   // for the preparing kernel only
-  SparseRows q_sparse, k_sparse;
+  KeptFeatures q_sparse, k_sparse;
   const void* out = nullptr;
   const void* d_out_pointer = nullptr;
   const float* lse = nullptr;

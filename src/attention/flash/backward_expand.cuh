@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "attention/flash/flash_params.h"
+#include "attention/flash/kept_features.h"
 
 namespace sfa::flash {
 
@@ -23,14 +24,14 @@ __host__ __device__ constexpr std::int64_t expand_blocks(std::int64_t rows, int 
 }
 
 struct ExpandRows {
-  SparseRows from;
+  KeptFeatures from;
   void* to;
   Strides stride;
   int tokens, heads, D;
 };
 
 /// Eight values from element `at` of the block's on, into rows of shared memory.
-__device__ __forceinline__ void scatter_eight(unsigned short* rows, const SparseRows& from, std::int64_t first,
+__device__ __forceinline__ void scatter_eight(unsigned short* rows, const KeptFeatures& from, std::int64_t first,
                                               unsigned at, unsigned count, int D) {
   const auto* values = static_cast<const unsigned short*>(from.values) + first + at;
   const std::uint8_t* indices = from.indices + first + at;

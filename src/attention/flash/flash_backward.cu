@@ -86,7 +86,7 @@ void check(const BackwardParams& p) {
   require(p.lse != nullptr, "attention backward: lse must be set");
   require(p.workspace != nullptr && reinterpret_cast<std::uintptr_t>(p.workspace) % 256 == 0,
           "attention backward: the workspace must be set and aligned to 256 bytes");
-  const auto sparse = [&](const SparseRows& rows) {
+  const auto sparse = [&](const KeptFeatures& rows) {
     return rows.values != nullptr && rows.indices != nullptr && rows.k >= 1 && rows.k <= s.Dqk &&
            reinterpret_cast<std::uintptr_t>(rows.values) % 16 == 0 &&
            reinterpret_cast<std::uintptr_t>(rows.indices) % 8 == 0;

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "attention/flash/flash_params.h"
+#include "attention/flash/kept_features.h"
 
 namespace sfa::flash {
 
@@ -23,7 +24,7 @@ struct BackwardParams {
   float scale = 0;    ///< positive
   void* q = nullptr;  ///< read; with q_sparse written before
   void* k = nullptr;
-  SparseRows q_sparse, k_sparse;  ///< both or neither; kernels for sm_90a only
+  KeptFeatures q_sparse, k_sparse;  ///< both or neither; kernels for sm_90a only
   const void* v = nullptr;
   const void* out = nullptr;
   const void* d_out = nullptr;

@@ -40,14 +40,6 @@ struct Shape {
   int Dv = 0;   ///< features of v and out
 };
 
-/// Rows that keep k of their features, contiguous on the device: values [B, T, heads, k] in bf16, aligned to 16 bytes,
-/// and (to 8 bytes) which features they are, distinct and below Dqk.
-struct SparseRows {
-  const void* values = nullptr;
-  const std::uint8_t* indices = nullptr;
-  int k = 0;
-};
-
 /// q, k, v, out are bf16 on the device: [B, Tq, H, Dqk], [B, Tk, G, Dqk], [B, Tk, G, Dv], [B, Tq, H, Dv].
 struct ForwardParams {
   Shape shape;

@@ -3,19 +3,12 @@
 
 #include "attention/attention.h"
 #include "attention/flash/flash_params.h"
-#include "core/error.h"
 
 namespace sfa::flash {
 
 /// Of batch, token and head.
 inline Strides strides_of(const Tensor& t) {
   return {t.stride[0], t.stride[1], t.stride[2]};
-}
-
-/// Of one layer's supports, contiguous.
-inline SparseRows sparse_rows_of(const Tensor& values, const Tensor& indices) {
-  require(values.contiguous() && indices.contiguous(), "internal error: supports must be contiguous");
-  return {.values = values.data, .indices = indices.as<std::uint8_t>(), .k = static_cast<int>(values.dim(3))};
 }
 
 inline Ranges ranges_of(const sfa::Ranges& r) {
