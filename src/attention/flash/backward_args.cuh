@@ -54,7 +54,7 @@ struct BackwardArgs {
   int key_tiles = 0;
   int heads_together = 0;
   bool sparse = false;  // a feature of q or k is selected where its bits are not zero; dQ and dK are zero elsewhere
-  // for the preparing kernel only
+  // for the expanding and the preparing kernel only
   KeptFeatures q_sparse, k_sparse;
   const void* out = nullptr;
   const void* d_out_pointer = nullptr;
@@ -67,7 +67,8 @@ struct BackwardArgs {
 struct BackwardParams;
 BackwardArgs backward_args(const BackwardParams& params, int rows);
 
-/// Launchers of the preparing kernel and of one instance of the main kernel.
+/// Launchers of the expansion of sparse rows, of the preparing kernel and of one instance of the main kernel.
+cudaError_t launch_backward_expand(const BackwardArgs& args, cudaStream_t stream);
 cudaError_t launch_backward_prepare(const BackwardArgs& args, int rows, cudaStream_t stream);
 using BackwardLauncher = cudaError_t (*)(const BackwardArgs& args, cudaStream_t stream);
 cudaError_t launch_backward_d64(const BackwardArgs& args, cudaStream_t stream);

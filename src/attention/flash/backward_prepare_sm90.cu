@@ -2,15 +2,11 @@
 //   D_i = sum_c dO[i, c] O[i, c]          (f32, [B, H, padded Tq])
 //   LSE_i / ln 2, with +inf for rows without keys and for padding, so that their P is 0 without a test
 // and the tables of which tiles meet; zeroes the counters; writes dQ = 0 for tiles of rows that see no key, which the
-// main kernel does not visit. A block takes 16 tokens with all their heads, 8 or 16 lanes a row, 16 bytes a lane.
-// Further blocks write the full rows of sparse Q and K.
+// main kernel does not visit. One block a (head, query tile, batch); 8 or 16 lanes a row, 16 bytes a lane.
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
-#include <algorithm>
-
 #include "attention/flash/backward_args.cuh"
-#include "attention/flash/backward_expand.cuh"
 #include "attention/flash/backward_ranges.cuh"
 #include "cuda/sm90_store.cuh"
 
@@ -94,32 +90,14 @@ __device__ void zero_queries(const BackwardArgs& args, int batch, int first_toke
   }
 }
 
-/// Block `block` of those that write the rows of Q and K.
-__device__ __forceinline__ void expand_queries_and_keys(const BackwardArgs& args, int block, uint4* shared) {
-  const Shape& s = args.shape;
-  const std::int64_t query_rows = std::int64_t{s.B} * s.Tq * s.H, key_rows = std::int64_t{s.B} * s.Tk * s.G;
-  const int query_blocks = static_cast<int>(expand_blocks(query_rows, s.Dqk));
-  if (block < query_blocks)
-    expand_any_rows<kThreads>({args.q_sparse, args.q_pointer, args.q_stride, s.Tq, s.H, s.Dqk}, query_rows, block,
-                              shared);
-  else
-    expand_any_rows<kThreads>({args.k_sparse, args.k_pointer, args.k_stride, s.Tk, s.G, s.Dqk}, key_rows,
-                              block - query_blocks, shared);
-}
-
-template <int kDv, bool kSparse>
-__global__ void __launch_bounds__(kThreads)
-    backward_prepare(const __grid_constant__ BackwardArgs args, int rows, int token_blocks) {
-  extern __shared__ uint4 shared[];
+template <int kDv>
+__global__ void __launch_bounds__(kThreads) backward_prepare(const __grid_constant__ BackwardArgs args, int rows) {
+  extern __shared__ float sums[];  // [H][kTokens]
   sm90::launch_dependents();
-  if (kSparse && blockIdx.x >= token_blocks * args.shape.B)
-    return expand_queries_and_keys(args, blockIdx.x - token_blocks * args.shape.B, shared);
-  auto* sums = reinterpret_cast<float*>(shared);  // [H][kTokens]
-  constexpr int kLanes = kDv / 8;                 // lanes a row of one head
+  constexpr int kLanes = kDv / 8;  // lanes a row of one head
   constexpr int kPass = kThreads / kLanes;
   const Shape& shape = args.shape;
-  const int batch = blockIdx.x / token_blocks, first_token = (blockIdx.x - batch * token_blocks) * kTokens;
-  const int tile = first_token / rows;
+  const int first_token = blockIdx.x * kTokens, batch = blockIdx.y, tile = first_token / rows;
   const int lane = threadIdx.x % kLanes, slot = threadIdx.x / kLanes;
   const auto* out = static_cast<const __nv_bfloat16*>(args.out) + batch * args.out_stride.batch + lane * 8;
   const auto* d_out =
@@ -167,24 +145,24 @@ __global__ void __launch_bounds__(kThreads)
   }
   const QueryTile mine = query_tile_at(shape, args.ranges, batch, tile, rows);
   if (mine.first_tile() > mine.last_tile()) zero_queries(args, batch, first_token);
+  if (args.sparse) sm90::wait_for_previous_kernel();  // the full rows: who waits for this kernel waits for them too
 }
 
 }  // namespace
 
 cudaError_t launch_backward_prepare(const BackwardArgs& args, int rows, cudaStream_t stream) {
-  const Shape& s = args.shape;
-  const int token_blocks = args.query_tiles * rows / kTokens;
-  std::int64_t blocks = std::int64_t{token_blocks} * s.B;
-  std::size_t bytes = std::size_t{kTokens} * s.H * sizeof(float);
-  if (args.sparse) {
-    blocks +=
-        expand_blocks(std::int64_t{s.B} * s.Tq * s.H, s.Dqk) + expand_blocks(std::int64_t{s.B} * s.Tk * s.G, s.Dqk);
-    bytes = std::max(bytes, std::size_t{kExpandBytes});
-  }
-  const auto kernel = s.Dv <= 64 ? (args.sparse ? backward_prepare<64, true> : backward_prepare<64, false>)
-                                 : (args.sparse ? backward_prepare<128, true> : backward_prepare<128, false>);
-  kernel<<<static_cast<unsigned>(blocks), kThreads, bytes, stream>>>(args, rows, token_blocks);
-  return cudaGetLastError();
+  const dim3 grid(args.query_tiles * rows / kTokens, args.shape.B);
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = std::size_t{kTokens} * args.shape.H * sizeof(float);
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = args.sparse ? 1 : 0;  // runs beside the expansion
+  return cudaLaunchKernelEx(&config, args.shape.Dv <= 64 ? backward_prepare<64> : backward_prepare<128>, args, rows);
 }
 
 }  // namespace sfa::flash

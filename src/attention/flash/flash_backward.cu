@@ -171,7 +171,8 @@ void backward(const BackwardParams& params, void* stream) {
   check(params);
   const BackwardArgs args = backward_args(params, instance.rows);
   auto* queue = static_cast<cudaStream_t>(stream);
-  cudaError_t status = launch_backward_prepare(args, instance.rows, queue);
+  cudaError_t status = args.sparse ? launch_backward_expand(args, queue) : cudaSuccess;
+  if (status == cudaSuccess) status = launch_backward_prepare(args, instance.rows, queue);
   if (status == cudaSuccess) status = instance.launch(args, queue);
   require(status == cudaSuccess, "attention backward failed to launch: {}", cudaGetErrorString(status));
 }
