@@ -30,6 +30,12 @@ flash::Shape shape_of(const Tensor& q, const Tensor& k, const Tensor& v) {
           .Dv = static_cast<int>(v.dim(3))};
 }
 
+// Of one layer's queries or keys.
+flash::KeptFeatures kept_features(const Tensor& values, const Tensor& indices) {
+  require(values.contiguous() && indices.contiguous(), "internal error: supports must be contiguous");
+  return {.values = values.data, .indices = indices.as<std::uint8_t>(), .k = static_cast<int>(values.dim(3))};
+}
+
 // Which kernels run: those for sm_90a where the card and the head sizes are theirs, otherwise those for every card.
 struct Kernels {
   bool forward_sm90 = false, backward_sm90 = false;
@@ -90,17 +96,28 @@ class FlashKernels {
     }
   }
 
-  void backward(Context& ctx, const Tensor& q, const Tensor& k, const Attention::Backward& a, float scale) const {
+  // Of full rows q and k; of sparse ones where `sparse` says so: q and k are then scratch that holds the full rows
+  // after it, and dQ and dK are masked.
+  void backward(Context& ctx, const Tensor& q, const Tensor& k, const Attention::Backward& a, float scale,
+                bool sparse = false) const {
     if constexpr (kHasCuda) {
       ArenaScope scope(a.scratch);
       flash::BackwardParams p;
       p.shape = shape_of(q, k, a.k.v);
       p.ranges = ranges_of(a.ranges);
       p.scale = scale;
+      const bool fused = sparse && kernels_.backward_sm90;
       const std::size_t bytes = kernels_.backward_sm90 ? flash::backward_workspace_bytes(p.shape)
                                                        : flash::sm80_backward_workspace_bytes(p.shape);
       const Tensor workspace = a.scratch.take(DType::u8, {static_cast<std::int64_t>(bytes)});
       if (ctx.planning) return;
+      if (fused) {
+        p.q_sparse = kept_features(a.q.values, a.q.indices);
+        p.k_sparse = kept_features(a.k.values, a.k.indices);
+      } else if (sparse) {
+        select_expand(ctx, a.q.values, a.q.indices, q);
+        select_expand(ctx, a.k.values, a.k.indices, k);
+      }
       p.q = q.data;
       p.k = k.data;
       p.v = a.k.v.data;
@@ -123,6 +140,10 @@ class FlashKernels {
         flash::backward(p, cuda_ops::stream(ctx));
       else
         flash::sm80_backward(p, cuda_ops::stream(ctx));
+      if (sparse && !fused) {
+        select_mask_gradient(ctx, a.d_q, a.q.indices);
+        select_mask_gradient(ctx, a.d_k, a.k.indices);
+      }
     }
   }
 
@@ -234,11 +255,7 @@ class SfaFlash final : public SfaAttention {
   }
 
   void core_backward(Context& ctx, const Backward& a) const override {
-    select_expand(ctx, a.q.values, a.q.indices, a.q.dense);
-    select_expand(ctx, a.k.values, a.k.indices, a.k.dense);
-    kernels_.backward(ctx, a.q.dense, a.k.dense, a, dims_.scale());
-    select_mask_gradient(ctx, a.d_q, a.q.indices);
-    select_mask_gradient(ctx, a.d_k, a.k.indices);
+    kernels_.backward(ctx, a.q.dense, a.k.dense, a, dims_.scale(), true);
   }
 
   // Tensor cores multiply zeros: all of them, or half of them in the sparse product.
