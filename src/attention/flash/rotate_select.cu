@@ -35,8 +35,8 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm)
   auto* pairs = reinterpret_cast<unsigned*>(memory + kWarps * bytes_of_warp);
   if (threadIdx.x < 16) pairs[threadIdx.x] = stored_pair(threadIdx.x);
   __syncthreads();
-  const int tile = static_cast<int>(blockIdx.x) * kWarps + warp;  // of a warp's tokens
-  Warp work{p, memory + warp * bytes_of_warp, pairs, lane, static_cast<int>(blockIdx.z), tile};
+  const int first = Warp::Tile::first_of(blockIdx.x * kWarps + static_cast<unsigned>(warp));
+  Warp work{p, memory + warp * bytes_of_warp, pairs, lane, static_cast<int>(blockIdx.z), first};
   work.run(turns, static_cast<int>(blockIdx.y), static_cast<int>(gridDim.y));
 }
 

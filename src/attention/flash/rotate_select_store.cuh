@@ -18,9 +18,12 @@ struct RotateSelectTile {
   static constexpr int kCompressedBytes = kHeads * (kHeadPieces * 16 + kHeadMeta * 4);
   static_assert(kHeadPieces == 32 && kHeadMeta == 16);
 
-  static __device__ __forceinline__ int time_of(int tile, int token) {
-    constexpr int kHalf = kTokens / 2;
-    return tile / kTiles * 16 + tile % kTiles * kHalf + token % kHalf + token / kHalf * 8;
+  /// The first token of a tile, and the others.
+  static __device__ __forceinline__ int first_of(unsigned tile) {
+    return static_cast<int>(tile / kTiles * 16 + tile % kTiles * (kTokens / 2));
+  }
+  static __device__ __forceinline__ int time_of(int first, int token) {
+    return first + token % (kTokens / 2) + token / (kTokens / 2) * 8;
   }
 
   /// A head's part of the compressed operand: rows are numbered token by token, head by head. 16-byte pieces change
@@ -45,17 +48,18 @@ struct RotateSelectTile {
     chosen.template stage_compressed<Layout>(staging, pairs, row, part);
   }
 
-  int lane, batch, tile, T;
+  int lane, batch, first, T;
 
   /// Blocks of 64 tokens are whole: rows past the last token are stored as zeros.
   __device__ __forceinline__ void store_compressed(const RotatedHeads& of, int head0, int heads,
                                                    const uint4* staged) const {
     constexpr int kPieces = compressed_block_bytes(kD) / 16;
-    const int time = tile / kTiles * 16, blocks = (T + 63) / 64;
-    if (time >= blocks * 64) return;
-    const int thread = time % 64 / 16 * 32 + tile % kTiles * kThreads;  // of the warpgroup, the tile's first
+    const int blocks = (T + 63) / 64, number = first / 64;
+    if (number >= blocks) return;
+    const unsigned row = static_cast<unsigned>(first) % 64;
+    const int thread = static_cast<int>(row / 16 * 32 + row % 8 * 4);  // of the warpgroup, the tile's first
     auto* block = static_cast<uint4*>(of.compressed) +
-                  ((static_cast<std::int64_t>(batch) * of.heads + head0) * blocks + time / 64) * kPieces;
+                  ((static_cast<std::int64_t>(batch) * of.heads + head0) * blocks + number) * kPieces;
     const std::int64_t head_stride = static_cast<std::int64_t>(blocks) * kPieces;
 #pragma unroll
     for (int h = 0; h < kHeads; ++h)
@@ -74,7 +78,7 @@ struct RotateSelectTile {
     constexpr int kCount = kTokens * kPieces / 32;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      const int f = i * 32 + lane, token = f / kPieces, piece = f % kPieces, time = time_of(tile, token);
+      const int f = i * 32 + lane, token = f / kPieces, piece = f % kPieces, time = time_of(first, token);
       if (time < T && piece < heads * (kD / 8))
         *reinterpret_cast<uint4*>(to + (static_cast<std::int64_t>(batch) * T + time) * row + piece * 8) =
             segments[piece_at(f / 8, f % 8)];
@@ -85,13 +89,13 @@ struct RotateSelectTile {
                                                 const unsigned short* values, const std::uint8_t* indices) const {
     const int k = of.k;
     const auto target = [&](int token) {
-      return ((static_cast<std::int64_t>(batch) * T + time_of(tile, token)) * of.heads + head0) * k;
+      return ((static_cast<std::int64_t>(batch) * T + time_of(first, token)) * of.heads + head0) * k;
     };
     if (k % 8 == 0) {
       const int pieces = k / 8, width = kHeads * pieces;
       for (int i = lane; i < kTokens * width; i += 32) {
         const int token = i / width, piece = i - token * width;
-        if (piece >= heads * pieces || time_of(tile, token) >= T) continue;
+        if (piece >= heads * pieces || time_of(first, token) >= T) continue;
         const std::int64_t to = target(token) + piece * 8;
         *reinterpret_cast<uint4*>(static_cast<unsigned short*>(of.values) + to) =
             reinterpret_cast<const uint4*>(values)[i];
@@ -102,7 +106,7 @@ struct RotateSelectTile {
     const int width = kHeads * k;
     for (int i = lane; i < kTokens * width; i += 32) {
       const int token = i / width, element = i - token * width;
-      if (element >= heads * k || time_of(tile, token) >= T) continue;
+      if (element >= heads * k || time_of(first, token) >= T) continue;
       const std::int64_t to = target(token) + element;
       static_cast<unsigned short*>(of.values)[to] = values[i];
       of.indices[to] = indices[i];

@@ -29,9 +29,9 @@ struct RotateSelectWarp {
   static __host__ __device__ int groups_of(int heads) { return (heads + kHeads - 1) / kHeads; }
 
   const RotateSelectParams& p;
-  unsigned char* memory;  // of this warp
-  const unsigned* pairs;  // stored_pair() of 0 .. 15
-  int lane, batch, tile;
+  unsigned char* memory;   // of this warp
+  const unsigned* pairs;   // stored_pair() of 0 .. 15
+  int lane, batch, first;  // first: of the tile's tokens
 
   /// Four heads of queries or keys.
   struct Group {
@@ -53,6 +53,7 @@ struct RotateSelectWarp {
   [[nodiscard]] __device__ __forceinline__ RotateSelectWarp fresh() const {
     RotateSelectWarp same = *this;
     asm volatile("" : "+r"(same.lane));
+    same.lane &= 31;  // known not to be negative
     return same;
   }
 
@@ -68,7 +69,7 @@ struct RotateSelectWarp {
   // The norm's layout: this lane's token of the warp's, and which eight pairs of a head are its own.
   [[nodiscard]] __device__ __forceinline__ int own_token() const { return lane / kHeadLanes; }
   [[nodiscard]] __device__ __forceinline__ int own_part() const { return lane % kHeadLanes; }
-  [[nodiscard]] __device__ __forceinline__ int time_of(int token) const { return Tile::time_of(tile, token); }
+  [[nodiscard]] __device__ __forceinline__ int time_of(int token) const { return Tile::time_of(first, token); }
   [[nodiscard]] __device__ __forceinline__ std::int64_t row_of(int token) const {
     return static_cast<std::int64_t>(batch) * p.T + time_of(token);
   }
@@ -152,9 +153,10 @@ struct RotateSelectWarp {
       for (int i = 0; i < 8; ++i) {
         float low = to_float(x_low.v[i]), high = to_float(x_high.v[i]);
         cuda_ops::norm_and_rotate(low, high, rstd, low_weight[i], high_weight[i], cosine[i], sine[i]);
-        rotated.low.v[i] = from_float<bf16>(live ? low : 0.0f);
-        rotated.high.v[i] = from_float<bf16>(live ? high : 0.0f);
+        rotated.low.v[i] = from_float<bf16>(low);
+        rotated.high.v[i] = from_float<bf16>(high);
       }
+      if (!live) rotated = {};
       use(h, live, rotated);
     }
     static_assert(kHeads <= kHeadLanes);
@@ -225,7 +227,7 @@ struct RotateSelectWarp {
 
   /// What the group left in shared memory goes where it belongs; `next` is on its way before the last part.
   __device__ __forceinline__ void store(const Group& g) const {
-    const Tile out{lane, batch, tile, p.T};
+    const Tile out{lane, batch, first, p.T};
     if (!kPairs && g.of.compressed != nullptr)
       out.store_compressed(g.of, g.head, g.heads(), reinterpret_cast<const uint4*>(memory));
     else if (!kPairs && g.of.dense != nullptr)
