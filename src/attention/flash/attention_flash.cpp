@@ -8,6 +8,7 @@
 #include "attention/flash/flash_forward.h"
 #include "attention/flash/flash_sm80.h"
 #include "attention/flash/flash_tensors.h"
+#include "attention/flash/prepare_rotated.h"
 #include "attention/flash/select24.h"
 #include "attention/sfa/sfa.h"
 #include "core/build_config.h"
@@ -223,6 +224,9 @@ class SfaFlash final : public SfaAttention {
       return select_together(ctx, s, views);
     select_rows(ctx, s, views.q, views.k, true);
     ctx.copy_rows(s.k.v, views.v);
+  }
+  bool prepare_rotated(Context& ctx, const QkNormRope& rotation, AttentionState& s) const override {
+    return flash::prepare_rotated(ctx, rotation, config_, dims_, s);
   }
 
   KvCache plan_cache(Arena& arena, std::int64_t B, std::int64_t capacity) const override {
