@@ -117,7 +117,7 @@ std::string drawn(const HtmlSeries& s, const Frame& f) {
                       f.px(x), f.py(y), s.line ? 2.5 : 4.5, colour_of(s.colour), html_escaped(s.label), x, y);
   }
   std::string out = fmt::format("<g data-series=\"{}\">", html_escaped(s.label));
-  if (s.line)
+  if (s.line && s.points.size() > 1)
     out += fmt::format(R"(<path d="{}" fill="none" stroke="{}" stroke-width="1.8"{}/>)", path, colour_of(s.colour),
                        s.dashed ? R"( stroke-dasharray="5 4")" : "");
   return out + marks + "</g>\n";
