@@ -176,16 +176,20 @@ class DenseFlash final : public DenseAttention {
       : DenseAttention(config, dims, dtype), kernels_(kernels) {}
 
   KvCache plan_cache(Arena& arena, std::int64_t B, std::int64_t capacity) const override {
-    return flash::plan_dense_cache(arena, dims_, dtype_, B, capacity);
+    return flash::plan_dense_cache(arena, config_, dims_, dtype_, B, capacity);
   }
   void append(Context& ctx, const Keys& keys, KvCache& cache) const override {
     flash::append_to_cache(ctx, keys, cache);
   }
 
   void core(Context& ctx, const Forward& a) const override {
-    if (flash::decodes(a)) return flash::decode_rows(ctx, a.q.dense, a.k.dense, a.k.v, a, dims_.scale());
+    if (flash::decodes(a)) return flash::decode_rows(ctx, a.q.dense, a.k, a, dims_.scale());
+    ArenaScope scope(a.scratch);
+    const Keys k = flash::as_activations(ctx, a.k, dims_, a.scratch);
     if (ctx.planning) return;
-    kernels_.forward(ctx, forward_params(a.q.dense, a.k.dense, a, dims_.scale()), flash::Product::dense);
+    const flash::ForwardParams p =
+        forward_params(a.q.dense, k.dense, {a.q, k, a.ranges, a.out, a.lse, a.scratch}, dims_.scale());
+    kernels_.forward(ctx, p, flash::Product::dense);
   }
   void core_backward(Context& ctx, const Backward& a) const override {
     kernels_.backward(ctx, a.q.dense, a.k.dense, a, dims_.scale());
@@ -242,14 +246,11 @@ class SfaFlash final : public SfaAttention {
       return flash::decode_sparse_rows(ctx, a, dims_.Dqk, dims_.scale());
     ArenaScope scope(a.scratch);
     const bool cached = a.k.dense.empty();
-    Keys k = a.k;
-    if (cached) {
-      k.dense = expanded(ctx, a.k.values, a.k.indices, a.scratch);
-      k.v = flash::cached_values(ctx, a.k, dims_.Dv, a.scratch);
-    }
+    Keys k = flash::as_activations(ctx, a.k, dims_, a.scratch);
+    if (cached) k.dense = expanded(ctx, a.k.values, a.k.indices, a.scratch);
     if (cached && flash::decodes(a)) {
       const Tensor q = expanded(ctx, a.q.values, a.q.indices, a.scratch);
-      return flash::decode_rows(ctx, q, k.dense, k.v, a, dims_.scale());
+      return flash::decode_rows(ctx, q, k, a, dims_.scale());
     }
     if (ctx.planning) return;
     flash::ForwardParams p =
@@ -269,8 +270,6 @@ class SfaFlash final : public SfaAttention {
                  Dqk = static_cast<double>(dims_.Dqk), Dv = static_cast<double>(dims_.Dv);
     c.executed_forward_flops = 2 * pairs * ((compressed_ ? Dqk / 2 : Dqk) + Dv);
     c.executed_backward_flops = 2 * pairs * (3 * Dqk + 2 * Dv);
-    if (config_.kv_cache_v == "int8")
-      c.kv_bytes_per_token = static_cast<double>(dims_.G * (config_.k_k * 3 + (dims_.Dv + 15) / 16 * 16 + 2));
     return c;
   }
 
