@@ -161,12 +161,12 @@ class DenseFlash final : public DenseAttention {
   }
 
   void core(Context& ctx, const Forward& a) const override {
-    if (flash::decodes(a)) return flash::decode_rows(ctx, a.q.dense, a.k.dense, a.k.v, a, dims_.scale());
+    if (flash::decodes(a)) return flash::decode_rows(ctx, a.q.dense, a.k.dense, a.k.v, a, scale());
     if (ctx.planning) return;
-    kernels_.forward(ctx, forward_params(a.q.dense, a.k.dense, a, dims_.scale()), flash::Product::dense);
+    kernels_.forward(ctx, forward_params(a.q.dense, a.k.dense, a, scale()), flash::Product::dense);
   }
   void core_backward(Context& ctx, const Backward& a) const override {
-    kernels_.backward(ctx, a.q.dense, a.k.dense, a, dims_.scale());
+    kernels_.backward(ctx, a.q.dense, a.k.dense, a, scale());
   }
 
  private:
@@ -213,8 +213,7 @@ class SfaFlash final : public SfaAttention {
 
   // Few queries read the sparse cache as it is; for a chunk of a prompt, full-width rows are made of it first.
   void core(Context& ctx, const Forward& a) const override {
-    if (flash::decodes(a) && flash::decodes_sparse(a))
-      return flash::decode_sparse_rows(ctx, a, dims_.Dqk, dims_.scale());
+    if (flash::decodes(a) && flash::decodes_sparse(a)) return flash::decode_sparse_rows(ctx, a, dims_.Dqk, scale());
     ArenaScope scope(a.scratch);
     const bool cached = a.k.dense.empty();
     Keys k = a.k;
@@ -224,11 +223,10 @@ class SfaFlash final : public SfaAttention {
     }
     if (cached && flash::decodes(a)) {
       const Tensor q = expanded(ctx, a.q.values, a.q.indices, a.scratch);
-      return flash::decode_rows(ctx, q, k.dense, k.v, a, dims_.scale());
+      return flash::decode_rows(ctx, q, k.dense, k.v, a, scale());
     }
     if (ctx.planning) return;
-    flash::ForwardParams p =
-        forward_params(a.q.dense, k.dense, {a.q, k, a.ranges, a.out, a.lse, a.scratch}, dims_.scale());
+    flash::ForwardParams p = forward_params(a.q.dense, k.dense, {a.q, k, a.ranges, a.out, a.lse, a.scratch}, scale());
     p.q_compressed = a.q.compressed.data;
     kernels_.forward(ctx, p, compressed_ ? flash::Product::sparse24 : flash::Product::dense);
   }
@@ -236,7 +234,7 @@ class SfaFlash final : public SfaAttention {
   void core_backward(Context& ctx, const Backward& a) const override {
     select_expand(ctx, a.q.values, a.q.indices, a.q.dense);
     select_expand(ctx, a.k.values, a.k.indices, a.k.dense);
-    kernels_.backward(ctx, a.q.dense, a.k.dense, a, dims_.scale());
+    kernels_.backward(ctx, a.q.dense, a.k.dense, a, scale());
     select_mask_gradient(ctx, a.d_q, a.q.indices);
     select_mask_gradient(ctx, a.d_k, a.k.indices);
   }
@@ -248,8 +246,6 @@ class SfaFlash final : public SfaAttention {
                  Dqk = static_cast<double>(dims_.Dqk), Dv = static_cast<double>(dims_.Dv);
     c.executed_forward_flops = 2 * pairs * ((compressed_ ? Dqk / 2 : Dqk) + Dv);
     c.executed_backward_flops = 2 * pairs * (3 * Dqk + 2 * Dv);
-    if (config_.kv_cache_v == "int8")
-      c.kv_bytes_per_token = static_cast<double>(dims_.G * (config_.k_k * 3 + (dims_.Dv + 15) / 16 * 16 + 2));
     return c;
   }
 
@@ -268,13 +264,13 @@ class SfaFlash final : public SfaAttention {
   void select_together(Context& ctx, const AttentionState& s, const PackedViews& views) const {
     if (ctx.planning) return;
     if constexpr (kHasCuda) {
-      flash::SelectParams q = selection_of(views.q, config_.k_q, s.q.values, s.q.indices);
+      flash::SelectParams q = selection_of(views.q, s.q.values, s.q.indices);
       q.rule = two_of_four() ? flash::Selection::topk_2of4 : flash::Selection::topk;
       if (compressed_) {
         q.compressed = s.q.compressed.data;
         q.dense = nullptr;
       }
-      const flash::SelectParams k = selection_of(views.k, config_.k_k, s.k.values, s.k.indices);
+      const flash::SelectParams k = selection_of(views.k, s.k.values, s.k.indices);
       const flash::RowCopy v{.from = views.v.data,
                              .to = s.k.v.data,
                              .width = static_cast<int>(dims_.G * dims_.Dv),
@@ -284,13 +280,13 @@ class SfaFlash final : public SfaAttention {
     }
   }
 
-  static flash::SelectParams selection_of(const Tensor& rows, int k, const Tensor& values, const Tensor& indices) {
+  static flash::SelectParams selection_of(const Tensor& rows, const Tensor& values, const Tensor& indices) {
     flash::SelectParams p;
     p.B = static_cast<int>(rows.dim(0));
     p.T = static_cast<int>(rows.dim(1));
     p.heads = static_cast<int>(rows.dim(2));
     p.D = static_cast<int>(rows.dim(3));
-    p.k = k;
+    p.k = features_of(values);
     p.x = rows.data;
     p.dense = rows.data;
     p.x_stride = p.dense_stride = strides_of(rows);

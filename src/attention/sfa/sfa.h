@@ -10,6 +10,9 @@ namespace sfa {
 std::string sfa_reference_why_not(const AttentionConfig& config, const AttentionDims& dims, DType dtype);
 std::unique_ptr<Attention> make_sfa_reference(const AttentionConfig& config, const AttentionDims& dims, DType dtype);
 
+/// Bytes of a token in the KV cache of one layer.
+double sfa_cache_bytes(const AttentionConfig& config, const AttentionDims& dims, DType dtype);
+
 /// What every implementation of SFA shares: the supports that a layer keeps, the sparse KV cache and the cost.
 class SfaAttention : public Attention {
  public:
@@ -20,6 +23,10 @@ class SfaAttention : public Attention {
   [[nodiscard]] AttentionCost cost(std::int64_t T) const override;
 
  protected:
+  /// The most features that are ever selected, which supports are planned for.
+  static ActiveFeatures room(const AttentionConfig& config);
+  /// What prepare() selects into a support's tensor.
+  static int features_of(const Tensor& support) { return static_cast<int>(support.dim(3)); }
   /// Takes from `saved` what every implementation keeps for backward: values and indices of Q and K, O and the
   /// log-sum-exp. The packed projection `qkv`, taken by the caller, is put beside them.
   AttentionState plan_supports(const Tensor& qkv, Arena& saved, std::int64_t B, std::int64_t T) const;
