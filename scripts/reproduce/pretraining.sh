@@ -7,7 +7,7 @@
 #     --model NAME     gpt2-124m or gpt2-355m (paper: "350M")
 #     --tokens N       tokens a run is trained on, 65,536 a step
 #     --seeds "..."    one run a variant and seed
-#     --variants "..." dense; short (Q, K and V at d/2, the paper's); fair (Q and K at d/2, V whole); sfaK and sfaK_OPTION...; window_W; window_W_sfaK;
+#     --variants "..." dense; short (Q, K and V at d/2, the paper's); fair (Q and K at d/2, V whole); qkN (Q and K N wide, V whole); sfaK and sfaK_OPTION...; window_W; window_W_sfaK;
 #                      gqa (4 query heads a key head); mqa (one key head). Default: dense short fair sfa8 sfa16 sfa8_2of4 gqa mqa
 #                      OPTION: 2of4, pairs, mask; dN (queries and keys N wide: sfa16_d128); annealN (train.k_anneal.from); scaleX (scores times X);
 #                      initX (qk_initializer_range times X); byA,NxB,... (k of the blocks, N times B: sfa8_by12,7x6,4x10); int8 (V in the cache, counted alone)
@@ -89,6 +89,7 @@ variant_keys() {
     dense) ;;
     short) printf '%s\n' model.head_dim=32 ;;
     fair) printf '%s\n' model.attention.qk_head_dim=32 ;;
+    qk[0-9]*) printf '%s\n' "model.attention.qk_head_dim=${1#qk}" ;;
     gqa) printf '%s\n' model.num_key_value_heads=$((HEADS / 4)) ;;
     mqa) printf '%s\n' model.num_key_value_heads=1 ;;
     sfa[0-9]*) sfa_keys "$1" ;;
@@ -103,9 +104,9 @@ variant_keys() {
 
 # plan_run NAME VARIANT SEED RATE
 plan_run() {
-  local keys
-  mapfile -t keys < <(variant_keys "$2")
-  if [ ${#keys[@]} -eq 0 ] && [ "$2" != dense ]; then exit 1; fi # variant_keys has said why
+  local text keys=()
+  text=$(variant_keys "$2") || exit 1 # it has said why
+  [ -z "$text" ] || mapfile -t keys <<<"$text"
   plan "$1" "$ROOT/$CONFIG" "data.train=$DATA" ${VAL:+"data.val=$VAL"} data.seq_len=1024 data.batch_size=64 data.micro_batch_size=64 \
     "seed=$3" "train.max_steps=$STEPS" "train.lr=$4" "train.min_lr=$(awk -v r="$4" 'BEGIN {print r / 10}')" train.schedule=cosine \
     "train.warmup_steps=$((STEPS < 400 ? (STEPS + 9) / 10 : 40))" "train.eval_every=$(((STEPS + 9) / 10))" "train.log_every=$(((STEPS + 99) / 100))" \
