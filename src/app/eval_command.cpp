@@ -1,11 +1,9 @@
 // sfa eval perplexity, and the further tasks of eval_tasks.h
 #include <nlohmann/json.hpp>
-#include <optional>
 
 #include "app/commands.h"
 #include "app/eval_tasks.h"
 #include "core/log.h"
-#include "eval/cached_losses.h"
 #include "eval/loaded_model.h"
 #include "eval/perplexity.h"
 #include "eval/saved_results.h"
@@ -17,7 +15,7 @@ struct Options {
   LoadOptions load;
   std::string data, split = "val";
   std::int64_t seq_len = 0, batch_size = 8;
-  bool json = false, save = false, cached = false;
+  bool json = false, save = false;
 };
 
 // Device memory for one batch of the planned shape.
@@ -64,19 +62,13 @@ void perplexity(const Options& o) {
   ModelArenas arenas(loaded.model().device());
   plan_model(loaded.model(), arenas, o.batch_size, T, false);
   Inputs inputs(loaded.model().device(), o.batch_size, T);
-  PerplexityRun run{loaded.context(), loaded.model(), arenas, inputs.losses, Inputs::upload, &inputs, {}, {}};
-  std::optional<CachedLosses> cached;
-  if (o.cached) {
-    cached.emplace(loaded.context(), loaded.model(), o.batch_size, T);
-    run.losses_of = [&](const Batch& batch, std::vector<float>& losses) { (*cached)(batch, losses); };
-  }
-  const PerplexityResult r = evaluate_perplexity(run, data);
+  const PerplexityResult r =
+      evaluate_perplexity({loaded.context(), loaded.model(), arenas, inputs.losses, Inputs::upload, &inputs}, data);
   nlohmann::ordered_json out = {{"checkpoint", loaded.folder().string()},
                                 {"step", loaded.state().value("step", 0)},
                                 {"data", o.data},
                                 {"split", o.split},
                                 {"seq_len", T},
-                                {"cached", o.cached},
                                 {"loss", r.loss},
                                 {"ppl", r.perplexity},
                                 {"bits_per_byte", nullptr},
@@ -86,7 +78,7 @@ void perplexity(const Options& o) {
     nlohmann::ordered_json kept = out;
     kept["documents"] = nlohmann::ordered_json::array();
     for (const DocumentLoss& d : r.documents) kept["documents"].push_back({d.tokens, d.nats});
-    save_result(loaded.folder(), o.cached ? "perplexity_cached" : "perplexity", kept);
+    save_result(loaded.folder(), "perplexity", kept);
   }
   if (o.json) {
     fmt::print("{}\n", out.dump(2));
@@ -110,8 +102,6 @@ void add_eval_command(CLI::App& app) {
       ->capture_default_str();
   command->add_option("--seq-len", o->seq_len, "tokens a window; 0 = as trained")->capture_default_str();
   command->add_option("--batch-size", o->batch_size, "windows at a time")->capture_default_str();
-  command->add_flag("--cached", o->cached,
-                    "token by token through the KV cache, as generation computes (slow; shows what kv_cache_v costs)");
   command->add_flag("--json", o->json, "print one JSON object");
   add_save_option(*command, o->save, "eval/perplexity.json, with the losses of every document");
   command->callback([o] { perplexity(*o); });

@@ -14,13 +14,9 @@ PerplexityResult evaluate_perplexity(const PerplexityRun& run, ValidationSet& da
   const std::int64_t end_of_text = data.shards().files().front()->info().end_of_text;
   for (std::int64_t i = 0; i < data.num_batches(); ++i) {
     const Batch& batch = data.batch(i);
-    if (run.losses_of) {
-      run.losses_of(batch, losses);
-    } else {
-      run.model.evaluate(run.ctx, run.arenas, run.upload(run.owner, run.ctx, batch), run.losses);
-      run.ctx.copy(losses.data(), Device::cpu, run.losses.data, run.losses.device, losses.size() * sizeof(float));
-      run.ctx.synchronize();
-    }
+    run.model.evaluate(run.ctx, run.arenas, run.upload(run.owner, run.ctx, batch), run.losses);
+    run.ctx.copy(losses.data(), Device::cpu, run.losses.data, run.losses.device, losses.size() * sizeof(float));
+    run.ctx.synchronize();
     for (std::size_t n = 0; n < losses.size(); ++n) {
       if (batch.targets[n] < 0) continue;
       total += static_cast<double>(losses[n]);

@@ -41,8 +41,6 @@ struct PerplexityRun {
   void* owner;  // passed to upload
   /// Several ranks, each with its share of the batches: adds these sums up over ranks, in place. Empty = one rank.
   std::function<void(double& loss, std::int64_t& tokens, std::int64_t& bytes)> sum_over_ranks = {};
-  /// Gives the losses [B*T] of a batch in place of the model's evaluate() (cached_losses.h).
-  std::function<void(const Batch& batch, std::vector<float>& losses)> losses_of = {};
 };
 PerplexityResult evaluate_perplexity(const PerplexityRun& run, ValidationSet& data);
 
