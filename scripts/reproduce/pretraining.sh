@@ -59,7 +59,7 @@ sfa_keys() {
     case $part in
       2of4 | pairs) printf '%s\n' "model.attention.selection=topk_$part" ;;
       mask) printf '%s\n' model.attention.zero_overlap=mask ;;
-      int8) printf '%s\n' model.attention.kv_cache_v=int8 ;;
+      int8) printf '%s\n' model.attention.kv_cache=int8 ;;
       d[0-9]*) D=${part#d} && printf '%s\n' "model.attention.qk_head_dim=$D" ;;
       anneal[0-9]*) printf '%s\n' "train.k_anneal.from=${part#anneal}" ;;
       scale[0-9]*) scale=${part#scale} ;;

@@ -88,6 +88,7 @@ std::string attention_label(const ModelConfig& model) {
   if (model.rope_projection != "none") label += fmt::format(" rope_projection={}", model.rope_projection);
   if (a.score_scale > 0) label += fmt::format(" score_scale={:.4g}", a.score_scale);
   if (a.window > 0) label += fmt::format(" window={}", a.window);
+  if (a.int8_cache()) label += " int8 cache";
   return label;
 }
 

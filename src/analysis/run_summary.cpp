@@ -1,6 +1,5 @@
 #include "analysis/run_summary.h"
 
-#include "attention/sfa/sfa.h"
 #include "core/error.h"
 
 namespace sfa {
@@ -8,15 +7,12 @@ namespace fs = std::filesystem;
 
 ModelCost model_cost(const Config& config, std::int64_t T, DType dtype) {
   ModelConfig model = config.model;
-  model.attention.impl = "auto";  // what the mathematics needs is the same for all
-  // Values of 8 bits are a GPU's alone, but their bytes can be counted anywhere.
-  model.attention.kv_cache_v = "full";
-  ModelCost cost = make_model(model, Device::cpu, dtype)->cost(T);
-  if (config.model.attention.kv_cache_v == "full") return cost;
-  cost.kv_bytes_per_token = 0;
-  for (std::int64_t l = 0; l < model.num_hidden_layers; ++l)
-    cost.kv_bytes_per_token += sfa_cache_bytes(config.model.attention_of(l), model.attention_dims(), dtype);
-  return cost;
+  model.attention.impl = "auto";             // what the mathematics needs is the same for all
+  if (model.attention.kv_cache == "int8") {  // no cache is planned here, so that every implementation will do
+    model.attention.kv_cache = "full";
+    model.attention.as_cached = "int8";
+  }
+  return make_model(model, Device::cpu, dtype)->cost(T);
 }
 
 RunSummary read_run(const fs::path& folder) {

@@ -109,8 +109,8 @@ void ModelConfig::resolve() {
   require(a.window >= 0, "model.attention.window: must not be negative, got {}", a.window);
   require(a.score_scale >= 0, "model.attention.score_scale: must be positive, or 0 for 1/sqrt(qk_head_dim), got {}",
           a.score_scale);
-  require(a.kv_cache_v == "full" || a.kv_cache_v == "int8",
-          "model.attention.kv_cache_v: '{}' is not known; there are full and int8", a.kv_cache_v);
+  require(a.kv_cache == "full" || a.kv_cache == "int8",
+          "model.attention.kv_cache: '{}' is not known; there are full and int8", a.kv_cache);
   if (a.type != "sfa") {
     require(k == 0 && a.k_q == 0 && a.k_k == 0, "model.attention.k: only type 'sfa' selects features, the type is '{}'",
             a.type);

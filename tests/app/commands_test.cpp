@@ -383,7 +383,7 @@ TEST_F(AppCommands, BlocksOfTheirOwnKAreCounted) {
                   of("flops", {"model.attention.k=6"})["kv_ratio"].get<double>(),
               1e-12);
   // Values of 8 bits: pieces of 16 and a scale for the 8 of a head here.
-  EXPECT_EQ(of("flops", {"model.attention.kv_cache_v=int8", "--dtype", "bf16"})["kv_bytes_per_token"],
+  EXPECT_EQ(of("flops", {"model.attention.kv_cache=int8", "--dtype", "bf16"})["kv_bytes_per_token"],
             2 * 2 * (4 * 3 + 16 + 2));
   ASSERT_EQ(sfa({"train", at("run.yaml"), own, "model.attention.score_scale=0.5", "train.k_anneal.from=8"}).code, 0);
   EXPECT_EQ(json_of({"compare", at("run"), "--json"})[0]["attention"], "sfa k=2,6 from k=8 score_scale=0.5");

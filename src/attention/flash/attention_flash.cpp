@@ -154,16 +154,20 @@ class DenseFlash final : public DenseAttention {
       : DenseAttention(config, dims, dtype), kernels_(kernels) {}
 
   KvCache plan_cache(Arena& arena, std::int64_t B, std::int64_t capacity) const override {
-    return flash::plan_dense_cache(arena, dims_, dtype_, B, capacity);
+    return flash::plan_dense_cache(arena, config_, dims_, dtype_, B, capacity);
   }
   void append(Context& ctx, const Keys& keys, KvCache& cache) const override {
     flash::append_to_cache(ctx, keys, cache);
   }
 
   void core(Context& ctx, const Forward& a) const override {
-    if (flash::decodes(a)) return flash::decode_rows(ctx, a.q.dense, a.k.dense, a.k.v, a, scale());
+    if (flash::decodes(a)) return flash::decode_rows(ctx, a.q.dense, a.k, a, scale());
+    ArenaScope scope(a.scratch);
+    const Keys k = flash::as_activations(ctx, a.k, dims_, a.scratch);
     if (ctx.planning) return;
-    kernels_.forward(ctx, forward_params(a.q.dense, a.k.dense, a, scale()), flash::Product::dense);
+    const flash::ForwardParams p =
+        forward_params(a.q.dense, k.dense, {a.q, k, a.ranges, a.out, a.lse, a.scratch}, scale());
+    kernels_.forward(ctx, p, flash::Product::dense);
   }
   void core_backward(Context& ctx, const Backward& a) const override {
     kernels_.backward(ctx, a.q.dense, a.k.dense, a, scale());
@@ -216,14 +220,11 @@ class SfaFlash final : public SfaAttention {
     if (flash::decodes(a) && flash::decodes_sparse(a)) return flash::decode_sparse_rows(ctx, a, dims_.Dqk, scale());
     ArenaScope scope(a.scratch);
     const bool cached = a.k.dense.empty();
-    Keys k = a.k;
-    if (cached) {
-      k.dense = expanded(ctx, a.k.values, a.k.indices, a.scratch);
-      k.v = flash::cached_values(ctx, a.k, dims_.Dv, a.scratch);
-    }
+    Keys k = flash::as_activations(ctx, a.k, dims_, a.scratch);
+    if (cached) k.dense = expanded(ctx, a.k.values, a.k.indices, a.scratch);
     if (cached && flash::decodes(a)) {
       const Tensor q = expanded(ctx, a.q.values, a.q.indices, a.scratch);
-      return flash::decode_rows(ctx, q, k.dense, k.v, a, scale());
+      return flash::decode_rows(ctx, q, k, a, scale());
     }
     if (ctx.planning) return;
     flash::ForwardParams p = forward_params(a.q.dense, k.dense, {a.q, k, a.ranges, a.out, a.lse, a.scratch}, scale());

@@ -106,23 +106,17 @@ void SfaAttention::append(Context& ctx, const Keys& keys, KvCache& cache) const 
   cache.length += keys.v.dim(1);
 }
 
-// Values of 8 bits come in pieces of 16 bytes, with a bf16 scale a token and head.
-double sfa_cache_bytes(const AttentionConfig& config, const AttentionDims& dims, DType dtype) {
-  const std::int64_t element = static_cast<std::int64_t>(size_of(dtype)),
-                     values = config.kv_cache_v == "int8" ? (dims.Dv + 15) / 16 * 16 + 2 : element * dims.Dv;
-  return static_cast<double>(dims.G * (config.k_k * (element + 1) + values));
-}
-
 AttentionCost SfaAttention::cost(std::int64_t T) const {
   const double pairs = visible_pairs(T, config_.window), element = static_cast<double>(size_of(dtype_));
   const double H = static_cast<double>(dims_.H), G = static_cast<double>(dims_.G), Dqk = static_cast<double>(dims_.Dqk),
                Dv = static_cast<double>(dims_.Dv), k_q = config_.k_q, k_k = config_.k_k;
   const double shared = k_q * k_k / Dqk;  // features that a pair has in common, uniform supports
+  const double values = config_.int8_cache() ? int8_row_bytes(dims_.Dv) : element * Dv;
   const ActiveFeatures most = room(config_);
   return {.forward_flops = 2 * pairs * H * (shared + Dv),
           .backward_flops = 2 * pairs * H * (3 * shared + 2 * Dv),
           .saved_bytes_per_token = (H * most.q + G * most.k) * (element + 1) + element * (G + H) * Dv + 4 * H,
-          .kv_bytes_per_token = sfa_cache_bytes(config_, dims_, dtype_)};
+          .kv_bytes_per_token = G * (k_k * (element + 1) + values)};
 }
 
 std::string sfa_reference_why_not(const AttentionConfig&, const AttentionDims& dims, DType) {

@@ -10,9 +10,6 @@ namespace sfa {
 std::string sfa_reference_why_not(const AttentionConfig& config, const AttentionDims& dims, DType dtype);
 std::unique_ptr<Attention> make_sfa_reference(const AttentionConfig& config, const AttentionDims& dims, DType dtype);
 
-/// Bytes of a token in the KV cache of one layer.
-double sfa_cache_bytes(const AttentionConfig& config, const AttentionDims& dims, DType dtype);
-
 /// What every implementation of SFA shares: the supports that a layer keeps, the sparse KV cache and the cost.
 class SfaAttention : public Attention {
  public:
