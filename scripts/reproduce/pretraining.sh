@@ -7,10 +7,11 @@
 #     --model NAME     gpt2-124m or gpt2-355m (paper: "350M")
 #     --tokens N       tokens a run is trained on, 65,536 a step
 #     --seeds "..."    one run a variant and seed
-#     --variants "..." dense; short (Q, K and V at d/2, the paper's); fair (Q and K at d/2, V whole); qkN (Q and K N wide, V whole); sfaK and sfaK_OPTION...; window_W; window_W_sfaK;
+#     --variants "..." dense; short (Q, K and V at d/2, the paper's); fair (Q and K at d/2, V whole); sfaK; window_W; window_W_sfaK;
 #                      gqa (4 query heads a key head); mqa (one key head). Default: dense short fair sfa8 sfa16 sfa8_2of4 gqa mqa
-#                      OPTION: 2of4, pairs, mask; dN (queries and keys N wide: sfa16_d128); annealN (train.k_anneal.from); scaleX (scores times X);
-#                      initX (qk_initializer_range times X); byA,NxB,... (k of the blocks, N times B: sfa8_by12,7x6,4x10); int8 (V in the cache, counted alone)
+#                      and dense or sfaK with options, dense_scale4, sfa16_d128, sfa8_anneal64x0.8_scale4: dN (queries and keys N wide), scaleX (scores times X),
+#                      initX (initial queries and keys times X), int8 (the cache: counted alone); of sfa: 2of4, pairs, mask, annealN or annealNxS (k from N, until
+#                      the share S of the run), byA,NxB,... (k of the blocks, N times B: sfa8_by12,7x6,4x10)
 #     --lr X           peak learning rate (1.5e-3), for every variant alike
 #     --rates "..."    in place of --lr: every variant is run at each of these with the first seed, and with the other seeds at the one of least validation loss
 #     --gpus N         runs side by side, one a GPU
@@ -22,7 +23,7 @@ set -euo pipefail
 DATA='' VAL='' MODEL=gpt2-124m TOKENS=30e6 SEEDS='1 2 3' VARIANTS='dense short fair sfa8 sfa16 sfa8_2of4 gqa mqa' RATE=1.5e-3 RATES='' GPUS=1 BUDGET=0 TASKS='' OUT='' OVERRIDES=()
 while [ $# -gt 0 ]; do
   case $1 in
-    -h | --help) sed -n '2,20s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    -h | --help) sed -n '2,21s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
     --data | --val | --model | --tokens | --seeds | --variants | --lr | --rates | --gpus | --budget | --tasks | --out) [ $# -ge 2 ] || die "$1 needs a value" ;;&
     --data) DATA=$2; shift 2 ;;
     --val) VAL=$2; shift 2 ;;
@@ -50,22 +51,22 @@ find_sfa
 OUT=${OUT:-$ROOT/runs/reproduce/pretraining_$MODEL}
 STEPS=$(awk -v t="$TOKENS" 'BEGIN {s = int(t / 65536 + 0.5); print s < 1 ? 1 : s}')
 
-# The same of sfaK_OPTION_OPTION...; scores of heads of D features are scaled by 1/sqrt(D), initial weights have 0.02.
-sfa_keys() {
+# option_keys _OPTION_OPTION...: their overrides. Scores of heads of D features are scaled by 1/sqrt(D), initial weights have 0.02.
+option_keys() {
   local parts part D=64 scale=''
-  IFS=_ read -ra parts <<<"${1#sfa}"
-  printf '%s\n' model.attention.type=sfa "model.attention.k=${parts[0]}"
-  for part in "${parts[@]:1}"; do
+  IFS=_ read -ra parts <<<"${1#_}"
+  for part in ${parts[@]+"${parts[@]}"}; do
     case $part in
       2of4 | pairs) printf '%s\n' "model.attention.selection=topk_$part" ;;
       mask) printf '%s\n' model.attention.zero_overlap=mask ;;
       int8) printf '%s\n' model.attention.kv_cache=int8 ;;
       d[0-9]*) D=${part#d} && printf '%s\n' "model.attention.qk_head_dim=$D" ;;
+      anneal[0-9]*x0.*) part=${part#anneal} && printf '%s\n' "train.k_anneal.from=${part%%x*}" "train.k_anneal.until=${part#*x}" ;;
       anneal[0-9]*) printf '%s\n' "train.k_anneal.from=${part#anneal}" ;;
       scale[0-9]*) scale=${part#scale} ;;
       init[0-9]*) printf '%s\n' "model.attention.qk_initializer_range=$(awk -v x="${part#init}" 'BEGIN {print 0.02 * x}')" ;;
       by[0-9]*) printf '%s\n' "model.attention.k_by_layer=[$(layers_of "${part#by}")]" ;;
-      *) die "--variants: '$part' of '$1' is not known (--help)" ;;
+      *) die "--variants: the option '$part' is not known (--help)" ;;
     esac
   done
   [ -z "$scale" ] || printf '%s\n' "model.attention.score_scale=$(awk -v x="$scale" -v d="$D" 'BEGIN {print x / sqrt(d)}')"
@@ -84,15 +85,18 @@ layers_of() {
 
 # The overrides that make a variant of the dense model, one a line; heads have 64 features.
 variant_keys() {
-  local window
+  local k window
   case $1 in
-    dense) ;;
+    dense | dense_*) option_keys "${1#dense}" ;;
     short) printf '%s\n' model.head_dim=32 ;;
     fair) printf '%s\n' model.attention.qk_head_dim=32 ;;
-    qk[0-9]*) printf '%s\n' "model.attention.qk_head_dim=${1#qk}" ;;
     gqa) printf '%s\n' model.num_key_value_heads=$((HEADS / 4)) ;;
     mqa) printf '%s\n' model.num_key_value_heads=1 ;;
-    sfa[0-9]*) sfa_keys "$1" ;;
+    sfa[0-9]*)
+      k=${1#sfa} k=${k%%_*}
+      printf '%s\n' model.attention.type=sfa "model.attention.k=$k"
+      option_keys "${1#sfa"$k"}"
+      ;;
     window_[0-9]*)
       window=${1#window_}
       printf '%s\n' "model.attention.window=${window%%_*}"
@@ -159,6 +163,11 @@ for run in ${DONE[@]+"${DONE[@]}"}; do
   if [ ! -f "$run/eval/perplexity.json" ]; then
     "$SFA" eval perplexity --checkpoint "$run" --data "${where[@]}" --save ${device[@]+"${device[@]}"} >/dev/null || warn "$run could not be evaluated"
   fi
+  case $(basename "$run") in
+    *_int8_*)
+      [ -f "$run/eval/perplexity_int8.json" ] || "$SFA" eval perplexity --checkpoint "$run" --kv-cache int8 --data "${where[@]}" --save ${device[@]+"${device[@]}"} >/dev/null ||
+        warn "$run could not be evaluated with 8 bits" ;;
+  esac
   case $(basename "$run") in
     sfa*) [ -f "$run/eval/support.json" ] || "$SFA" analyze support --checkpoint "$run" --data "${where[@]}" --save ${device[@]+"${device[@]}"} >/dev/null || true ;;
   esac
