@@ -81,6 +81,7 @@ struct Layer {
         saved("saved", ctx.device()),
         scratch("scratch", ctx.device()) {
     Context counting = Context::for_planning(ctx.device());
+    if (c.config.k_from > 0) attention->activate({c.config.k_from, c.config.k_from});  // as training plans its steps
     state = attention->plan(saved, scratch, c.B, c.T);
     const Ranges ranges{};
     const Tensor d_out(nullptr, DType::f32, ctx.device(), {c.B, c.T, c.dims.H, c.dims.Dv}),
