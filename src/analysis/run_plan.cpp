@@ -6,6 +6,7 @@
 #include <cctype>
 
 #include "analysis/compare.h"
+#include "attention/ring/ring_attention.h"
 #include "core/error.h"
 #include "core/progress.h"
 #include "data/loader.h"
@@ -45,6 +46,13 @@ double attention_share(const ModelCost& c) {
          (c.forward_flops_per_token + c.backward_flops_per_token);
 }
 
+// What a hop of a layer carries between ranks that share a sequence.
+RingBytes hop_of(const RunPlan& p) {
+  const Config& c = p.config;
+  const double tokens = static_cast<double>(c.data.micro_batch_size * c.data.seq_len / c.dist.context_parallel);
+  return ring_bytes_a_hop(c.model.attention, c.model.attention_dims(), p.stored, tokens);
+}
+
 double tokens_per_step(const Config& c) {
   return static_cast<double>(c.data.batch_size * c.data.seq_len);
 }
@@ -82,6 +90,7 @@ RunPlan plan_run(const Config& whole, Device device, std::optional<std::size_t> 
   plan.config = config;
   plan.ranks = ranks;
   plan.device = device;
+  plan.stored = memory.model->dtype();
   plan.dtype = name_of(memory.round_bf16 ? DType::bf16 : memory.model->dtype());
   plan.parameters = parameter_groups(*memory.model);
   std::int64_t counted = 0;
@@ -132,6 +141,14 @@ std::string plan_table(const RunPlan& p) {
       flops_text(step * (cost.forward_flops_per_token + cost.backward_flops_per_token)),
       grouped(static_cast<std::int64_t>(cost.kv_bytes_per_token)),
       grouped(static_cast<std::int64_t>(cost.attention_saved_bytes_per_token)));
+  if (c.dist.context_parallel > 1) {
+    const RingBytes hop = hop_of(p);
+    out += fmt::format(
+        "ring of {} ranks: {} tokens of a sequence a rank; a hop of a layer carries {} of keys and values, backward {} "
+        "of their gradients too\n",
+        c.dist.context_parallel, c.data.seq_len / c.dist.context_parallel, bytes_text(hop.forward),
+        bytes_text(hop.backward_gradients));
+  }
   if (!p.room) return out + "\nWhat fits is not known: say how much memory there is, for example --memory 141GB\n";
   out += fmt::format("\nlargest micro-batch within {}: ", bytes_text(static_cast<double>(*p.room)));
   if (p.fits.any == 0) return out + "none, not even one sequence\n";
@@ -180,6 +197,11 @@ nlohmann::ordered_json plan_json(const RunPlan& p) {
               {"memory_there", nullptr},
               {"largest_micro_batch_size", nullptr},
               {"largest_micro_batch_size_of_batch", nullptr}};
+  if (c.dist.context_parallel > 1) {
+    const RingBytes hop = hop_of(p);
+    out["context_parallel"] = c.dist.context_parallel;
+    out["ring_hop_bytes"] = {{"keys", hop.forward}, {"gradients", hop.backward_gradients}};
+  }
   if (p.room) {
     out["memory_there"] = *p.room;
     out["largest_micro_batch_size"] = p.fits.any;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "attention/attention.h"
+#include "attention/ring/key_ring.h"
 #include "core/arena.h"
 #include "core/context.h"
 #include "models/parameters.h"
@@ -53,7 +54,7 @@ struct ModelConfig {
 struct ModelInput {
   Tensor tokens;     // [B,T] i32
   Tensor targets;    // [B,T] i32, -1 = not counted
-  Tensor first_key;  // optional [B,T] i32: document masks (Ranges::first_key)
+  Tensor first_key;  // optional, Ranges::first_key: document masks
 };
 
 struct ModelArenas {
@@ -128,6 +129,10 @@ class Model {
   };
   Distill distill;
 
+  /// Set: other ranks hold the rest of each sequence, and a batch's rows are those of attention/ring/key_ring.h. To be
+  /// set before plan(), and not for generation.
+  KeyRing* ring = nullptr;
+
   /// Called by forward_backward() and evaluate() behind each layer's attention, with what it selected and multiplied
   /// there; the work may still be queued on the context. For analysis; empty = not called.
   std::function<void(std::int64_t layer, const AttentionState& state)> on_attention;
@@ -142,6 +147,10 @@ class Model {
   /// Tells on_gradients_final of the parameters whose names begin with `prefix`; they lie side by side.
   void say_final(const Context& ctx, std::string_view prefix) const;
 
+  /// What the rows of a batch see.
+  [[nodiscard]] Ranges ranges_of(const ModelInput& batch) const {
+    return {.window = config_.attention.window, .first_key = batch.first_key, .ring = ring};
+  }
   /// For the attention of one micro-step; evaluate() passes loss_scale 0.
   [[nodiscard]] Distillation distillation(float loss_scale) const;
   Model(ModelConfig config, Device device, DType dtype) : config_(std::move(config)), device_(device), dtype_(dtype) {}
