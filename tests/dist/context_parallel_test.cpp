@@ -14,7 +14,7 @@ struct ModelCase {
 
 class ContextParallel : public RanksTest {
  protected:
-  // Two layers of heads of 16 features over 16 tokens, four micro-steps of two sequences.
+  // Two layers of heads of 16 features over 16 tokens, two micro-steps of two sequences.
   std::vector<std::string> arguments(const ModelCase& c, const std::string& run, std::vector<std::string> more = {}) {
     const std::string file = at(c.name + ".yaml");
     if (!fs::exists(file))
@@ -22,7 +22,7 @@ class ContextParallel : public RanksTest {
                            "\n  num_hidden_layers: 2\n  num_attention_heads: 2\n  hidden_size: 32\n"
                            "  max_position_embeddings: 16\n  attention: " +
                            c.attention + "\ndata: {train: " + at("data.h5") +
-                           ", batch_size: 8, micro_batch_size: 2}\n"
+                           ", batch_size: 4, micro_batch_size: 2}\n"
                            "train: {max_steps: 20, lr: 0.003, warmup_steps: 5, eval_every: 20, log_every: 1}\n"
                            "checkpoint: {every: 0, background: false}\n");
     std::vector<std::string> all{"train", file, "output_dir=" + at(run)};
@@ -107,7 +107,8 @@ TEST_F(ContextParallel, BesideDataParallelRanks) {
     fs::remove_all(at(name));
     train(4, c, name, {"dist.context_parallel=2", std::string("dist.zero=") + zero});
     expect_same_losses(name, "one");
-    if (!before.empty()) EXPECT_EQ(tensors(at(name)), before);
+    if (before.empty()) continue;
+    EXPECT_EQ(tensors(at(name)), before);
   }
 }
 

@@ -33,39 +33,65 @@ struct Pair {
   Ranges ranges;
 };
 
+// Tensors that travel together, one message a hop: parts of one block of bytes.
+class Message {
+ public:
+  void add(const Tensor& like, DType type) {
+    parts_.emplace_back(nullptr, type, like.device,
+                        std::initializer_list<std::int64_t>{like.dim(0), like.dim(1), like.dim(2), like.dim(3)});
+  }
+  void take(Arena& arena) {
+    constexpr std::int64_t kAlignment = 256;
+    std::int64_t size = 0;
+    for (const Tensor& part : parts_) size += (part.bytes() + kAlignment - 1) / kAlignment * kAlignment;
+    bytes_ = arena.take(DType::u8, {size});
+    std::int64_t at = 0;
+    for (Tensor& part : parts_) {
+      if (bytes_.data != nullptr) part.data = bytes_.slice(0, at, part.bytes()).data;
+      at += (part.bytes() + kAlignment - 1) / kAlignment * kAlignment;
+    }
+  }
+  [[nodiscard]] const Tensor& bytes() const { return bytes_; }
+  [[nodiscard]] const Tensor& part(std::size_t i) const { return parts_[i]; }
+
+ private:
+  Tensor bytes_;
+  std::vector<Tensor> parts_;
+};
+
 // The keys of a hop as they pass: own ones first, then those that have arrived, in two places by turns.
 class TravellingKeys {
  public:
-  TravellingKeys(Context& ctx, KeyRing& ring, const Keys& own, Arena& scratch) : ring_(ring), own_(own) {
-    places_[0] = own;
-    const auto pack = [&](Tensor& part) {
-      if (part.empty() || part.contiguous()) return;
-      const Tensor packed = like(scratch, part.dtype, part);
-      ctx.copy_rows(packed, part);
-      part = packed;
-    };
-    if (sparse()) places_[0].dense = {};
-    for (Tensor* part : {&places_[0].dense, &places_[0].v}) pack(*part);
-    const auto same = [&](const Tensor& t) { return t.empty() ? Tensor{} : like(scratch, t.dtype, t); };
-    const Keys& o = places_[0];
-    for (int i = 1; i < std::min(3, ring.size()); ++i)
-      places_[i] = {same(o.dense), same(o.values), same(o.indices), same(o.v), {}};
+  TravellingKeys(Context& ctx, KeyRing& ring, const Keys& own, Arena& scratch)
+      : ring_(ring),
+        own_(own),
+        kept_(own.values.empty() ? std::vector<Tensor>{own.dense, own.v}
+                                 : std::vector<Tensor>{own.values, own.indices, own.v}) {
+    for (int i = 0; i < std::min(3, ring.size()); ++i) {
+      for (const Tensor& t : kept_) places_[i].add(t, t.dtype);
+      places_[i].take(scratch);
+    }
+    for (std::size_t i = 0; i < kept_.size(); ++i) ctx.copy_rows(places_[0].part(i), kept_[i]);
     if (sparse() && !own.dense.empty()) rows_ = like(scratch, own.dense.dtype, own.dense);
   }
 
   /// Queues the passing on of hop's keys, unless they are the last.
   void pass_on(Context& ctx, int hop) {
-    if (hop + 1 == ring_.size()) return;
-    const Keys &out = place(hop), &in = place(hop + 1);
-    for (const auto& [from, to] : {std::pair{out.dense, in.dense}, std::pair{out.values, in.values},
-                                   std::pair{out.indices, in.indices}, std::pair{out.v, in.v}})
-      if (!from.empty() && !ctx.planning) ring_.pass(ctx, from, to);
+    if (hop + 1 < ring_.size() && !ctx.planning) ring_.pass(ctx, place(hop).bytes(), place(hop + 1).bytes());
   }
 
   /// What core reads at a hop. Where it reads sfa's keys as full-width rows, these are made.
   Keys at(Context& ctx, int hop) {
     if (hop == 0) return own_;
-    Keys keys = place(hop);
+    const Message& m = place(hop);
+    Keys keys;
+    keys.v = m.part(kept_.size() - 1);
+    if (!sparse()) {
+      keys.dense = m.part(0);
+      return keys;
+    }
+    keys.values = m.part(0);
+    keys.indices = m.part(1);
     if (rows_.empty()) return keys;
     select_expand(ctx, keys.values, keys.indices, rows_);
     keys.dense = rows_;
@@ -74,11 +100,12 @@ class TravellingKeys {
 
  private:
   [[nodiscard]] bool sparse() const { return !own_.values.empty(); }
-  [[nodiscard]] const Keys& place(int hop) const { return places_[hop == 0 ? 0 : 1 + (hop - 1) % 2]; }
+  [[nodiscard]] const Message& place(int hop) const { return places_[hop == 0 ? 0 : 1 + (hop - 1) % 2]; }
 
   KeyRing& ring_;
   Keys own_;
-  Keys places_[3];
+  std::vector<Tensor> kept_;  // of own_, what travels
+  Message places_[3];
   Tensor rows_;
 };
 
@@ -109,11 +136,6 @@ void require_halves(const AttentionState& s, const Ranges& r) {
                                        r.first_key.dim(1) == s.out.dim(0) && r.first_key.dim(2) == s.out.dim(1))),
           "internal error: a ring of {} attends {} with first keys {}", r.ring->size(), s.out, r.first_key);
 }
-
-// Gradients of a hop's keys and values, in two places by turns: what has added up on the way here.
-struct KeyGradients {
-  Tensor k[2], v[2];
-};
 
 }  // namespace
 
@@ -155,10 +177,11 @@ void ring_core_backward(Context& ctx, const Attention& attention, AttentionState
   TravellingKeys keys(ctx, ring, state.k, scratch);
   const bool sparse = !state.k.values.empty();
   const Tensor d_q = like(scratch, DType::f32, d.q);
-  KeyGradients sums;
-  for (int i = 0; i < 2; ++i) {
-    sums.k[i] = like(scratch, DType::f32, sparse ? state.k.values : d.k);
-    sums.v[i] = like(scratch, DType::f32, d.v);
+  Message sums[2];  // of keys and values, on their way: what has added up so far, in two places by turns
+  for (Message& m : sums) {
+    m.add(sparse ? state.k.values : d.k, DType::f32);
+    m.add(d.v, DType::f32);
+    m.take(scratch);
   }
   const DType type = d_out.dtype;
   const Tensor part_q = like(scratch, type, half_of(d.q, 0)), part_k = like(scratch, type, half_of(d.k, 0)),
@@ -180,21 +203,20 @@ void ring_core_backward(Context& ctx, const Attention& attention, AttentionState
       ring_collect(ctx, {part_q, {}, half_of(d_q, p.query), begun_q[p.query]});
       join();  // gradients of these keys from the ranks before
       const bool add = hop > 0 || begun_k[p.key];
-      ring_collect(ctx, {part_k, sparse ? k.indices : Tensor{}, half_of(sums.k[hop % 2], p.key), add});
-      ring_collect(ctx, {part_v, {}, half_of(sums.v[hop % 2], p.key), add});
+      ring_collect(ctx, {part_k, sparse ? k.indices : Tensor{}, half_of(sums[hop % 2].part(0), p.key), add});
+      ring_collect(ctx, {part_v, {}, half_of(sums[hop % 2].part(1), p.key), add});
       begun_q[p.query] = begun_k[p.key] = true;
     }
     if (ctx.planning) continue;
     // The next hop's keys, which this hop's work has covered; their gradients come while they are worked on.
     ring.arrived(ctx);
-    ring.pass(ctx, sums.k[hop % 2], sums.k[(hop + 1) % 2]);
-    ring.pass(ctx, sums.v[hop % 2], sums.v[(hop + 1) % 2]);
+    ring.pass(ctx, sums[hop % 2].bytes(), sums[(hop + 1) % 2].bytes());
   }
   if (!ctx.planning) ring.arrived(ctx);
-  const int home = ring.size() % 2;
+  const Message& home = sums[ring.size() % 2];
   ring_store(ctx, {d_q, {}, d.q});
-  ring_store(ctx, {sums.k[home], sparse ? state.k.indices : Tensor{}, d.k});
-  ring_store(ctx, {sums.v[home], {}, d.v});
+  ring_store(ctx, {home.part(0), sparse ? state.k.indices : Tensor{}, d.k});
+  ring_store(ctx, {home.part(1), {}, d.v});
 }
 
 RingBytes ring_bytes_a_hop(const AttentionConfig& config, const AttentionDims& dims, DType dtype, double tokens) {
