@@ -76,25 +76,28 @@ const ModelCase kModels[] = {
     {"qwen3_sfa", "qwen3", "{type: sfa, k: 8}", {"model.num_key_value_heads=1"}},
 };
 
-TEST_F(ContextParallel, LossesAndGradientsAreThoseOfOneRank) {
+class ContextParallelModel : public ContextParallel, public ::testing::WithParamInterface<ModelCase> {};
+
+TEST_P(ContextParallelModel, LossesAndGradientsAreThoseOfOneRank) {
   const std::vector<std::string> one_step{"train.max_steps=1", "train.grad_clip=0", "train.warmup_steps=0"};
-  for (const ModelCase& c : kModels) {
-    SCOPED_TRACE(c.name);
-    const std::string one = c.name + "_one", step = c.name + "_step";
-    train(1, c, one);
-    train(1, c, step, one_step);
-    for (const int ranks : {2, 4}) {
-      const std::string cp = "dist.context_parallel=" + std::to_string(ranks);
-      const std::string name = one + std::to_string(ranks), step_name = step + std::to_string(ranks);
-      train(ranks, c, name, {cp});
-      expect_same_losses(name, one);
-      std::vector<std::string> more = one_step;
-      more.push_back(cp);
-      train(ranks, c, step_name, more);
-      expect_same_gradients(step_name, step);
-    }
+  const ModelCase& c = GetParam();
+  const std::string one = c.name + "_one", step = c.name + "_step";
+  train(1, c, one);
+  train(1, c, step, one_step);
+  for (const int ranks : {2, 4}) {
+    const std::string cp = "dist.context_parallel=" + std::to_string(ranks);
+    const std::string name = one + std::to_string(ranks), step_name = step + std::to_string(ranks);
+    train(ranks, c, name, {cp});
+    expect_same_losses(name, one);
+    std::vector<std::string> more = one_step;
+    more.push_back(cp);
+    train(ranks, c, step_name, more);
+    expect_same_gradients(step_name, step);
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Models, ContextParallelModel, ::testing::ValuesIn(kModels),
+                         [](const auto& model) { return model.param.name; });
 
 // Two groups of two ranks, which share out the batch; ZeRO stages over all four; two runs, the same bits.
 TEST_F(ContextParallel, BesideDataParallelRanks) {
@@ -115,10 +118,10 @@ TEST_F(ContextParallel, BesideDataParallelRanks) {
 // A checkpoint knows nothing of the layout: half of the run on four ranks, the rest on one.
 TEST_F(ContextParallel, ResumesOnAnyLayout) {
   const ModelCase& c = kModels[3];
-  train(1, c, "one", {"train.schedule=constant", "train.recompute=block"});
-  train(4, c, "two",
-        {"train.schedule=constant", "train.max_steps=10", "dist.context_parallel=4", "train.recompute=block"});
-  train(1, c, "two", {"train.schedule=constant", "--resume"});
+  const std::vector<std::string> both{"train.schedule=constant", "train.eval_every=10"};
+  train(1, c, "one", both);
+  train(4, c, "two", {both[0], both[1], "train.max_steps=10", "dist.context_parallel=4", "train.recompute=block"});
+  train(1, c, "two", {both[0], both[1], "--resume"});
   expect_same_losses("two", "one");
 }
 
