@@ -73,6 +73,7 @@ std::string attention_label(const ModelConfig& model) {
   if (model.qk_head_dim != model.head_dim) label += fmt::format(" d_qk={}", model.qk_head_dim);
   if (model.rope_projection != "none") label += fmt::format(" rope_projection={}", model.rope_projection);
   if (a.window > 0) label += fmt::format(" window={}", a.window);
+  if (a.int8_cache()) label += " int8 cache";
   return label;
 }
 

@@ -39,8 +39,10 @@ struct AttentionConfig {
   std::string selection = "topk";
   std::string zero_overlap = "score";  // score | mask
   std::int64_t window = 0;             // keys a query sees, itself included; 0 = all before it
-  std::string kv_cache_v = "full";     // full | int8: values in the KV cache (sfa, flash on a GPU)
+  std::string kv_cache = "full";       // full | int8: what the KV cache holds (int8: flash on a GPU)
+  std::string as_cached = "full";      // full | int8: evaluation reads keys and values as such a cache holds them
   double distill_lambda = 0;           // train.distill.lambda: 0 = no teacher; no part of what the model is
+  [[nodiscard]] bool int8_cache() const { return kv_cache == "int8" || as_cached == "int8"; }
 };
 
 /// Sizes that every layer of a model shares.
@@ -85,7 +87,8 @@ struct Keys {
   Tensor dense;            // [B, Tk, G, Dqk]; sfa: zero outside the support
   Tensor values, indices;  // sfa: [B, Tk, G, k_k]
   Tensor v;                // [B, Tk, G, Dv]
-  Tensor v_scale;          // a cache with int8 values: [B, Tk, G] bf16; `v` is then u8 holding int8
+  // A cache in 8 bits (ops/int8_rows): [B, Tk, G] bf16; `v`, or `dense` too, is then u8 holding int8.
+  Tensor v_scale, k_scale;
 };
 
 /// What one layer's attention keeps from forward to backward, planned once.
@@ -221,7 +224,7 @@ struct AttentionRow {
   /// Empty when the row can serve the case, otherwise a sentence that says why not.
   std::string (*why_not)(const AttentionConfig&, const AttentionDims&, DType);
   std::unique_ptr<Attention> (*make)(const AttentionConfig&, const AttentionDims&, DType);
-  bool int8_cache = false;  // serves kv_cache_v: int8
+  bool int8_cache = false;  // serves kv_cache: int8
   bool trains = true;       // has a backward pass
 };
 const std::vector<AttentionRow>& attention_table();

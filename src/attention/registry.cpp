@@ -12,6 +12,7 @@
 #include "attention/ring/ring_attention.h"
 #include "attention/sfa/sfa.h"
 #include "core/observer.h"
+#include "ops/int8_rows/int8_rows.h"
 #include "ops/linear/linear.h"
 #include "ops/qk_norm_rope/qk_norm_rope.h"
 
@@ -23,8 +24,8 @@ const std::vector<AttentionRow>& attention_table() {
       {"dense", "reference", Device::cpu, 0, dense_reference_why_not, make_dense_reference},
       {"dense", "flash", Device::cpu, 10, dense_flash_cpu_why_not, make_dense_flash_cpu},
       {"dense", "reference", Device::cuda, 0, dense_reference_why_not, make_dense_reference},
-      {"dense", "flash", Device::cuda, 10, dense_flash_cuda_why_not, make_dense_flash_cuda},
-      {"dense", "flash_sm80", Device::cuda, 5, dense_flash_cuda_why_not, make_dense_flash_sm80},
+      {"dense", "flash", Device::cuda, 10, dense_flash_cuda_why_not, make_dense_flash_cuda, true},
+      {"dense", "flash_sm80", Device::cuda, 5, dense_flash_cuda_why_not, make_dense_flash_sm80, true},
       {"sfa", "reference", Device::cpu, 0, sfa_reference_why_not, make_sfa_reference},
       {"sfa", "flash", Device::cpu, 10, sfa_flash_cpu_why_not, make_sfa_flash_cpu},
       {"sfa", "reference", Device::cuda, 0, sfa_reference_why_not, make_sfa_reference},
@@ -43,8 +44,8 @@ std::unique_ptr<Attention> make_attention(const AttentionConfig& config, const A
     if (row.type != config.type || row.device != device) continue;
     known += (known.empty() ? "" : ", ") + std::string(row.impl);
     if (config.impl != "auto" && config.impl != row.impl) continue;
-    const std::string why = config.kv_cache_v == "int8" && !row.int8_cache
-                                ? "kv_cache_v: int8 is kept by sfa's flash on a GPU alone"
+    const std::string why = config.kv_cache == "int8" && !row.int8_cache
+                                ? "kv_cache: int8 is kept by flash on a GPU alone"
                                 : row.why_not(config, dims, dtype);
     if (!why.empty())
       reasons += fmt::format("{}{}: {}", reasons.empty() ? "" : "; ", row.impl, why);
@@ -112,6 +113,12 @@ OpWork prepare_work(const Attention& attention, const AttentionState& state) {
           .bytes = bytes_of({state.q.values, state.q.indices, state.k.values, state.k.indices})};
 }
 
+// What a cache in 8 bits would give back: V, and keys that are not sparse.
+void round_as_cached(Context& ctx, const Keys& keys) {
+  if (keys.values.empty()) int8_round(ctx, keys.dense);
+  int8_round(ctx, keys.v);
+}
+
 void make_rows(Context& ctx, const RowsFrom& rows) {
   if (rows.projection != nullptr) linear_forward(ctx, *rows.projection);
   if (rows.rotation != nullptr) qk_norm_rope_forward(ctx, *rows.rotation);
@@ -137,6 +144,7 @@ void attention_forward(Context& ctx, const Attention& attention, AttentionState&
     distill_forward(ctx, attention, state, ranges, scratch);
     prepare_rows(ctx, attention, state);
   }
+  if (attention.config().as_cached == "int8") round_as_cached(ctx, state.k);
   const OpScope scope(ctx, [&] { return attention_work("forward", attention, state, false); });
   if (ranges.ring != nullptr) return ring_core(ctx, attention, state, ranges, scratch);
   attention.core(ctx, {state.q, state.k, ranges, state.out, state.lse, scratch});
@@ -150,6 +158,7 @@ Keys KvCache::filled() const {
   view.indices = part(keys.indices);
   view.v = part(keys.v);
   view.v_scale = part(keys.v_scale);
+  view.k_scale = part(keys.k_scale);
   return view;
 }
 

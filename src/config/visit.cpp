@@ -57,11 +57,12 @@ void visit_attention(ModelConfig& m, ConfigVisitor& v) {
         m.qk_initializer_range);
   v.key({p + "window", "keys that a query sees, itself included (tokens); 0 = all before it", {}, {}},
         m.attention.window);
-  v.key({p + "kv_cache_v",
-         "values in the KV cache: as activations, or sfa, flash on a GPU: 8 bits with a scale a token and head",
+  v.key({p + "kv_cache",
+         "what the KV cache holds: activations, or flash on a GPU: 8 bits with a scale a token and head, of keys and "
+         "values (dense) or of values (sfa, whose keys are few)",
          {"full", "int8"},
-         {}},
-        m.attention.kv_cache_v);
+         {"kv_cache_v"}},
+        m.attention.kv_cache);
 }
 
 void visit_model(ModelConfig& m, ConfigVisitor& v) {

@@ -57,8 +57,8 @@ void ModelConfig::resolve() {
   AttentionConfig& a = attention;
   require(k >= 0 && k <= kMost, "model.attention.k: must be from 1 to qk_head_dim = {}, got {}", qk_head_dim, k);
   require(a.window >= 0, "model.attention.window: must not be negative, got {}", a.window);
-  require(a.kv_cache_v == "full" || a.kv_cache_v == "int8",
-          "model.attention.kv_cache_v: '{}' is not known; there are full and int8", a.kv_cache_v);
+  require(a.kv_cache == "full" || a.kv_cache == "int8",
+          "model.attention.kv_cache: '{}' is not known; there are full and int8", a.kv_cache);
   if (a.type != "sfa") {
     require(k == 0 && a.k_q == 0 && a.k_k == 0, "model.attention.k: only type 'sfa' selects features, the type is '{}'",
             a.type);

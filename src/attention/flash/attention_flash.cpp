@@ -8,6 +8,7 @@
 #include "attention/flash/flash_forward.h"
 #include "attention/flash/flash_sm80.h"
 #include "attention/flash/flash_tensors.h"
+#include "attention/flash/prepare_rotated.h"
 #include "attention/flash/select24.h"
 #include "attention/sfa/sfa.h"
 #include "core/build_config.h"
@@ -28,6 +29,12 @@ flash::Shape shape_of(const Tensor& q, const Tensor& k, const Tensor& v) {
           .G = static_cast<int>(k.dim(2)),
           .Dqk = static_cast<int>(q.dim(3)),
           .Dv = static_cast<int>(v.dim(3))};
+}
+
+// Of one layer's queries or keys.
+flash::KeptFeatures kept_features(const Tensor& values, const Tensor& indices) {
+  require(values.contiguous() && indices.contiguous(), "internal error: supports must be contiguous");
+  return {.values = values.data, .indices = indices.as<std::uint8_t>(), .k = static_cast<int>(values.dim(3))};
 }
 
 // Which kernels run: those for sm_90a where the card and the head sizes are theirs, otherwise those for every card.
@@ -90,17 +97,28 @@ class FlashKernels {
     }
   }
 
-  void backward(Context& ctx, const Tensor& q, const Tensor& k, const Attention::Backward& a, float scale) const {
+  // Of full rows q and k; of sparse ones where `sparse` says so: q and k are then scratch that holds the full rows
+  // after it, and dQ and dK are masked.
+  void backward(Context& ctx, const Tensor& q, const Tensor& k, const Attention::Backward& a, float scale,
+                bool sparse = false) const {
     if constexpr (kHasCuda) {
       ArenaScope scope(a.scratch);
       flash::BackwardParams p;
       p.shape = shape_of(q, k, a.k.v);
       p.ranges = ranges_of(a.ranges);
       p.scale = scale;
+      const bool fused = sparse && kernels_.backward_sm90;
       const std::size_t bytes = kernels_.backward_sm90 ? flash::backward_workspace_bytes(p.shape)
                                                        : flash::sm80_backward_workspace_bytes(p.shape);
       const Tensor workspace = a.scratch.take(DType::u8, {static_cast<std::int64_t>(bytes)});
       if (ctx.planning) return;
+      if (fused) {
+        p.q_sparse = kept_features(a.q.values, a.q.indices);
+        p.k_sparse = kept_features(a.k.values, a.k.indices);
+      } else if (sparse) {
+        select_expand(ctx, a.q.values, a.q.indices, q);
+        select_expand(ctx, a.k.values, a.k.indices, k);
+      }
       p.q = q.data;
       p.k = k.data;
       p.v = a.k.v.data;
@@ -123,6 +141,10 @@ class FlashKernels {
         flash::backward(p, cuda_ops::stream(ctx));
       else
         flash::sm80_backward(p, cuda_ops::stream(ctx));
+      if (sparse && !fused) {
+        select_mask_gradient(ctx, a.d_q, a.q.indices);
+        select_mask_gradient(ctx, a.d_k, a.k.indices);
+      }
     }
   }
 
@@ -154,16 +176,20 @@ class DenseFlash final : public DenseAttention {
       : DenseAttention(config, dims, dtype), kernels_(kernels) {}
 
   KvCache plan_cache(Arena& arena, std::int64_t B, std::int64_t capacity) const override {
-    return flash::plan_dense_cache(arena, dims_, dtype_, B, capacity);
+    return flash::plan_dense_cache(arena, config_, dims_, dtype_, B, capacity);
   }
   void append(Context& ctx, const Keys& keys, KvCache& cache) const override {
     flash::append_to_cache(ctx, keys, cache);
   }
 
   void core(Context& ctx, const Forward& a) const override {
-    if (flash::decodes(a)) return flash::decode_rows(ctx, a.q.dense, a.k.dense, a.k.v, a, dims_.scale());
+    if (flash::decodes(a)) return flash::decode_rows(ctx, a.q.dense, a.k, a, dims_.scale());
+    ArenaScope scope(a.scratch);
+    const Keys k = flash::as_activations(ctx, a.k, dims_, a.scratch);
     if (ctx.planning) return;
-    kernels_.forward(ctx, forward_params(a.q.dense, a.k.dense, a, dims_.scale()), flash::Product::dense);
+    const flash::ForwardParams p =
+        forward_params(a.q.dense, k.dense, {a.q, k, a.ranges, a.out, a.lse, a.scratch}, dims_.scale());
+    kernels_.forward(ctx, p, flash::Product::dense);
   }
   void core_backward(Context& ctx, const Backward& a) const override {
     kernels_.backward(ctx, a.q.dense, a.k.dense, a, dims_.scale());
@@ -203,6 +229,9 @@ class SfaFlash final : public SfaAttention {
     select_rows(ctx, s, views.q, views.k, true);
     ctx.copy_rows(s.k.v, views.v);
   }
+  bool prepare_rotated(Context& ctx, const QkNormRope& rotation, AttentionState& s) const override {
+    return flash::prepare_rotated(ctx, rotation, config_, dims_, s);
+  }
 
   KvCache plan_cache(Arena& arena, std::int64_t B, std::int64_t capacity) const override {
     return flash::plan_sparse_cache(arena, config_, dims_, dtype_, B, capacity);
@@ -217,14 +246,11 @@ class SfaFlash final : public SfaAttention {
       return flash::decode_sparse_rows(ctx, a, dims_.Dqk, dims_.scale());
     ArenaScope scope(a.scratch);
     const bool cached = a.k.dense.empty();
-    Keys k = a.k;
-    if (cached) {
-      k.dense = expanded(ctx, a.k.values, a.k.indices, a.scratch);
-      k.v = flash::cached_values(ctx, a.k, dims_.Dv, a.scratch);
-    }
+    Keys k = flash::as_activations(ctx, a.k, dims_, a.scratch);
+    if (cached) k.dense = expanded(ctx, a.k.values, a.k.indices, a.scratch);
     if (cached && flash::decodes(a)) {
       const Tensor q = expanded(ctx, a.q.values, a.q.indices, a.scratch);
-      return flash::decode_rows(ctx, q, k.dense, k.v, a, dims_.scale());
+      return flash::decode_rows(ctx, q, k, a, dims_.scale());
     }
     if (ctx.planning) return;
     flash::ForwardParams p =
@@ -234,11 +260,7 @@ class SfaFlash final : public SfaAttention {
   }
 
   void core_backward(Context& ctx, const Backward& a) const override {
-    select_expand(ctx, a.q.values, a.q.indices, a.q.dense);
-    select_expand(ctx, a.k.values, a.k.indices, a.k.dense);
-    kernels_.backward(ctx, a.q.dense, a.k.dense, a, dims_.scale());
-    select_mask_gradient(ctx, a.d_q, a.q.indices);
-    select_mask_gradient(ctx, a.d_k, a.k.indices);
+    kernels_.backward(ctx, a.q.dense, a.k.dense, a, dims_.scale(), true);
   }
 
   // Tensor cores multiply zeros: all of them, or half of them in the sparse product.
@@ -248,8 +270,6 @@ class SfaFlash final : public SfaAttention {
                  Dqk = static_cast<double>(dims_.Dqk), Dv = static_cast<double>(dims_.Dv);
     c.executed_forward_flops = 2 * pairs * ((compressed_ ? Dqk / 2 : Dqk) + Dv);
     c.executed_backward_flops = 2 * pairs * (3 * Dqk + 2 * Dv);
-    if (config_.kv_cache_v == "int8")
-      c.kv_bytes_per_token = static_cast<double>(dims_.G * (config_.k_k * 3 + (dims_.Dv + 15) / 16 * 16 + 2));
     return c;
   }
 

@@ -7,7 +7,7 @@
 
 #include <algorithm>
 
-#include "attention/flash/select_network.cuh"
+#include "attention/flash/select_segment.cuh"
 #include "core/error.h"
 
 namespace sfa::flash {
@@ -16,12 +16,6 @@ namespace {
 constexpr int kTokens = 64;  // a block
 constexpr int kMaxKeep = 16;
 constexpr int kBlocksPerSm = 6;
-
-/// 16-byte piece `piece` of segment `segment`: eight neighbouring lanes reading the same piece of theirs meet no bank
-/// twice.
-__device__ __forceinline__ int piece_at(int segment, int piece) {
-  return segment * 8 + (piece ^ (segment & 7));
-}
 
 /// Where row `row` of 64 puts the value words and the metadata of its features 16 sub .. 16 sub + 15.
 template <int kD>
@@ -38,33 +32,6 @@ struct CompressedLayout {
     return (staged(word / 4) * 4 + word % 4) * 2 + row / 8 % 2;
   }
 };
-
-/// For the four bits of a group's two stored features: which bytes of the group are theirs (16 bits), and the metadata.
-__device__ __forceinline__ unsigned stored_pair(unsigned kept) {
-  const unsigned first = kept & 1u ? 0u : kept & 2u ? 1u : 2u, second = kept & 8u ? 3u : kept & 4u ? 2u : 1u;
-  return (0x10u + 0x22u * first) | (0x10u + 0x22u * second) << 8 | (first | second << 2) << 16;
-}
-
-/// This lane's part of the compressed operand: `kept` says which two of four are stored; x is zero outside the support.
-template <int kD>
-__device__ __forceinline__ void stage_compressed(unsigned* staging, const unsigned* pairs,
-                                                 const unsigned (&x)[kSegmentWords], const Mask& kept, int row,
-                                                 int lane) {
-  using Layout = CompressedLayout<kD>;
-#pragma unroll
-  for (int part = 0; part < 4; ++part) {
-    const unsigned bits = (part < 2 ? kept.low : kept.high) >> 16 * (part % 2);
-    const int sub = 4 * lane + part;
-    unsigned nibbles = 0;
-#pragma unroll
-    for (int g = 0; g < 4; ++g) {
-      const unsigned pair = pairs[bits >> 4 * g & 15u];
-      staging[Layout::value_word(row, sub, g)] = permute(x[8 * part + 2 * g], x[8 * part + 2 * g + 1], pair);
-      nibbles |= (pair >> 16) << 4 * g;
-    }
-    reinterpret_cast<unsigned short*>(staging)[Layout::meta_half(row, sub)] = static_cast<unsigned short>(nibbles);
-  }
-}
 
 /// Shared memory of a block; k features a row.
 template <int kD, int kHeads>
@@ -126,64 +93,23 @@ struct Selector {
     __syncthreads();
   }
 
-  __device__ __forceinline__ void read_segment(unsigned (&x)[kSegmentWords]) const {
-#pragma unroll
-    for (int piece = 0; piece < 8; ++piece) {
-      const uint4 v = segments()[piece_at(threadIdx.x, piece)];
-      x[4 * piece] = v.x, x[4 * piece + 1] = v.y, x[4 * piece + 2] = v.z, x[4 * piece + 3] = v.w;
-    }
-  }
-
   template <bool k2of4>
   __device__ __forceinline__ void select() const {
     const int lane = threadIdx.x % kLanes, row = threadIdx.x / kLanes;
-    unsigned x[kSegmentWords], kth;
-    read_segment(x);
-    Mask kept{0xffffffffu, 0xffffffffu};
-    {
-      unsigned m[kSegmentWords];
-#pragma unroll
-      for (int i = 0; i < kSegmentWords; ++i) m[i] = x[i] & ~kBothSigns;
-      if constexpr (k2of4) kept = keep_two_of_four(m);
-      if constexpr (kKeep > 0)
-        kth = kth_by_network<kKeep, kLanes>(m, p.k);
-      else
-        kth = kth_by_counting<kLanes>(x, kept, p.k);
-    }
-    const Mask chosen = support_from<kLanes>(x, kept, kth, p.k, lane);
-    if (p.values != nullptr || p.indices != nullptr) stage_support(chosen, row, lane);
-    zero_outside(x, chosen);
+    Chosen<kLanes> chosen;
+    chosen.template choose<k2of4, kKeep>(segments(), threadIdx.x, p.k, lane);
+    if (p.values != nullptr || p.indices != nullptr)
+      chosen.stage_support(segments(), threadIdx.x, values() + row * p.k, indices() + row * p.k, lane);
+    chosen.zero_rest();
     if constexpr (k2of4) {
-      if (p.compressed != nullptr)
-        stage_compressed<kD>(
-            reinterpret_cast<unsigned*>(memory + Layout::kCompressed) + row % kHeads * (compressed_block_bytes(kD) / 4),
-            reinterpret_cast<const unsigned*>(memory + Layout::kPairs), x, kept, row / kHeads, lane);
-    }
-    if (p.dense != nullptr) {
-#pragma unroll
-      for (int piece = 0; piece < 8; ++piece)
-        segments()[piece_at(threadIdx.x, piece)] = {x[4 * piece], x[4 * piece + 1], x[4 * piece + 2], x[4 * piece + 3]};
-    }
-  }
-
-  __device__ __forceinline__ void stage_support(const Mask& chosen, int row, int lane) const {
-    const int at = row * p.k + sum_below<kLanes>(chosen.count(), lane);
-    unsigned short* value = values() + at;
-    std::uint8_t* index = indices() + at;
-    const auto* own = reinterpret_cast<const unsigned short*>(segments());
-    unsigned bits = chosen.low;
-    int base = 0;
-#pragma unroll 1
-    while (true) {
-      for (; bits != 0; bits &= bits - 1) {
-        const int feature = base + __ffs(bits) - 1;
-        *value++ = own[piece_at(threadIdx.x, feature / 8) * 8 + feature % 8];
-        *index++ = static_cast<std::uint8_t>(lane * kSegment + feature);
+      if (p.compressed != nullptr) {
+        auto* staging =
+            reinterpret_cast<unsigned*>(memory + Layout::kCompressed) + row % kHeads * (compressed_block_bytes(kD) / 4);
+        chosen.template stage_compressed<CompressedLayout<kD>>(
+            staging, reinterpret_cast<const unsigned*>(memory + Layout::kPairs), row / kHeads, lane);
       }
-      if (base != 0) break;
-      base = 32;
-      bits = chosen.high;
     }
+    if (p.dense != nullptr) chosen.write(segments(), threadIdx.x);
   }
 
   /// A token's heads are neighbours in [B, T, heads, k].

@@ -104,10 +104,11 @@ AttentionCost SfaAttention::cost(std::int64_t T) const {
   const double H = static_cast<double>(dims_.H), G = static_cast<double>(dims_.G), Dqk = static_cast<double>(dims_.Dqk),
                Dv = static_cast<double>(dims_.Dv), k_q = config_.k_q, k_k = config_.k_k;
   const double shared = k_q * k_k / Dqk;  // features that a pair has in common, uniform supports
+  const double values = config_.int8_cache() ? int8_row_bytes(dims_.Dv) : element * Dv;
   return {.forward_flops = 2 * pairs * H * (shared + Dv),
           .backward_flops = 2 * pairs * H * (3 * shared + 2 * Dv),
           .saved_bytes_per_token = H * k_q * (element + 1) + G * k_k * (element + 1) + element * (G + H) * Dv + 4 * H,
-          .kv_bytes_per_token = G * (k_k * (element + 1) + element * Dv)};
+          .kv_bytes_per_token = G * (k_k * (element + 1) + values)};
 }
 
 std::string sfa_reference_why_not(const AttentionConfig&, const AttentionDims& dims, DType) {
