@@ -6,7 +6,6 @@
 #include <cctype>
 
 #include "analysis/compare.h"
-#include "attention/ring/ring_attention.h"
 #include "core/error.h"
 #include "core/progress.h"
 #include "data/loader.h"
@@ -44,13 +43,6 @@ std::string key_of(std::string name) {
 double attention_share(const ModelCost& c) {
   return (c.attention_flops_per_token + c.attention_backward_flops_per_token) /
          (c.forward_flops_per_token + c.backward_flops_per_token);
-}
-
-// What a hop of a layer carries between ranks that share a sequence.
-RingBytes hop_of(const RunPlan& p) {
-  const Config& c = p.config;
-  const double tokens = static_cast<double>(c.data.micro_batch_size * c.data.seq_len / c.dist.context_parallel);
-  return ring_bytes_a_hop(c.model.attention, c.model.attention_dims(), p.stored, tokens);
 }
 
 double tokens_per_step(const Config& c) {
@@ -142,7 +134,7 @@ std::string plan_table(const RunPlan& p) {
       grouped(static_cast<std::int64_t>(cost.kv_bytes_per_token)),
       grouped(static_cast<std::int64_t>(cost.attention_saved_bytes_per_token)));
   if (c.dist.context_parallel > 1) {
-    const RingBytes hop = hop_of(p);
+    const RingBytes hop = ring_bytes_a_hop(c, p.stored);
     out += fmt::format(
         "ring of {} ranks: {} tokens of a sequence a rank; a hop of a layer carries {} of keys and values, backward {} "
         "of their gradients too\n",
@@ -198,7 +190,7 @@ nlohmann::ordered_json plan_json(const RunPlan& p) {
               {"largest_micro_batch_size", nullptr},
               {"largest_micro_batch_size_of_batch", nullptr}};
   if (c.dist.context_parallel > 1) {
-    const RingBytes hop = hop_of(p);
+    const RingBytes hop = ring_bytes_a_hop(c, p.stored);
     out["context_parallel"] = c.dist.context_parallel;
     out["ring_hop_bytes"] = {{"keys", hop.forward}, {"gradients", hop.backward_gradients}};
   }

@@ -42,9 +42,7 @@ ScalingInput::Ring ring_of(const Config& config, const Model& model, double micr
   ScalingInput::Ring ring;
   ring.ranks = static_cast<int>(config.dist.context_parallel);
   ring.layers = config.model.num_hidden_layers;
-  const double tokens = static_cast<double>(config.data.micro_batch_size * config.data.seq_len);
-  ring.hop =
-      ring_bytes_a_hop(config.model.attention, config.model.attention_dims(), model.dtype(), tokens / ring.ranks);
+  ring.hop = ring_bytes_a_hop(config, model.dtype());
   const ModelCost c = model.cost(config.data.seq_len);
   ring.attention_s = micro_step_s * (c.attention_flops_per_token + c.attention_backward_flops_per_token) /
                      (c.forward_flops_per_token + c.backward_flops_per_token);

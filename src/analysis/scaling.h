@@ -14,9 +14,9 @@
 #include <string>
 #include <vector>
 
-#include "attention/ring/ring_attention.h"
 #include "config/config.h"
 #include "models/parameters.h"
+#include "train/context_ring.h"
 
 namespace sfa {
 

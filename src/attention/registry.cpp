@@ -61,11 +61,26 @@ std::unique_ptr<Attention> make_attention(const AttentionConfig& config, const A
   if (config.distill_lambda == 0) return best->make(config, dims, dtype);
   AttentionConfig dense;
   dense.window = config.window;
+  dense.score_scale = config.score_scale;
   return make_distilled(best->make(config, dims, dtype), make_attention(dense, dims, device, dtype));
 }
 
 float AttentionDims::scale() const {
   return 1.0f / std::sqrt(static_cast<float>(Dqk));
+}
+
+float Attention::scale() const {
+  return config_.score_scale > 0 ? static_cast<float>(config_.score_scale) : dims_.scale();
+}
+
+void Attention::fit(AttentionState& s) const {
+  const auto shape = [](Tensor& t, int k) {
+    if (!t.empty()) t = Tensor(t.data, t.dtype, t.device, {t.dim(0), t.dim(1), t.dim(2), k});
+  };
+  shape(s.q.values, active_.q);
+  shape(s.q.indices, active_.q);
+  shape(s.k.values, active_.k);
+  shape(s.k.indices, active_.k);
 }
 
 Ranges::Span Ranges::at(std::int64_t b, std::int64_t i, std::int64_t Tk) const {
@@ -138,6 +153,7 @@ void prepare_rows(Context& ctx, const Attention& attention, AttentionState& stat
 
 void attention_forward(Context& ctx, const Attention& attention, AttentionState& state, const Ranges& ranges,
                        Arena& scratch, const RowsFrom& rows) {
+  attention.fit(state);
   // A teacher reads the rows themselves, before anything is selected in place.
   if (attention.teacher() != nullptr || !prepare_from(ctx, attention, state, rows)) {
     make_rows(ctx, rows);
@@ -168,6 +184,7 @@ void attention_forward_cached(Context& ctx, const Attention& attention, Attentio
           "the key/value cache holds {} tokens; {} more do not fit into {}", cache.length, state.out.dim(1),
           cache.capacity);
   ranges.query_offset = cache.length;
+  attention.fit(state);
   if (!prepare_from(ctx, attention, state, rows)) {
     make_rows(ctx, rows);
     prepare_rows(ctx, attention, state);

@@ -10,6 +10,19 @@ GroupPlace group_place(const Config& config, const RankPlace& place) {
   return {place.rank / parts, place.size / parts, {place.rank % parts, parts}};
 }
 
+RingBytes ring_bytes_a_hop(const Config& config, DType dtype) {
+  const double tokens = static_cast<double>(config.data.micro_batch_size * config.data.seq_len) /
+                        static_cast<double>(config.dist.context_parallel);
+  const std::int64_t layers = config.model.num_hidden_layers;
+  RingBytes sum;
+  for (std::int64_t l = 0; l < layers; ++l) {
+    const RingBytes one = ring_bytes_a_hop(config.model.attention_of(l), config.model.attention_dims(), dtype, tokens);
+    sum.forward += one.forward / static_cast<double>(layers);
+    sum.backward_gradients += one.backward_gradients / static_cast<double>(layers);
+  }
+  return sum;
+}
+
 void ContextRing::pass(Context& ctx, const Tensor& out, const Tensor& in) {
   require(communicator_ != nullptr, "internal error: a ring that is only planned");
   const PhaseScope phase(communicator_->control(), Phase::communicate);

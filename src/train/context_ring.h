@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attention/ring/key_ring.h"
+#include "attention/ring/ring_attention.h"
 #include "config/config.h"
 #include "data/sequence_part.h"
 #include "dist/communicator.h"
@@ -20,6 +21,9 @@ struct GroupPlace {
   SequencePart part;
 };
 GroupPlace group_place(const Config& config, const RankPlace& place);
+
+/// What a rank sends in one hop of one layer with dist.context_parallel, the mean over layers.
+RingBytes ring_bytes_a_hop(const Config& config, DType dtype);
 
 class ContextRing final : public KeyRing {
  public:

@@ -9,7 +9,6 @@
 #include <optional>
 #include <utility>
 
-#include "attention/ring/ring_attention.h"
 #include "core/log.h"
 #include "eval/loaded_model.h"
 #include "train/products_file.h"
@@ -45,6 +44,13 @@ void sum_texts(ControlChannel& control, double& loss, std::int64_t& tokens, std:
     tokens += mine.tokens;
     bytes += mine.bytes;
   }
+}
+
+// Of a key, over blocks.
+double mean_features(const std::vector<ActiveFeatures>& blocks) {
+  double sum = 0;
+  for (const ActiveFeatures& b : blocks) sum += b.k;
+  return sum / static_cast<double>(blocks.size());
 }
 
 std::vector<std::string> data_paths(const std::string& pattern) {
@@ -263,6 +269,7 @@ void Run::log_step(std::int64_t done) {
                                  {"skipped_steps", watch_->state().skipped}};
   const double noise = noise_scale(watch_->state());
   if (noise > 0) line["noise_scale"] = noise;
+  if (config_.model.attention.k_from > 0) line["train/k"] = mean_features(state_.model().active_features());
   if (const auto distance = state_.distance()) line["train/distill_loss"] = *distance;
   if (!alone()) {
     line["ranks/slowest"] = slowest.rank;
@@ -296,6 +303,7 @@ void Run::validate(std::int64_t done) {
   if (!validation_) return;
   const auto started = Clock::now();
   const PhaseScope phase(ranks_.control(), Phase::validate);
+  state_.model().anneal_k(1);  // the model as it will be used, whatever this step trained with
   PerplexityRun run{state_.context(),
                     state_.model(),
                     state_.arenas(),
@@ -342,9 +350,7 @@ int Run::go() {
                  config_.dist.zero);
   if (const TrainingMemory& memory = state_.memory(); memory.ring != nullptr) {
     const int together = memory.ring->size();
-    const double tokens = static_cast<double>(config_.data.micro_batch_size * config_.data.seq_len) / together;
-    const RingBytes hop =
-        ring_bytes_a_hop(config_.model.attention, config_.model.attention_dims(), state_.model().dtype(), tokens);
+    const RingBytes hop = ring_bytes_a_hop(config_, state_.model().dtype());
     spdlog::info(
         "{} ranks share a sequence: a hop of a layer carries {} of keys and values, backward {} of their "
         "gradients too{}",

@@ -67,7 +67,9 @@ TrainingMemory::TrainingMemory(const Config& config, Device device, RankPlace pl
     model->ring = ring.get();
   }
   plan();
+  model->anneal_k(0);  // the step that takes most
   count_model(*model, arenas, rows(), row_tokens(), true);
+  model->anneal_k(1);
 }
 
 // A micro-batch as the model sees it: with a ring two chunks a sequence.

@@ -25,7 +25,7 @@ class DenseReference final : public DenseAttention {
             .k = k.dense,
             .v = k.v,
             .ranges = ranges,
-            .scale = dims_.scale(),
+            .scale = scale(),
             .q_indices = {},
             .k_indices = {},
             .out = out,

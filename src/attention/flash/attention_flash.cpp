@@ -183,16 +183,16 @@ class DenseFlash final : public DenseAttention {
   }
 
   void core(Context& ctx, const Forward& a) const override {
-    if (flash::decodes(a)) return flash::decode_rows(ctx, a.q.dense, a.k, a, dims_.scale());
+    if (flash::decodes(a)) return flash::decode_rows(ctx, a.q.dense, a.k, a, scale());
     ArenaScope scope(a.scratch);
     const Keys k = flash::as_activations(ctx, a.k, dims_, a.scratch);
     if (ctx.planning) return;
     const flash::ForwardParams p =
-        forward_params(a.q.dense, k.dense, {a.q, k, a.ranges, a.out, a.lse, a.scratch}, dims_.scale());
+        forward_params(a.q.dense, k.dense, {a.q, k, a.ranges, a.out, a.lse, a.scratch}, scale());
     kernels_.forward(ctx, p, flash::Product::dense);
   }
   void core_backward(Context& ctx, const Backward& a) const override {
-    kernels_.backward(ctx, a.q.dense, a.k.dense, a, dims_.scale());
+    kernels_.backward(ctx, a.q.dense, a.k.dense, a, scale());
   }
 
  private:
@@ -242,25 +242,23 @@ class SfaFlash final : public SfaAttention {
 
   // Few queries read the sparse cache as it is; for a chunk of a prompt, full-width rows are made of it first.
   void core(Context& ctx, const Forward& a) const override {
-    if (flash::decodes(a) && flash::decodes_sparse(a))
-      return flash::decode_sparse_rows(ctx, a, dims_.Dqk, dims_.scale());
+    if (flash::decodes(a) && flash::decodes_sparse(a)) return flash::decode_sparse_rows(ctx, a, dims_.Dqk, scale());
     ArenaScope scope(a.scratch);
     const bool cached = a.k.dense.empty();
     Keys k = flash::as_activations(ctx, a.k, dims_, a.scratch);
     if (cached) k.dense = expanded(ctx, a.k.values, a.k.indices, a.scratch);
     if (cached && flash::decodes(a)) {
       const Tensor q = expanded(ctx, a.q.values, a.q.indices, a.scratch);
-      return flash::decode_rows(ctx, q, k, a, dims_.scale());
+      return flash::decode_rows(ctx, q, k, a, scale());
     }
     if (ctx.planning) return;
-    flash::ForwardParams p =
-        forward_params(a.q.dense, k.dense, {a.q, k, a.ranges, a.out, a.lse, a.scratch}, dims_.scale());
+    flash::ForwardParams p = forward_params(a.q.dense, k.dense, {a.q, k, a.ranges, a.out, a.lse, a.scratch}, scale());
     p.q_compressed = a.q.compressed.data;
     kernels_.forward(ctx, p, compressed_ ? flash::Product::sparse24 : flash::Product::dense);
   }
 
   void core_backward(Context& ctx, const Backward& a) const override {
-    kernels_.backward(ctx, a.q.dense, a.k.dense, a, dims_.scale(), true);
+    kernels_.backward(ctx, a.q.dense, a.k.dense, a, scale(), true);
   }
 
   // Tensor cores multiply zeros: all of them, or half of them in the sparse product.
@@ -288,13 +286,13 @@ class SfaFlash final : public SfaAttention {
   void select_together(Context& ctx, const AttentionState& s, const PackedViews& views) const {
     if (ctx.planning) return;
     if constexpr (kHasCuda) {
-      flash::SelectParams q = selection_of(views.q, config_.k_q, s.q.values, s.q.indices);
+      flash::SelectParams q = selection_of(views.q, s.q.values, s.q.indices);
       q.rule = two_of_four() ? flash::Selection::topk_2of4 : flash::Selection::topk;
       if (compressed_) {
         q.compressed = s.q.compressed.data;
         q.dense = nullptr;
       }
-      const flash::SelectParams k = selection_of(views.k, config_.k_k, s.k.values, s.k.indices);
+      const flash::SelectParams k = selection_of(views.k, s.k.values, s.k.indices);
       const flash::RowCopy v{.from = views.v.data,
                              .to = s.k.v.data,
                              .width = static_cast<int>(dims_.G * dims_.Dv),
@@ -304,13 +302,13 @@ class SfaFlash final : public SfaAttention {
     }
   }
 
-  static flash::SelectParams selection_of(const Tensor& rows, int k, const Tensor& values, const Tensor& indices) {
+  static flash::SelectParams selection_of(const Tensor& rows, const Tensor& values, const Tensor& indices) {
     flash::SelectParams p;
     p.B = static_cast<int>(rows.dim(0));
     p.T = static_cast<int>(rows.dim(1));
     p.heads = static_cast<int>(rows.dim(2));
     p.D = static_cast<int>(rows.dim(3));
-    p.k = k;
+    p.k = features_of(values);
     p.x = rows.data;
     p.dense = rows.data;
     p.x_stride = p.dense_stride = strides_of(rows);

@@ -17,10 +17,10 @@ bool fits(const QkNormRope& r, const AttentionDims& dims, const AttentionState& 
          r.y.data == s.qkv.data && r.y.dim(2) == dims.row() && r.x.contiguous() && s.k.v.contiguous();
 }
 
-RotatedHeads heads_of(std::int64_t heads, int k, const Tensor& weight, const Tensor& values, const Tensor& indices) {
+RotatedHeads heads_of(std::int64_t heads, const Tensor& weight, const Tensor& values, const Tensor& indices) {
   RotatedHeads h;
   h.heads = static_cast<int>(heads);
-  h.k = k;
+  h.k = static_cast<int>(values.dim(3));
   h.weight = weight.data;
   h.values = values.data;
   h.indices = indices.as<std::uint8_t>();
@@ -35,8 +35,8 @@ RotateSelectParams params_of(const QkNormRope& r, const AttentionConfig& config,
   p.T = static_cast<int>(r.x.dim(1));
   p.D = static_cast<int>(r.D);
   p.row = static_cast<int>(dims.row());
-  p.q = heads_of(r.H, config.k_q, r.q_weight, s.q.values, s.q.indices);
-  p.k = heads_of(r.G, config.k_k, r.k_weight, s.k.values, s.k.indices);
+  p.q = heads_of(r.H, r.q_weight, s.q.values, s.q.indices);
+  p.k = heads_of(r.G, r.k_weight, s.k.values, s.k.indices);
   if (config.selection == "topk_2of4") p.q.rule = Selection::topk_2of4;
   p.q.compressed = s.q.compressed.data;
   p.q.dense = s.q.compressed.empty() ? views.q.data : nullptr;
