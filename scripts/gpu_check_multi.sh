@@ -110,8 +110,13 @@ for arch in gpt2 qwen3; do
     name=${arch}_$attention options=(model.arch=$arch model.attention.type=$attention)
     [ $attention = dense ] || options+=(model.attention.k=8)
     [ $arch = gpt2 ] || options+=(model.num_key_value_heads=2 data.document_mask=true)
-    run "$name" 1 "${options[@]}" && run "${name}_cp" "$GPUS" "${options[@]}" dist.context_parallel="$GPUS" &&
-      within "$arch, $attention, 1 card and one sequence on $GPUS, fp32" "${name}_cp" "$name" 1e-5
+    # Where rounding decides which of two features as large as each other is kept, sfa's losses leave each other whatever the reason for
+    # the rounding: what another micro-batch on one card does to them is no more than context parallelism may.
+    limit=1e-5
+    run "$name" 1 "${options[@]}"
+    [ $attention = dense ] || { run "${name}_micro" 1 "${options[@]}" data.micro_batch_size=2 && limit=$(awk -v d="$(apart "${name}_micro" "$name")" 'BEGIN {print (4 * d > 1e-5) ? 4 * d : 1e-5}'); }
+    run "${name}_cp" "$GPUS" "${options[@]}" dist.context_parallel="$GPUS" &&
+      within "$arch, $attention, 1 card and one sequence on $GPUS, fp32" "${name}_cp" "$name" "$limit"
     run "${name}_bf" 1 "${options[@]}" train.dtype=bf16 && run "${name}_bfcp" "$GPUS" "${options[@]}" train.dtype=bf16 dist.context_parallel="$GPUS" &&
       within "$arch, $attention, 1 card and one sequence on $GPUS, bf16" "${name}_bfcp" "${name}_bf" 2e-2
   done

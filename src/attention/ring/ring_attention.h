@@ -5,7 +5,7 @@
 // query_offset, joined by `merge`. What travels is what a KV cache holds: dense rows, or sfa's values and indices; and
 // V. In backward the gradients of keys and values travel behind their keys, adding up, until they are home; sfa's those
 // of the kept features alone. Sums over hops (outputs, gradients) are f32 whatever the activations are, so that a bf16
-// result is rounded about once; only what one call of `core` leaves is rounded besides.
+// result is rounded twice, in what a call of `core` leaves and at the end, however many ranks there are.
 #pragma once
 
 #include "attention/attention.h"
