@@ -7,63 +7,19 @@
 
 #include <algorithm>
 
-#include "attention/flash/select_network.cuh"
+#include "attention/flash/select_stage.cuh"
 #include "core/error.h"
 
 namespace sfa::flash {
 namespace {
 
 constexpr int kTokens = 64;  // a block
-constexpr int kMaxKeep = 16;
 constexpr int kBlocksPerSm = 6;
 
 /// 16-byte piece `piece` of segment `segment`: eight neighbouring lanes reading the same piece of theirs meet no bank
 /// twice.
 __device__ __forceinline__ int piece_at(int segment, int piece) {
   return segment * 8 + (piece ^ (segment & 7));
-}
-
-/// Where row `row` of 64 puts the value words and the metadata of its features 16 sub .. 16 sub + 15.
-template <int kD>
-struct CompressedLayout {
-  static __device__ __forceinline__ int thread_of(int row, int q) { return (row / 16) * 32 + (row % 8) * 4 + q; }
-  /// 16-byte pieces change places so that rows do not meet in a bank; the copy to memory puts them back.
-  static __device__ __forceinline__ int staged(int piece) { return piece ^ (piece >> 3 & 3); }
-  static __device__ __forceinline__ int value_word(int row, int sub, int group) {
-    return staged(sub / 2 * 128 + thread_of(row, group)) * 4 + sub % 2 * 2 + row / 8 % 2;
-  }
-  /// In units of 16 bits.
-  static __device__ __forceinline__ int meta_half(int row, int sub) {
-    const int word = kD / 32 * 512 + sub / 4 * 128 + thread_of(row, sub % 4);
-    return (staged(word / 4) * 4 + word % 4) * 2 + row / 8 % 2;
-  }
-};
-
-/// For the four bits of a group's two stored features: which bytes of the group are theirs (16 bits), and the metadata.
-__device__ __forceinline__ unsigned stored_pair(unsigned kept) {
-  const unsigned first = kept & 1u ? 0u : kept & 2u ? 1u : 2u, second = kept & 8u ? 3u : kept & 4u ? 2u : 1u;
-  return (0x10u + 0x22u * first) | (0x10u + 0x22u * second) << 8 | (first | second << 2) << 16;
-}
-
-/// This lane's part of the compressed operand: `kept` says which two of four are stored; x is zero outside the support.
-template <int kD>
-__device__ __forceinline__ void stage_compressed(unsigned* staging, const unsigned* pairs,
-                                                 const unsigned (&x)[kSegmentWords], const Mask& kept, int row,
-                                                 int lane) {
-  using Layout = CompressedLayout<kD>;
-#pragma unroll
-  for (int part = 0; part < 4; ++part) {
-    const unsigned bits = (part < 2 ? kept.low : kept.high) >> 16 * (part % 2);
-    const int sub = 4 * lane + part;
-    unsigned nibbles = 0;
-#pragma unroll
-    for (int g = 0; g < 4; ++g) {
-      const unsigned pair = pairs[bits >> 4 * g & 15u];
-      staging[Layout::value_word(row, sub, g)] = permute(x[8 * part + 2 * g], x[8 * part + 2 * g + 1], pair);
-      nibbles |= (pair >> 16) << 4 * g;
-    }
-    reinterpret_cast<unsigned short*>(staging)[Layout::meta_half(row, sub)] = static_cast<unsigned short>(nibbles);
-  }
 }
 
 /// Shared memory of a block; k features a row.
@@ -126,64 +82,25 @@ struct Selector {
     __syncthreads();
   }
 
-  __device__ __forceinline__ void read_segment(unsigned (&x)[kSegmentWords]) const {
-#pragma unroll
-    for (int piece = 0; piece < 8; ++piece) {
-      const uint4 v = segments()[piece_at(threadIdx.x, piece)];
-      x[4 * piece] = v.x, x[4 * piece + 1] = v.y, x[4 * piece + 2] = v.z, x[4 * piece + 3] = v.w;
-    }
-  }
-
   template <bool k2of4>
   __device__ __forceinline__ void select() const {
     const int lane = threadIdx.x % kLanes, row = threadIdx.x / kLanes;
-    unsigned x[kSegmentWords], kth;
-    read_segment(x);
-    Mask kept{0xffffffffu, 0xffffffffu};
-    {
-      unsigned m[kSegmentWords];
-#pragma unroll
-      for (int i = 0; i < kSegmentWords; ++i) m[i] = x[i] & ~kBothSigns;
-      if constexpr (k2of4) kept = keep_two_of_four(m);
-      if constexpr (kKeep > 0)
-        kth = kth_by_network<kKeep, kLanes>(m, p.k);
-      else
-        kth = kth_by_counting<kLanes>(x, kept, p.k);
+    const Segment own{segments() + threadIdx.x * 8, static_cast<int>(threadIdx.x & 7)};
+    unsigned x[kSegmentWords];
+    own.read(x);
+    const Choice choice = choose_features<k2of4, kKeep, kLanes>(x, p.k, lane);
+    if (p.values != nullptr || p.indices != nullptr) {
+      const int at = row * p.k + sum_below<kLanes>(choice.chosen.count(), lane);
+      stage_support(own, choice.chosen, lane, values() + at, indices() + at);
     }
-    const Mask chosen = support_from<kLanes>(x, kept, kth, p.k, lane);
-    if (p.values != nullptr || p.indices != nullptr) stage_support(chosen, row, lane);
-    zero_outside(x, chosen);
+    zero_outside(x, choice.chosen);
     if constexpr (k2of4) {
       if (p.compressed != nullptr)
-        stage_compressed<kD>(
+        stage_compressed<kD, kTokens>(
             reinterpret_cast<unsigned*>(memory + Layout::kCompressed) + row % kHeads * (compressed_block_bytes(kD) / 4),
-            reinterpret_cast<const unsigned*>(memory + Layout::kPairs), x, kept, row / kHeads, lane);
+            reinterpret_cast<const unsigned*>(memory + Layout::kPairs), x, choice.kept, row / kHeads, lane);
     }
-    if (p.dense != nullptr) {
-#pragma unroll
-      for (int piece = 0; piece < 8; ++piece)
-        segments()[piece_at(threadIdx.x, piece)] = {x[4 * piece], x[4 * piece + 1], x[4 * piece + 2], x[4 * piece + 3]};
-    }
-  }
-
-  __device__ __forceinline__ void stage_support(const Mask& chosen, int row, int lane) const {
-    const int at = row * p.k + sum_below<kLanes>(chosen.count(), lane);
-    unsigned short* value = values() + at;
-    std::uint8_t* index = indices() + at;
-    const auto* own = reinterpret_cast<const unsigned short*>(segments());
-    unsigned bits = chosen.low;
-    int base = 0;
-#pragma unroll 1
-    while (true) {
-      for (; bits != 0; bits &= bits - 1) {
-        const int feature = base + __ffs(bits) - 1;
-        *value++ = own[piece_at(threadIdx.x, feature / 8) * 8 + feature % 8];
-        *index++ = static_cast<std::uint8_t>(lane * kSegment + feature);
-      }
-      if (base != 0) break;
-      base = 32;
-      bits = chosen.high;
-    }
+    if (p.dense != nullptr) own.write(x);
   }
 
   /// A token's heads are neighbours in [B, T, heads, k].
@@ -231,7 +148,8 @@ struct Selector {
       const std::int64_t block = (static_cast<std::int64_t>(batch) * p.heads + head0 + h) * blocks + first / kTokens;
       auto* target = static_cast<uint4*>(p.compressed) + block * kPieces;
       const auto* source = reinterpret_cast<const uint4*>(memory + Layout::kCompressed) + h * kPieces;
-      for (int i = threadIdx.x; i < kPieces; i += kThreads) target[i] = source[CompressedLayout<kD>::staged(i)];
+      for (int i = threadIdx.x; i < kPieces; i += kThreads)
+        target[i] = source[CompressedLayout<kD, kTokens>::staged(i)];
     }
   }
 
