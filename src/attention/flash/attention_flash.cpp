@@ -8,10 +8,13 @@
 #include "attention/flash/flash_forward.h"
 #include "attention/flash/flash_sm80.h"
 #include "attention/flash/flash_tensors.h"
+#include "attention/flash/project_select.h"
 #include "attention/flash/select24.h"
 #include "attention/sfa/sfa.h"
 #include "core/build_config.h"
 #include "core/device_cuda.h"
+#include "core/observer.h"
+#include "ops/linear/linear.h"
 #include "ops/select/select.h"
 
 namespace sfa {
@@ -178,6 +181,7 @@ class SfaFlash final : public SfaAttention {
   SfaFlash(const AttentionConfig& config, const AttentionDims& dims, DType dtype, Kernels kernels)
       : SfaAttention(config, dims, dtype),
         compressed_(two_of_four() && multiplies_compressed(kernels, dims)),
+        projects_(kernels.forward_sm90 && config.selection != "topk_pairs"),
         kernels_(kernels) {}
 
   // The packed projection is scratch: its rows are zero-filled in place for the forward core, and filled again from the
@@ -202,6 +206,25 @@ class SfaFlash final : public SfaAttention {
       return select_together(ctx, s, views);
     select_rows(ctx, s, views.q, views.k, true);
     ctx.copy_rows(s.k.v, views.v);
+  }
+
+  // With few rows the product is bound by other things than the tensor cores, and its library has other kernels.
+  bool prepare_projected(Context& ctx, const LinearForward& projection, AttentionState& s) const override {
+    if constexpr (kHasCuda) {
+      if (!projects_ || projection.x.dim(0) < kProjectedRows) return false;
+      const flash::ProjectSelectParams p = projection_of(projection, s);
+      if (!flash::project_select_supported(p)) return false;
+      if (ctx.planning) return true;
+      const OpScope scope(ctx, [&] {
+        return product_work(
+            "linear forward, features selected", projection.x.dim(0), projection.weight.dim(0), projection.x.dim(1),
+            bytes_of({projection.x, projection.weight, projection.bias, s.q.values, s.q.indices, s.k.values,
+                      s.k.indices, s.k.dense, s.k.v, compressed_ ? s.q.compressed : s.q.dense}));
+      });
+      flash::project_select(p, cuda_ops::stream(ctx));
+      return true;
+    }
+    return false;
   }
 
   KvCache plan_cache(Arena& arena, std::int64_t B, std::int64_t capacity) const override {
@@ -284,6 +307,36 @@ class SfaFlash final : public SfaAttention {
     }
   }
 
+  [[nodiscard]] flash::ProjectSelectParams projection_of(const LinearForward& projection,
+                                                         const AttentionState& s) const {
+    const PackedViews views = packed_views(s.qkv, dims_);
+    flash::ProjectSelectParams p;
+    p.B = static_cast<int>(s.qkv.dim(0));
+    p.T = static_cast<int>(s.qkv.dim(1));
+    p.I = static_cast<int>(projection.x.dim(1));
+    p.H = static_cast<int>(dims_.H);
+    p.G = static_cast<int>(dims_.G);
+    p.D = static_cast<int>(dims_.Dqk);
+    p.Dv = static_cast<int>(dims_.Dv);
+    p.x = projection.x.data;
+    p.weight = projection.weight.data;
+    p.bias = projection.bias.data;
+    p.k_q = config_.k_q;
+    p.k_k = config_.k_k;
+    p.rule = two_of_four() ? flash::Selection::topk_2of4 : flash::Selection::topk;
+    p.q_values = s.q.values.data;
+    p.q_indices = s.q.indices.as<std::uint8_t>();
+    p.k_values = s.k.values.data;
+    p.k_indices = s.k.indices.as<std::uint8_t>();
+    (compressed_ ? p.q_compressed : p.q_dense) = compressed_ ? s.q.compressed.data : views.q.data;
+    p.k_dense = views.k.data;
+    p.v = s.k.v.data;
+    p.q_stride = strides_of(views.q);
+    p.k_stride = strides_of(views.k);
+    p.v_stride = strides_of(s.k.v);
+    return p;
+  }
+
   static flash::SelectParams selection_of(const Tensor& rows, int k, const Tensor& values, const Tensor& indices) {
     flash::SelectParams p;
     p.B = static_cast<int>(rows.dim(0));
@@ -299,7 +352,10 @@ class SfaFlash final : public SfaAttention {
     return p;
   }
 
+  static constexpr std::int64_t kProjectedRows = 4096;  // fewer are projected by themselves
+
   bool compressed_;  // queries are multiplied 2 of 4; otherwise, under either selection, as zero-filled rows
+  bool projects_;    // the projection may select features itself
   FlashKernels kernels_;
 };
 
