@@ -28,7 +28,8 @@ __device__ __forceinline__ void cluster_sync() {
     __syncthreads();
 }
 
-/// One arrival at the barrier of the same address in every block of the cluster.
+/// One arrival at the barrier of the same address in every block of the cluster. It orders nothing between the blocks'
+/// ordinary accesses (that would take a fence of the whole device): for buffers that only TMA and wgmma touch.
 template <int kBlocks>
 __device__ __forceinline__ void barrier_arrive_everywhere(Barrier* barrier) {
   if constexpr (kBlocks == 1) {
@@ -39,7 +40,7 @@ __device__ __forceinline__ void barrier_arrive_everywhere(Barrier* barrier) {
       asm volatile(
           "{\n.reg .b32 remote;\n"
           "mapa.shared::cluster.u32 remote, %0, %1;\n"
-          "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(smem_address(barrier)),
+          "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(smem_address(barrier)),
           "r"(block)
           : "memory");
   }

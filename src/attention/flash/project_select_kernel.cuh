@@ -23,17 +23,18 @@
 namespace sfa::flash {
 
 /// kKeep: features that the sorting network keeps.
-template <int kD_, int kKeep_, int kCluster_, int kStages_, int kLag_, bool kWide_>
+template <int kD_, int kKeep_, int kColumns_, int kCluster_, int kStages_, int kLag_, bool kWide_>
 struct ProjectConfig {
-  static constexpr int kD = kD_, kKeep = kKeep_, kCluster = kCluster_, kStages = kStages_, kLag = kLag_;
+  static constexpr int kD = kD_, kKeep = kKeep_, kColumns = kColumns_, kCluster = kCluster_, kStages = kStages_,
+                       kLag = kLag_;
   /// One instruction for 256 columns takes more registers than a thread of four warpgroups begins with: there are three
   /// then, and the producer is one of the warps of the selection's.
   static constexpr bool kWide = kWide_;
   static constexpr int kThreads = kWide ? 384 : 512, kSelectWarps = kWide ? 3 : 4;
-  static constexpr int kProducerRegisters = 24, kProductRegisters = 168, kSelectRegisters = 152;
+  static constexpr int kProducerRegisters = 24, kProductRegisters = kColumns == 256 ? 168 : 152, kSelectRegisters = 152;
   static constexpr int kLanes = kD / kSegment, kPassRows = 32 / kLanes;
   static constexpr int kPanelBytes = kProjectRows * 128;  // of a tile at rest: 64 features of all its rows
-  static constexpr int kInputBytes = kProjectRows * 128, kWeightBytes = kProjectColumns * 128;  // of a stage
+  static constexpr int kInputBytes = kProjectRows * 128, kWeightBytes = kColumns * 128;  // of a stage
   using Layout = CompressedLayout<kD, kPassRows>;
 };
 
@@ -41,13 +42,13 @@ template <class Config>
 struct alignas(1024) ProjectStorage {
   unsigned char input[Config::kStages][Config::kInputBytes];
   unsigned char weight[Config::kStages][Config::kWeightBytes];
-  unsigned char rows[kProjectColumns / 64][Config::kPanelBytes];
+  unsigned char rows[Config::kColumns / 64][Config::kPanelBytes];
   struct Scratch {  // a warp of selection's
     uint4 compressed[Config::Layout::kPieces];
     alignas(16) unsigned short values[Config::kPassRows * Config::kKeep];
     alignas(16) std::uint8_t indices[Config::kPassRows * Config::kKeep];
   } scratch[Config::kSelectWarps];
-  alignas(16) unsigned short bias[2][kProjectColumns];
+  alignas(16) unsigned short bias[2][Config::kColumns];
   unsigned pairs[16];
   sm90::Barrier full[Config::kStages], empty[Config::kStages];
   sm90::Barrier staged[4], taken[4];  // 32 rows of a tile
@@ -68,21 +69,21 @@ __device__ __forceinline__ void produce_stages(const ProjectArgs& args, ProjectS
   RingState<Config::kStages> ring;
   const int tiles = args.row_units * args.columns;
   for (int index = first, parity = 0; index < tiles; index += step, parity ^= 1) {
-    const ProjectTile at = project_tile<kCluster>(args, index, rank);
+    const ProjectTile at = project_tile<kCluster, Config::kColumns>(args, index, rank);
     const int column = args.begin[at.section] + at.column;
     for (int k = 0; k < args.k_blocks; ++k) {
       barrier_wait(&shared.empty[ring.index], ring.parity ^ 1);
       std::uint32_t bytes = Config::kInputBytes + Config::kWeightBytes;
       Barrier* full = &shared.full[ring.index];
       if (k == 0 && args.bias != nullptr) {  // two buffers suffice: there are at least as many k_blocks as stages
-        const std::uint32_t bias_bytes = min(kProjectColumns, args.row - column) * 2;
+        const std::uint32_t bias_bytes = min(Config::kColumns, args.row - column) * 2;
         barrier_expect(full, bytes + bias_bytes);
         tma_load_bulk(shared.bias[parity], args.bias + column, bias_bytes, full);
       } else {
         barrier_expect(full, bytes);
       }
       tma_load_3d(shared.input[ring.index], &maps.input, full, k * 64, at.token, at.entry);
-      constexpr int kPart = kProjectColumns / kCluster;  // rows of W that this block fetches
+      constexpr int kPart = Config::kColumns / kCluster;  // rows of W that this block fetches
       tma_load_everywhere_3d<kCluster>(shared.weight[ring.index] + rank * kPart * 128, &maps.weight, full, k * 64,
                                        column + rank * kPart, 0, kEvictLast);
       ring.advance();
@@ -94,11 +95,11 @@ __device__ __forceinline__ void produce_stages(const ProjectArgs& args, ProjectS
 
 template <class Config>
 struct ProjectProducts {
-  static constexpr int kHalves = Config::kWide ? 1 : 2;
+  static constexpr int kColumns = Config::kColumns, kHalves = kColumns == 256 && !Config::kWide ? 2 : 1;
   ProjectStorage<Config>& shared;
   const int warpgroup;
   sm90::RingState<Config::kStages> ring;
-  float d[kHalves][128 / kHalves];
+  float d[kHalves][kColumns / 2 / kHalves];
 
   __device__ __forceinline__ ProjectProducts(ProjectStorage<Config>& storage, int index)
       : shared(storage), warpgroup(index) {}
@@ -115,9 +116,9 @@ struct ProjectProducts {
     for (int step = 0; step < 4; ++step)
 #pragma unroll
       for (int half = 0; half < kHalves; ++half)
-        sm90::Wgmma<256 / kHalves>::ss(d[half], sm90::descriptor_advance(a, step * 32),
-                                       sm90::descriptor_advance(b, half * 128 * 128 + step * 32),
-                                       accumulate || step > 0);
+        sm90::Wgmma<kColumns / kHalves>::ss(d[half], sm90::descriptor_advance(a, step * 32),
+                                            sm90::descriptor_advance(b, half * 128 * 128 + step * 32),
+                                            accumulate || step > 0);
   }
 
   __device__ __forceinline__ void multiply(int k_blocks, bool first_tile) {
@@ -151,7 +152,7 @@ struct ProjectProducts {
     const std::uint32_t rows = sm90::smem_address(shared.rows[0]);
     sm90::barrier_wait(&shared.taken[part], parity ^ 1);
 #pragma unroll
-    for (int j = 0; j < 32; j += 2) {
+    for (int j = 0; j < kColumns / 8; j += 2) {
       std::uint32_t words[4];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -159,7 +160,7 @@ struct ProjectProducts {
         const float low = __uint_as_float(pair << 16), high = __uint_as_float(pair & 0xffff0000u);
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          const float* at = d[(j + i) / (32 / kHalves)] + 4 * (j + i) % (128 / kHalves) + 2 * h;
+          const float* at = d[(j + i) * 8 * kHalves / kColumns] + 4 * (j + i) % (kColumns / 2 / kHalves) + 2 * h;
           const __nv_bfloat162 rounded = __floats2bfloat162_rn(at[0] + low, at[1] + high);
           words[2 * i + h] = reinterpret_cast<const std::uint32_t&>(rounded);
         }
@@ -211,7 +212,7 @@ struct ProjectSelector {
   }
 
   /// Values and indices of the rows of a pass; `row` is the first of them among all tokens, `count` those that exist.
-  __device__ __forceinline__ void store_support(const SelectedHeads& out, std::int64_t row, int head, int count) const {
+  __device__ __forceinline__ void copy_support(const SelectedHeads& out, std::int64_t row, int head, int count) const {
     const int lane = threadIdx.x & 31, k = out.k;
     const std::int64_t to = (row * out.heads + head) * k, stride = static_cast<std::int64_t>(out.heads) * k;
     if (k % 8 == 0) {
@@ -262,8 +263,16 @@ struct ProjectSelector {
       for (unsigned& word : x) word = 0;
     }
     const Choice choice = choose_features<k2of4, Config::kKeep, kLanes>(x, out.k, part);
-    const int place = own_row * out.k + sum_below<kLanes>(choice.chosen.count(), part);
-    stage_support(own, choice.chosen, part, scratch().values + place, scratch().indices + place);
+    const int global_head = at.column / kD + head;
+    const std::int64_t first_row = static_cast<std::int64_t>(at.entry) * args.T + at.token + row;
+    const bool direct = kLanes == 1 && out.k % 8 == 0;
+    if (!direct) {
+      const int place = own_row * out.k + sum_below<kLanes>(choice.chosen.count(), part);
+      stage_support(own, choice.chosen, part, scratch().values + place, scratch().indices + place);
+    } else if (own_row < count) {
+      const std::int64_t to = ((first_row + own_row) * out.heads + global_head) * out.k;
+      store_support(own, choice.chosen, out.k, out.values + to, out.indices + to);
+    }
     zero_outside(x, choice.chosen);
     if (packs)
       stage_compressed<kD, kPassRows>(reinterpret_cast<unsigned*>(scratch().compressed), shared.pairs, x, choice.kept,
@@ -272,7 +281,6 @@ struct ProjectSelector {
       own.write(x);
     sm90::fence_async_shared();
     __syncwarp();
-    const int global_head = at.column / kD + head;
     if (packs) {
       store_compressed(at.entry, at.token + row, global_head);
     } else if (lane == 0) {
@@ -282,8 +290,7 @@ struct ProjectSelector {
                            global_head * kD + panel * 64, at.token + row, at.entry, 0);
       sm90::tma_store_commit();
     }
-    if (count > 0)
-      store_support(out, static_cast<std::int64_t>(at.entry) * args.T + at.token + row, global_head, count);
+    if (!direct && count > 0) copy_support(out, first_row, global_head, count);
     __syncwarp();  // the scratch is free for the next pass
   }
 
@@ -302,18 +309,19 @@ struct ProjectSelector {
 template <class Config>
 __device__ __forceinline__ void select_tiles(const ProjectArgs& args, ProjectStorage<Config>& shared,
                                              const ProjectMaps& maps, int warp, int first, int step, int rank) {
+  constexpr int kPasses = Config::kColumns / 64;  // over 32 rows
   const ProjectSelector<Config> selector{args, shared, warp};
   const int tiles = args.row_units * args.columns;
   std::uint32_t parity = 0;
 #pragma unroll 1
   for (int index = first; index < tiles; index += step, parity ^= 1) {
-    const ProjectTile at = project_tile<Config::kCluster>(args, index, rank);
+    const ProjectTile at = project_tile<Config::kCluster, Config::kColumns>(args, index, rank);
 #pragma unroll 1
-    for (int unit = 0; unit < 16; ++unit) {
-      const int part = unit / 4;
-      if (unit % 4 == 0) sm90::barrier_wait(&shared.staged[part], parity);
-      if (selector.own(unit)) selector.run(maps, at, part, unit % 4);
-      if (unit % 4 < 3) continue;
+    for (int unit = 0; unit < 4 * kPasses; ++unit) {
+      const int part = unit / kPasses;
+      if (unit % kPasses == 0) sm90::barrier_wait(&shared.staged[part], parity);
+      if (selector.own(unit)) selector.run(maps, at, part, unit % kPasses);
+      if (unit % kPasses < kPasses - 1) continue;
       __syncwarp();
       if ((threadIdx.x & 31) == 0) {
         sm90::tma_store_wait_read<0>();
@@ -349,7 +357,7 @@ __global__ void __cluster_dims__(Config::kCluster, 1, 1) __launch_bounds__(Confi
     fence_barrier_init();
   }
   if (threadIdx.x < 16) shared.pairs[threadIdx.x] = stored_pair(threadIdx.x);
-  if (args.bias == nullptr && threadIdx.x < kProjectColumns)
+  if (args.bias == nullptr && threadIdx.x < Config::kColumns)
     shared.bias[0][threadIdx.x] = shared.bias[1][threadIdx.x] = 0;
   __syncthreads();
   cluster_sync<Config::kCluster>();

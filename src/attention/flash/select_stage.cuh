@@ -56,21 +56,42 @@ __device__ __forceinline__ Choice choose_features(const unsigned (&x)[kSegmentWo
   return {support_from<kLanes>(x, kept, kth, k, lane), kept};
 }
 
+/// Takes the lowest feature out of a mask that is not empty.
+__device__ __forceinline__ int take_lowest(Mask& mask) {
+  const bool high = mask.low == 0;
+  const unsigned bits = high ? mask.high : mask.low, rest = bits & (bits - 1);
+  mask.low = high ? 0 : rest;
+  mask.high = high ? rest : mask.high;
+  return __ffs(bits) - 1 + (high ? 32 : 0);
+}
+
 /// Writes the chosen features of lane `lane` of a row, whose places begin at `value` and `index`.
-__device__ __forceinline__ void stage_support(const Segment& own, const Mask& chosen, int lane, unsigned short* value,
+__device__ __forceinline__ void stage_support(const Segment& own, Mask chosen, int lane, unsigned short* value,
                                               std::uint8_t* index) {
-  unsigned bits = chosen.low;
-  int base = 0;
+  const int count = chosen.count();
 #pragma unroll 1
-  while (true) {
-    for (; bits != 0; bits &= bits - 1) {
-      const int feature = base + __ffs(bits) - 1;
-      *value++ = own.feature(feature);
-      *index++ = static_cast<std::uint8_t>(lane * kSegment + feature);
+  for (int i = 0; i < count; ++i) {
+    const int feature = take_lowest(chosen);
+    value[i] = own.feature(feature);
+    index[i] = static_cast<std::uint8_t>(lane * kSegment + feature);
+  }
+}
+
+/// The same for a row of one lane, eight features at a time, to places in memory that are aligned to eight elements.
+__device__ __forceinline__ void store_support(const Segment& own, Mask chosen, int k, unsigned short* value,
+                                              std::uint8_t* index) {
+#pragma unroll 1
+  for (int done = 0; done < k; done += 8) {
+    unsigned values[4], indices[2];
+#pragma unroll
+    for (int pair = 0; pair < 4; ++pair) {
+      const int first = take_lowest(chosen), second = take_lowest(chosen);
+      values[pair] = own.feature(first) | static_cast<unsigned>(own.feature(second)) << 16;
+      const unsigned both = static_cast<unsigned>(first | second << 8);
+      indices[pair / 2] = pair % 2 == 0 ? both : indices[pair / 2] | both << 16;
     }
-    if (base != 0) break;
-    base = 32;
-    bits = chosen.high;
+    *reinterpret_cast<uint4*>(value + done) = {values[0], values[1], values[2], values[3]};
+    *reinterpret_cast<uint2*>(index + done) = {indices[0], indices[1]};
   }
 }
 
