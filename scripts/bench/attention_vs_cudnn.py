@@ -98,6 +98,7 @@ def ours(args, op):
         command = [args.sfa, "bench", "attention", "--op", op, "--d", args.d, "--k", args.k, "--n", args.n, "--selection", args.selection,
                    "--supports", args.supports, "--repetitions", str(args.reps), "--device", "cuda", "--json", path]
         command += ["--heads", args.heads] if args.heads else []
+        command += ["--kv-cache", args.kv_cache] if op == "decode" else []
         command += ["--batch", str(args.batch)] if args.batch else []
         command += ["--hidden", str(args.hidden)] if args.hidden else []
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -114,6 +115,7 @@ def main():
     parser.add_argument("--n", default="1024,2048,4096,8192,16384,65536")
     parser.add_argument("--selection", default="topk,topk_2of4")
     parser.add_argument("--supports", default="random")
+    parser.add_argument("--kv-cache", default="full", help="decode: full, int8")
     parser.add_argument("--heads", default="")
     parser.add_argument("--batch", type=int, default=0)
     parser.add_argument("--hidden", type=int, default=0, help="features of the projection that everybody's forward begins with")
@@ -132,7 +134,7 @@ def main():
                 torch.cuda.empty_cache()
             row["rivals_ms"] = rivals[shape]
             rows.append(row)
-            variant = row["type"] + (f" k={row['k']} {row['selection']}" if row["type"] == "sfa" else "") + f" d={row['d']}"
+            variant = row["type"] + (" int8" if row["kv_cache"] == "int8" else "") + (f" k={row['k']} {row['selection']}" if row["type"] == "sfa" else "") + f" d={row['d']}"
             line = f"{op:8} {variant:22} {row['n']:7} {row['batch']:4} {row['ms']:9.4f} {row['selection_ms']:9.4f} {row['projection_ms']:9.4f}"
             line += f" {row['ratio_to_dense']:9.3f}" if row["ratio_to_dense"] else f" {'':9}"
             for ms in rivals[shape].values():

@@ -2,13 +2,15 @@
 # Does our training reach PyTorch's loss? GPT-2 124M, 450 steps of 64 x 1024 tokens on one GPU, dense and SFA k=8, ours and PyTorch's on the same
 # tokens; PyTorch with two seeds (its own run-to-run spread) and in TF32 (its spread over precision).
 #   scripts/bench/loss_vs_pytorch.sh DATA.h5 [STEPS]     DATA: tokens of `sfa data tokenize` with GPT-2's tokenizer and --val-fraction 0.02
-#   PYTHON: a python3 that has torch and h5py (default python3);  SFA: the program (default build/cuda/sfa)
-# AdamW 1.5e-3 cosine to a tenth, 40 warm-up steps, betas .9 and .95, weight decay .1, clip 1. Prints the mean training loss of the last 50 steps and
+#   PYTHON: a python3 that has torch and h5py (default python3);  SFA: the program (default build/cuda/sfa);  RATE: peak learning rate (default 1.5e-3)
+# AdamW, the rate cosine to a tenth, 40 warm-up steps, betas .9 and .95, weight decay .1, clip 1. Prints the mean training loss of the last 50 steps and
 # the loss on the tail of the data.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 data=${1:?usage: scripts/bench/loss_vs_pytorch.sh DATA.h5 [STEPS]}
 steps=${2:-450}
+rate=${RATE:-1.5e-3}
+least=$(awk -v r="$rate" 'BEGIN {print r / 10}')
 python=${PYTHON:-python3}
 sfa=${SFA:-build/cuda/sfa}
 work=$(mktemp -d)
@@ -19,7 +21,7 @@ ours() { # NAME overrides...
   local name=$1
   shift
   "$sfa" train configs/gpt2_124m.yaml device=cuda data.train="$data" data.batch_size=64 data.micro_batch_size=64 output_dir="$work/run" \
-    train.max_steps="$steps" train.log_every=1 train.eval_every=0 checkpoint.every=0 train.lr=1.5e-3 train.min_lr=1.5e-4 train.warmup_steps=40 "$@" \
+    train.max_steps="$steps" train.log_every=1 train.eval_every=0 checkpoint.every=0 train.lr="$rate" train.min_lr="$least" train.warmup_steps=40 "$@" \
     >"$work/log" 2>&1 || { tail -2 "$work/log" >&2; return; }
   local m="$work/run/metrics.jsonl"
   row "$name" "$(grep -o '"train/loss":[0-9.e+]*' "$m" | tail -50 | cut -d: -f2 | awk '{s += $1} END {printf "%.4f", s / NR}')" \
@@ -30,7 +32,7 @@ torch() { # NAME arguments...
   local name=$1 out
   shift
   out=$(env -u LD_LIBRARY_PATH "$python" scripts/bench/gpt2_pytorch.py --data "$data" --max-tokens 1000000000 --val-fraction 0.02 --vocab 50304 --layers 12 \
-    --heads 12 --width 768 --seq-len 1024 --batch 64 --order epochs --steps "$steps" --lr 1.5e-3 --min-lr 1.5e-4 --warmup 40 --beta2 0.95 --last 50 \
+    --heads 12 --width 768 --seq-len 1024 --batch 64 --order epochs --steps "$steps" --lr "$rate" --min-lr "$least" --warmup 40 --beta2 0.95 --last 50 \
     --device cuda --compile "$@" 2>"$work/log") || { tail -2 "$work/log" >&2; return; }
   row "$name" "$(value last_loss <<<"$out" | cut -c1-6)" "$(value val_loss <<<"$out" | cut -c1-6)" "$(value tokens_per_sec <<<"$out" | cut -d. -f1)"
 }

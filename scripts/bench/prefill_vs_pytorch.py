@@ -81,7 +81,7 @@ def main():
     sfa = ["model.attention.type=sfa", "model.attention.k=8"]
     for name, overrides in (("dense", []), ("sfa k=8", sfa), ("sfa k=8, topk_2of4", sfa + ["model.attention.selection=topk_2of4"]),
                             ("sfa k=8, topk_2of4, int8 values", sfa + ["model.attention.selection=topk_2of4",
-                                                                       "model.attention.kv_cache_v=int8"])):
+                                                                       "model.attention.kv_cache=int8"])):
         command = [args.binary, "bench", "generate", args.config, f"model.max_position_embeddings={args.tokens + 64}",
                    f"model.vocab_size={VOCABULARY}", "data.seq_len=1024", *overrides, "--prompt", str(args.tokens), "--repeats",
                    str(args.reps), "--json"]

@@ -7,19 +7,24 @@
 #     --model NAME     gpt2-124m or gpt2-355m (paper: "350M")
 #     --tokens N       tokens a run is trained on, 65,536 a step
 #     --seeds "..."    one run a variant and seed
-#     --variants "..." dense; short (Q, K and V at d/2, the paper's); fair (Q and K at d/2, V whole); sfaK; sfaK_2of4; sfaK_mask; window_W; window_W_sfaK;
+#     --variants "..." dense; short (Q, K and V at d/2, the paper's); fair (Q and K at d/2, V whole); sfaK; window_W; window_W_sfaK;
 #                      gqa (4 query heads a key head); mqa (one key head). Default: dense short fair sfa8 sfa16 sfa8_2of4 gqa mqa
+#                      and dense or sfaK with options, dense_scale4, sfa16_d128, sfa8_anneal64x0.8_scale4: dN (queries and keys N wide), scaleX (scores times X),
+#                      initX (initial queries and keys times X), int8 (the cache: counted alone); of sfa: 2of4, pairs, mask, annealN or annealNxS (k from N, until
+#                      the share S of the run), byA,NxB,... (k of the blocks, N times B: sfa8_by12,7x6,4x10)
 #     --lr X           peak learning rate (1.5e-3), for every variant alike
+#     --rates "..."    in place of --lr: every variant is run at each of these with the first seed, and with the other seeds at the one of least validation loss
+#     --gpus N         runs side by side, one a GPU
 #     --budget T       stop after so long (90s, 60min, 2h); started again the script goes on
 #     --tasks DIR      folder with lambada_openai.jsonl, hellaswag.jsonl, piqa.jsonl, arc_easy.jsonl, arc_challenge.jsonl (data/README.md), scored where they are
 #     --out DIR        runs/reproduce/pretraining_MODEL;   key=value: further overrides for every run
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/sweep.sh"
-DATA='' VAL='' MODEL=gpt2-124m TOKENS=30e6 SEEDS='1 2 3' VARIANTS='dense short fair sfa8 sfa16 sfa8_2of4 gqa mqa' RATE=1.5e-3 BUDGET=0 TASKS='' OUT='' OVERRIDES=()
+DATA='' VAL='' MODEL=gpt2-124m TOKENS=30e6 SEEDS='1 2 3' VARIANTS='dense short fair sfa8 sfa16 sfa8_2of4 gqa mqa' RATE=1.5e-3 RATES='' GPUS=1 BUDGET=0 TASKS='' OUT='' OVERRIDES=()
 while [ $# -gt 0 ]; do
   case $1 in
-    -h | --help) sed -n '2,16s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
-    --data | --val | --model | --tokens | --seeds | --variants | --lr | --budget | --tasks | --out) [ $# -ge 2 ] || die "$1 needs a value" ;;&
+    -h | --help) sed -n '2,21s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    --data | --val | --model | --tokens | --seeds | --variants | --lr | --rates | --gpus | --budget | --tasks | --out) [ $# -ge 2 ] || die "$1 needs a value" ;;&
     --data) DATA=$2; shift 2 ;;
     --val) VAL=$2; shift 2 ;;
     --model) MODEL=$2; shift 2 ;;
@@ -27,6 +32,8 @@ while [ $# -gt 0 ]; do
     --seeds) SEEDS=$2; shift 2 ;;
     --variants) VARIANTS=$2; shift 2 ;;
     --lr) RATE=$2; shift 2 ;;
+    --rates) RATES=$2; shift 2 ;;
+    --gpus) GPUS=$2; shift 2 ;;
     --budget) BUDGET=$(seconds_of "$2"); shift 2 ;;
     --tasks) TASKS=$2; shift 2 ;;
     --out) OUT=$2; shift 2 ;;
@@ -44,23 +51,51 @@ find_sfa
 OUT=${OUT:-$ROOT/runs/reproduce/pretraining_$MODEL}
 STEPS=$(awk -v t="$TOKENS" 'BEGIN {s = int(t / 65536 + 0.5); print s < 1 ? 1 : s}')
 
+# option_keys _OPTION_OPTION...: their overrides. Scores of heads of D features are scaled by 1/sqrt(D), initial weights have 0.02.
+option_keys() {
+  local parts part D=64 scale=''
+  IFS=_ read -ra parts <<<"${1#_}"
+  for part in ${parts[@]+"${parts[@]}"}; do
+    case $part in
+      2of4 | pairs) printf '%s\n' "model.attention.selection=topk_$part" ;;
+      mask) printf '%s\n' model.attention.zero_overlap=mask ;;
+      int8) printf '%s\n' model.attention.kv_cache=int8 ;;
+      d[0-9]*) D=${part#d} && printf '%s\n' "model.attention.qk_head_dim=$D" ;;
+      anneal[0-9]*x0.*) part=${part#anneal} && printf '%s\n' "train.k_anneal.from=${part%%x*}" "train.k_anneal.until=${part#*x}" ;;
+      anneal[0-9]*) printf '%s\n' "train.k_anneal.from=${part#anneal}" ;;
+      scale[0-9]*) scale=${part#scale} ;;
+      init[0-9]*) printf '%s\n' "model.attention.qk_initializer_range=$(awk -v x="${part#init}" 'BEGIN {print 0.02 * x}')" ;;
+      by[0-9]*) printf '%s\n' "model.attention.k_by_layer=[$(layers_of "${part#by}")]" ;;
+      *) die "--variants: the option '$part' is not known (--help)" ;;
+    esac
+  done
+  [ -z "$scale" ] || printf '%s\n' "model.attention.score_scale=$(awk -v x="$scale" -v d="$D" 'BEGIN {print x / sqrt(d)}')"
+}
+
+# "12,7x6" -> "12,6,6,6,6,6,6,6"
+layers_of() {
+  awk -v list="$1" 'BEGIN {
+    n = split(list, runs, ",")
+    for (i = 1; i <= n; ++i) {
+      split(runs[i] ~ /x/ ? runs[i] : "1x" runs[i], run, "x")
+      for (j = 0; j < run[1]; ++j) { printf "%s%s", comma, run[2]; comma = "," }
+    }
+  }'
+}
+
 # The overrides that make a variant of the dense model, one a line; heads have 64 features.
 variant_keys() {
   local k window
   case $1 in
-    dense) ;;
+    dense | dense_*) option_keys "${1#dense}" ;;
     short) printf '%s\n' model.head_dim=32 ;;
     fair) printf '%s\n' model.attention.qk_head_dim=32 ;;
     gqa) printf '%s\n' model.num_key_value_heads=$((HEADS / 4)) ;;
     mqa) printf '%s\n' model.num_key_value_heads=1 ;;
     sfa[0-9]*)
-      k=${1#sfa}
-      printf '%s\n' model.attention.type=sfa "model.attention.k=${k%%_*}"
-      case $1 in
-        *_2of4) printf '%s\n' model.attention.selection=topk_2of4 ;;
-        *_mask) printf '%s\n' model.attention.zero_overlap=mask ;;
-        *_*) die "--variants: '$1' is not known (--help)" ;;
-      esac
+      k=${1#sfa} k=${k%%_*}
+      printf '%s\n' model.attention.type=sfa "model.attention.k=$k"
+      option_keys "${1#sfa"$k"}"
       ;;
     window_[0-9]*)
       window=${1#window_}
@@ -71,18 +106,55 @@ variant_keys() {
   esac
 }
 
-for seed in $SEEDS; do
-  for variant in $VARIANTS; do
-    mapfile -t keys < <(variant_keys "$variant")
-    if [ ${#keys[@]} -eq 0 ] && [ "$variant" != dense ]; then exit 1; fi # variant_keys has said why
-    plan "${variant}_s$seed" "$ROOT/$CONFIG" "data.train=$DATA" ${VAL:+"data.val=$VAL"} data.seq_len=1024 data.batch_size=64 data.micro_batch_size=64 \
-      "seed=$seed" "train.max_steps=$STEPS" "train.lr=$RATE" "train.min_lr=$(awk -v r="$RATE" 'BEGIN {print r / 10}')" train.schedule=cosine \
-      "train.warmup_steps=$((STEPS < 400 ? (STEPS + 9) / 10 : 40))" "train.eval_every=$(((STEPS + 9) / 10))" "train.log_every=$(((STEPS + 99) / 100))" \
-      "checkpoint.every=$(((STEPS + 3) / 4))" checkpoint.keep_last=1 ${keys[@]+"${keys[@]}"} ${OVERRIDES[@]+"${OVERRIDES[@]}"}
+# plan_run NAME VARIANT SEED RATE
+plan_run() {
+  local text keys=()
+  text=$(variant_keys "$2") || exit 1 # it has said why
+  [ -z "$text" ] || mapfile -t keys <<<"$text"
+  plan "$1" "$ROOT/$CONFIG" "data.train=$DATA" ${VAL:+"data.val=$VAL"} data.seq_len=1024 data.batch_size=64 data.micro_batch_size=64 \
+    "seed=$3" "train.max_steps=$STEPS" "train.lr=$4" "train.min_lr=$(awk -v r="$4" 'BEGIN {print r / 10}')" train.schedule=cosine \
+    "train.warmup_steps=$((STEPS < 400 ? (STEPS + 9) / 10 : 40))" "train.eval_every=$(((STEPS + 9) / 10))" "train.log_every=$(((STEPS + 99) / 100))" \
+    "checkpoint.every=$(((STEPS + 3) / 4))" checkpoint.keep_last=1 ${keys[@]+"${keys[@]}"} ${OVERRIDES[@]+"${OVERRIDES[@]}"}
+}
+
+# best_rate VARIANT SEED: the rate of least validation loss, once every rate has been run; otherwise nothing.
+best_rate() {
+  local rate run loss
+  for rate in $RATES; do
+    run=$OUT/$1_lr${rate}_s$2
+    finished "$run" || return 0
+    loss=$("$SFA" compare --json "$run" | awk -F'[:,]' '/"val_loss"/ {print $2 + 0}')
+    printf '%s %s\n' "$loss" "$rate"
+  done | sort -g | awk -v all="$(wc -w <<<"$RATES")" '{n++; if (n == 1) best = $2} END {if (n == all) print best}'
+}
+
+if [ -z "$RATES" ]; then
+  for seed in $SEEDS; do
+    for variant in $VARIANTS; do plan_run "${variant}_s$seed" "$variant" "$seed" "$RATE"; done
   done
-done
-run_planned
-what_is_left
+  run_planned
+  what_is_left
+else
+  first=${SEEDS%% *}
+  for variant in $VARIANTS; do
+    for rate in $RATES; do plan_run "${variant}_lr${rate}_s$first" "$variant" "$first" "$rate"; done
+  done
+  run_planned
+  what_is_left
+  NAMES=()
+  step 'Rates'
+  for seed in $SEEDS; do
+    for variant in $VARIANTS; do
+      rate=$(best_rate "$variant" "$first")
+      [ -n "$rate" ] || continue
+      [ "$seed" != "$first" ] || say "$variant: $rate"
+      plan_run "${variant}_lr${rate}_s$seed" "$variant" "$seed" "$rate"
+    done
+  done
+  [ ${#NAMES[@]} -gt 0 ] || exit 0
+  run_planned
+  what_is_left
+fi
 
 device=()
 for o in ${OVERRIDES[@]+"${OVERRIDES[@]}"}; do case $o in device=*) device=(--device "${o#device=}") ;; esac; done
@@ -91,6 +163,11 @@ for run in ${DONE[@]+"${DONE[@]}"}; do
   if [ ! -f "$run/eval/perplexity.json" ]; then
     "$SFA" eval perplexity --checkpoint "$run" --data "${where[@]}" --save ${device[@]+"${device[@]}"} >/dev/null || warn "$run could not be evaluated"
   fi
+  case $(basename "$run") in
+    *_int8_*)
+      [ -f "$run/eval/perplexity_int8.json" ] || "$SFA" eval perplexity --checkpoint "$run" --kv-cache int8 --data "${where[@]}" --save ${device[@]+"${device[@]}"} >/dev/null ||
+        warn "$run could not be evaluated with 8 bits" ;;
+  esac
   case $(basename "$run") in
     sfa*) [ -f "$run/eval/support.json" ] || "$SFA" analyze support --checkpoint "$run" --data "${where[@]}" --save ${device[@]+"${device[@]}"} >/dev/null || true ;;
   esac

@@ -3,6 +3,7 @@
 #   SFA      the program (default: build/cuda/sfa, or build/cpu/sfa where that is not there)
 #   OUT      folder of the sweep's runs, set by the script
 #   BUDGET   seconds for the sweep in all; 0 = no limit
+#   GPUS     runs side by side, one a GPU; 1 where it is not set
 . "$(dirname "${BASH_SOURCE[0]}")/../lib/common.sh"
 
 find_sfa() {
@@ -49,29 +50,56 @@ plan() {
   COMMANDS[$name]=$(printf '%q ' "$SFA" train "$@" "output_dir=$OUT/$name" resume=auto)
 }
 
+# run_one NAME: the exit code is the run's, 0 where it was finished already or the budget is spent.
+run_one() {
+  local name=$1 left code=0
+  if finished "$OUT/$name"; then
+    say "$name: finished already"
+    return 0
+  fi
+  left=$(left_of_budget)
+  if [ "$left" -le 5 ]; then return 0; fi
+  step "$name"
+  mkdir -p "$OUT"
+  printf '%s\n' "${COMMANDS[$name]}" >"$OUT/$name.command"
+  if [ "${BUDGET:-0}" -eq 0 ]; then
+    eval "${COMMANDS[$name]}" || code=$?
+  else
+    eval "timeout --signal=TERM --kill-after=120 $left ${COMMANDS[$name]}" || code=$?
+  fi
+  # 124: the budget stopped it, and it has saved itself.
+  if [ $code -ne 0 ] && [ $code -ne 124 ]; then warn "$name ended with $code; see $OUT/$name/train.log"; fi
+  return $code
+}
+
 # Runs what is planned and not finished. A run that the budget or Ctrl-C stops saves itself and goes on the next time.
 run_planned() {
-  local name left code
+  local name code
+  if [ "${GPUS:-1}" -gt 1 ]; then run_planned_side_by_side; return; fi
   for name in "${NAMES[@]}"; do
-    if finished "$OUT/$name"; then
-      say "$name: finished already"
-      continue
-    fi
-    left=$(left_of_budget)
-    if [ "$left" -le 5 ]; then continue; fi
-    step "$name"
-    mkdir -p "$OUT"
-    printf '%s\n' "${COMMANDS[$name]}" >"$OUT/$name.command"
     code=0
-    if [ "${BUDGET:-0}" -eq 0 ]; then
-      eval "${COMMANDS[$name]}" || code=$?
-    else
-      eval "timeout --signal=TERM --kill-after=120 $left ${COMMANDS[$name]}" || code=$?
-    fi
-    # 124: the budget stopped it, and it has saved itself.
-    if [ $code -ne 0 ] && [ $code -ne 124 ]; then warn "$name ended with $code; see $OUT/$name/train.log"; fi
+    run_one "$name" || code=$?
     if [ $code -eq 130 ]; then die 'interrupted; started again it goes on here'; fi
   done
+}
+
+# The same, a run a GPU: each goes to the GPU that is free next, of those that CUDA_VISIBLE_DEVICES names where it is set.
+run_planned_side_by_side() {
+  local name slot devices=() runs=()
+  IFS=, read -ra devices <<<"${CUDA_VISIBLE_DEVICES:-}"
+  trap 'wait; die "interrupted; started again it goes on here"' INT TERM # every run has got the signal too
+  for name in "${NAMES[@]}"; do
+    while :; do
+      for ((slot = 0; slot < GPUS; ++slot)); do
+        if [ -z "${runs[slot]:-}" ] || ! kill -0 "${runs[slot]}" 2>/dev/null; then break 2; fi
+      done
+      wait -n || true
+    done
+    (export CUDA_VISIBLE_DEVICES="${devices[slot]:-$slot}"; run_one "$name") &
+    runs[slot]=$!
+  done
+  wait || true
+  trap - INT TERM
 }
 
 # Says what is left, and sets DONE to the folders of finished runs.

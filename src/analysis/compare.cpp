@@ -55,13 +55,27 @@ std::string difference(const RunSummary& first, const RunSummary& r) {
   return out;
 }
 
+// "16,3x8,12": runs of equal k are counted.
+std::string layers_label(const std::vector<std::int64_t>& k) {
+  std::string out;
+  for (std::size_t l = 0, same = 0; l < k.size(); l += same) {
+    for (same = 1; l + same < k.size() && k[l + same] == k[l];) ++same;
+    out += (out.empty() ? "" : ",") + (same > 1 ? fmt::format("{}x{}", same, k[l]) : fmt::format("{}", k[l]));
+  }
+  return out;
+}
+
 }  // namespace
 
 std::string attention_label(const ModelConfig& model) {
   const AttentionConfig& a = model.attention;
   std::string label = a.type;
   if (a.type == "sfa") {
-    label += a.k_q == a.k_k ? fmt::format(" k={}", a.k_q) : fmt::format(" k_q={} k_k={}", a.k_q, a.k_k);
+    if (!model.k_by_layer.empty())
+      label += fmt::format(" k={}", layers_label(model.k_by_layer));
+    else
+      label += a.k_q == a.k_k ? fmt::format(" k={}", a.k_q) : fmt::format(" k_q={} k_k={}", a.k_q, a.k_k);
+    if (a.k_from > 0) label += fmt::format(" from k={}", a.k_from);
     if (a.selection == "topk_2of4") label += " 2of4";
     if (a.selection == "topk_pairs") label += " pairs";
     if (a.zero_overlap == "mask") label += " mask";
@@ -72,7 +86,9 @@ std::string attention_label(const ModelConfig& model) {
     label += fmt::format(" kv_heads={}", model.num_key_value_heads);
   if (model.qk_head_dim != model.head_dim) label += fmt::format(" d_qk={}", model.qk_head_dim);
   if (model.rope_projection != "none") label += fmt::format(" rope_projection={}", model.rope_projection);
+  if (a.score_scale > 0) label += fmt::format(" score_scale={:.4g}", a.score_scale);
   if (a.window > 0) label += fmt::format(" window={}", a.window);
+  if (a.int8_cache()) label += " int8 cache";
   return label;
 }
 

@@ -117,11 +117,49 @@ std::string drawn(const HtmlSeries& s, const Frame& f) {
                       f.px(x), f.py(y), s.line ? 2.5 : 4.5, colour_of(s.colour), html_escaped(s.label), x, y);
   }
   std::string out = fmt::format("<g data-series=\"{}\">", html_escaped(s.label));
-  if (s.line)
+  if (s.line && s.points.size() > 1)
     out += fmt::format(R"(<path d="{}" fill="none" stroke="{}" stroke-width="1.8"{}/>)", path, colour_of(s.colour),
                        s.dashed ? R"( stroke-dasharray="5 4")" : "");
   return out + marks + "</g>\n";
 }
+
+/// Names beside points, each where it covers no other name and no point, if there is such a place.
+class Names {
+ public:
+  Names(const std::vector<HtmlSeries>& series, const Frame& f) : frame_(f) {
+    for (const HtmlSeries& s : series)
+      for (const auto& [x, y] : s.points)
+        if (!s.line && f.x.shows(x) && f.y.shows(y)) taken_.push_back({f.px(x) - 5, f.py(y) - 5, 10, 10});
+  }
+  std::string of(const HtmlSeries& s) {
+    if (!s.named || s.points.empty()) return "";
+    const double x = frame_.px(s.points.back().first), y = frame_.py(s.points.back().second),
+                 width = 6.2 * static_cast<double>(s.label.size());
+    const Box places[] = {{x + 8, y - 7, width, 13},          {x - 8 - width, y - 7, width, 13},
+                          {x - width / 2, y - 20, width, 13}, {x - width / 2, y + 7, width, 13},
+                          {x + 8, y - 18, width, 13},         {x + 8, y + 5, width, 13},
+                          {x - 8 - width, y - 18, width, 13}, {x - 8 - width, y + 5, width, 13}};
+    const Box* best = std::find_if(std::begin(places), std::end(places), [&](const Box& b) { return free(b); });
+    if (best == std::end(places)) best = places;
+    taken_.push_back(*best);
+    return fmt::format(R"(<text class="tick" x="{:.1f}" y="{:.1f}">{}</text>)"
+                       "\n",
+                       best->x, best->y + 11, html_escaped(s.label));
+  }
+
+ private:
+  struct Box {
+    double x, y, width, height;
+  };
+  [[nodiscard]] bool free(const Box& b) const {
+    return b.x > kLeft && b.x + b.width < kWidth && b.y > kTop && b.y + b.height < kTop + kPlotHeight &&
+           std::none_of(taken_.begin(), taken_.end(), [&](const Box& t) {
+             return b.x < t.x + t.width && t.x < b.x + b.width && b.y < t.y + t.height && t.y < b.y + b.height;
+           });
+  }
+  const Frame& frame_;
+  std::vector<Box> taken_;
+};
 
 }  // namespace
 
@@ -153,6 +191,8 @@ std::string HtmlPlot::svg() const {
   const Frame f{axis_over(xs, log_x), axis_over(ys, log_y)};
   std::string out = opening(title, kHeight) + grid(f, *this);
   for (const HtmlSeries& s : series) out += drawn(s, f);
+  Names names(series, f);
+  for (const HtmlSeries& s : series) out += names.of(s);
   return out + "</svg>\n";
 }
 

@@ -15,6 +15,7 @@ struct HtmlSeries {
   std::size_t colour = 0;  // index of the colour; series of one variant share it
   bool line = true;        // points joined; otherwise marks alone
   bool dashed = false;
+  bool named = false;  // the label stands beside the last point
 };
 
 struct HtmlPlot {

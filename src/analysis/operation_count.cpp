@@ -71,9 +71,12 @@ AttentionOperations count_attention(const AttentionCount& c, std::int64_t N, Con
 }
 
 double kv_bytes(const AttentionConfig& config, const AttentionDims& dims, const KeyFormat& f) {
-  const double keys = config.type == "sfa" ? config.k_k * (f.value_bytes + f.index_bytes) + f.pointer_bytes
-                                           : static_cast<double>(dims.Dqk) * f.value_bytes;
-  return keys + static_cast<double>(dims.Dv) * f.value_bytes;
+  const auto row = [&](std::int64_t features) {
+    return config.int8_cache() ? int8_row_bytes(features) : static_cast<double>(features) * f.value_bytes;
+  };
+  const double keys =
+      config.type == "sfa" ? config.k_k * (f.value_bytes + f.index_bytes) + f.pointer_bytes : row(dims.Dqk);
+  return keys + row(dims.Dv);
 }
 
 double kv_ratio(const AttentionConfig& config, const AttentionDims& dims, const KeyFormat& f) {

@@ -47,7 +47,8 @@ AttentionOperations count_attention(const AttentionCount& c, std::int64_t N, Con
 struct KeyFormat {
   double value_bytes = 2, index_bytes = 1, pointer_bytes = 0;
 };
-/// Bytes a token and key/value head: sfa k_k (value + index) + pointer + Dv values, dense (Dqk + Dv) values.
+/// Bytes a token and key/value head: sfa k_k (value + index) + pointer + Dv values, dense (Dqk + Dv) values. In 8 bits
+/// (config.kv_cache) rows of keys and values are int8 with a scale.
 double kv_bytes(const AttentionConfig& config, const AttentionDims& dims, const KeyFormat& format);
 /// The same over those of dense attention with the same widths.
 double kv_ratio(const AttentionConfig& config, const AttentionDims& dims, const KeyFormat& format);

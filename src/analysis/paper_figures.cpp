@@ -66,12 +66,12 @@ std::optional<PaperFigures> paper_figures(const ModelConfig& model) {
     const bool gpt2 = size.layers != 28;
     const std::int64_t width = gpt2 ? 64 : 128;
     if (size.layers != model.num_hidden_layers || size.hidden != model.hidden_size || (model.arch == "gpt2") != gpt2 ||
-        a.window > 0 || (gpt2 && d.G != d.H))
+        a.window > 0 || a.score_scale > 0 || (gpt2 && d.G != d.H))
       continue;
     if (a.type == "dense" && d.Dqk == width && d.Dv == width) return PaperFigures{size.rows[0], size.rows[0]};
     if (a.type == "dense" && d.Dqk == width / 2 && d.Dv == width / 2) return PaperFigures{size.rows[1], size.rows[0]};
     if (a.type == "sfa" && a.k_q == size.k && a.k_k == size.k && d.Dqk == width && d.Dv == width &&
-        a.selection == "topk" && a.zero_overlap == "score")
+        model.k_by_layer.empty() && a.selection == "topk" && a.zero_overlap == "score")
       return PaperFigures{size.rows[2], size.rows[0]};
   }
   return std::nullopt;

@@ -189,20 +189,26 @@ HtmlPlot loss_plot(const ReportData& data, bool against_time) {
   return plot;
 }
 
-HtmlPlot frontier_plot(const ReportData& data, bool bytes) {
+HtmlPlot time_plot(const ReportData& data) {
   HtmlPlot plot;
-  plot.title = bytes ? "Loss against KV bytes" : "Loss against training time";
-  plot.x_label = bytes ? "KV bytes a token, all layers" : "seconds of optimizer steps";
+  plot.title = "Loss against training time";
+  plot.x_label = "seconds of optimizer steps";
   plot.y_label = "validation loss, nats a token";
   for (std::size_t g = 0; g < data.groups.size(); ++g) {
     HtmlSeries s{data.groups[g].label, {}, g, false};
     for (const std::size_t r : data.groups[g].runs) {
       const RunSummary& run = data.runs[r].summary;
-      if (run.val_loss) s.points.emplace_back(bytes ? run.cost.kv_bytes_per_token : run.train_seconds, *run.val_loss);
+      if (run.val_loss) s.points.emplace_back(run.train_seconds, *run.val_loss);
     }
     plot.series.push_back(std::move(s));
   }
   return plot;
+}
+
+std::string course_section(const ReportData& data) {
+  return "<section><h2>Course of training</h2>\n" + legend(data) + "<div class=\"charts\">" +
+         loss_plot(data, false).svg() + loss_plot(data, true).svg() + time_plot(data).svg() +
+         "</div><p class=\"note\">Dashed: training. Drawn through: validation.</p></section>\n";
 }
 
 std::string sources_section(const ReportData& data, const ReportOptions& options) {
@@ -232,15 +238,13 @@ std::string html_report(const ReportData& data, const ReportOptions& options) {
       "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><title>Runs compared</title><style>";
   page += kStyle;
   page += "</style></head><body>\n<h1>Runs compared</h1>\n";
-  page += fmt::format("<p class=\"note\">{} run(s) of {} variant(s), held against {}; on {}; sfa {}.</p>\n",
-                      data.runs.size(), data.groups.size(), html_escaped(data.groups.front().label),
-                      html_escaped(devices), kVersion);
-  page += group_section(data);
-  page += "<section><h2>Course of training</h2>\n" + legend(data) + "<div class=\"charts\">" +
-          loss_plot(data, false).svg() + loss_plot(data, true).svg() + frontier_plot(data, true).svg() +
-          frontier_plot(data, false).svg() +
-          "</div><p class=\"note\">Dashed: training. Drawn through: validation.</p></section>\n";
-  page += run_section(data) + report_tasks(data) + report_needles(data) + report_supports(data);
+  if (!data.runs.empty()) {
+    page += fmt::format("<p class=\"note\">{} run(s) of {} variant(s), held against {}; on {}; sfa {}.</p>\n",
+                        data.runs.size(), data.groups.size(), html_escaped(data.groups.front().label),
+                        html_escaped(devices), kVersion);
+    page += group_section(data) + report_frontier(data) + course_section(data);
+    page += run_section(data) + report_tasks(data) + report_needles(data) + report_supports(data);
+  }
   page += report_latency(options.latency);
   page += sources_section(data, options);
   return page + "</body></html>\n";

@@ -15,8 +15,11 @@ struct ReportOptions {
   std::string command;               // what made the report, shown at its end
 };
 
+/// `data` may hold no run, for latency alone.
 std::string html_report(const ReportData& data, const ReportOptions& options);
 
+/// Loss against bytes of the KV cache, a chart and its table (report_frontier.cpp).
+std::string report_frontier(const ReportData& data);
 /// Parts of the page (report_results.cpp); empty when no run has such results.
 std::string report_tasks(const ReportData& data);
 std::string report_needles(const ReportData& data);

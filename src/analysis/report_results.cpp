@@ -1,13 +1,11 @@
-// The parts of a report that show evaluations: zero-shot tasks, needles, supports, latency.
+// The parts of a report that show evaluations: zero-shot tasks, needles, supports.
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <fstream>
 
 #include "analysis/html_plot.h"
 #include "analysis/html_table.h"
 #include "analysis/report.h"
-#include "core/error.h"
 
 namespace sfa {
 namespace {
@@ -86,69 +84,6 @@ std::string needle_table(const ReportRun& run, const std::string& name, const js
   return t.html();
 }
 
-struct LatencyLine {
-  std::string label;
-  std::vector<std::pair<double, double>> points, paper;
-};
-
-// Table 9's figure for a row of the same shape.
-std::optional<double> paper_ms(const json& row) {
-  if (row.value("op", "") != "forward" || row.value("batch", 0) * row.value("heads", 0) != 64) return std::nullopt;
-  const bool sfa = row.value("type", "") == "sfa";
-  return paper_latency(row.value("d", 0), sfa ? row.value("k", 0) : 0, row.value("n", 0));
-}
-
-std::string latency_label(const json& row) {
-  const std::string type = row.value("type", "");
-  std::string label = fmt::format("{} d={}", type, row.value("d", 0));
-  if (type == "sfa") label += fmt::format(" k={}", row.value("k", 0));
-  if (row.value("selection", "") == "topk_2of4") label += " 2of4";
-  return label;
-}
-
-std::string latency_part(const std::string& file) {
-  std::ifstream in(file);
-  require(in.good(), "--latency: {} can't be read", file);
-  const json whole = json::parse(in, nullptr, false);
-  const bool right = whole.is_object() && whole.contains("rows") && whole["rows"].is_array() && !whole["rows"].empty();
-  require(right, "--latency: {} is no file of `sfa bench attention --json`", file);
-  HtmlTable t;
-  t.columns = {"attention", "op", "tokens", "batch x heads", "ms", "to dense", "paper: ms"};
-  std::vector<LatencyLine> lines;
-  for (std::size_t i = 0; i < whole["rows"].size(); ++i) {
-    const json& row = whole["rows"][i];
-    const auto ms = number_at(row, "ms"), n = number_at(row, "n"), ratio = number_at(row, "ratio_to_dense");
-    require(ms && n, "--latency: {}: row {} has no ms or n", file, i);
-    const std::string label = latency_label(row);
-    auto at = std::find_if(lines.begin(), lines.end(), [&](const LatencyLine& l) { return l.label == label; });
-    if (at == lines.end()) at = lines.insert(lines.end(), {label, {}, {}});
-    at->points.emplace_back(*n, *ms);
-    const auto paper = paper_ms(row);
-    if (paper) at->paper.emplace_back(*n, *paper);
-    t.rows.push_back(
-        {text_cell(label), text_cell(row.value("op", "")), text_cell(fmt::format("{:.0f}", *n)),
-         text_cell(fmt::format("{} x {}", row.value("batch", 0), row.value("heads", 0))),
-         traced_cell(fmt::format("{:.4g}", *ms), file, fmt::format("rows/{}/ms", i), *ms),
-         ratio ? traced_cell(fmt::format("{:.2f}", *ratio), file, fmt::format("rows/{}/ratio_to_dense", i), *ratio)
-               : text_cell("-"),
-         paper ? fmt::format("<td class=\"paper\">{:.4g}</td>", *paper) : text_cell("")});
-  }
-  HtmlPlot plot;
-  plot.title = fmt::format("Attention {} on {}", whole["rows"][0].value("op", ""), whole.value("device", "?"));
-  plot.x_label = "tokens";
-  plot.y_label = "ms";
-  plot.log_x = plot.log_y = true;
-  std::string legend = "<div class=\"legend\">";
-  for (std::size_t i = 0; i < lines.size(); ++i) {
-    plot.series.push_back({lines[i].label, lines[i].points, i});
-    if (!lines[i].paper.empty())
-      plot.series.push_back({lines[i].label + ", the paper's on an A800", lines[i].paper, i, true, true});
-    legend += fmt::format("<span style=\"--own:var(--series-{})\">{}</span>", i % 8 + 1, html_escaped(lines[i].label));
-  }
-  t.caption = file;
-  return legend + "</div>\n<div class=\"charts\">" + plot.svg() + "</div>\n" + t.html();
-}
-
 }  // namespace
 
 std::string report_tasks(const ReportData& data) {
@@ -208,16 +143,6 @@ std::string report_supports(const ReportData& data) {
     tables += t.html();
   }
   return tables.empty() ? "" : "<section><h2>Supports</h2>\n" + tables + "</section>\n";
-}
-
-std::string report_latency(const std::vector<std::string>& files) {
-  std::string parts;
-  for (const std::string& file : files) parts += latency_part(file);
-  return parts.empty() ? ""
-                       : "<section><h2>Latency against length</h2>\n" + parts +
-                             "<p class=\"note\">Dashed, and in italics: Table 9 of the paper, an A800, full attention, "
-                             "its dense kernel without "
-                             "tensor cores. Ours are causal.</p></section>\n";
 }
 
 }  // namespace sfa

@@ -7,7 +7,11 @@ namespace fs = std::filesystem;
 
 ModelCost model_cost(const Config& config, std::int64_t T, DType dtype) {
   ModelConfig model = config.model;
-  model.attention.impl = "auto";  // what the mathematics needs is the same for all
+  model.attention.impl = "auto";             // what the mathematics needs is the same for all
+  if (model.attention.kv_cache == "int8") {  // no cache is planned here, so that every implementation will do
+    model.attention.kv_cache = "full";
+    model.attention.as_cached = "int8";
+  }
   return make_model(model, Device::cpu, dtype)->cost(T);
 }
 

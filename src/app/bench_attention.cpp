@@ -20,7 +20,7 @@ namespace {
 
 struct Options {
   std::string op = "forward", device = "auto", impl = "auto", dtype = "auto", heads, supports = "random", json, plot;
-  std::vector<std::string> types{"dense", "sfa"}, selections{"topk"}, n{"1024..4096"};
+  std::vector<std::string> types{"dense", "sfa"}, selections{"topk"}, caches{"full"}, n{"1024..4096"};
   std::vector<std::int64_t> d{64}, k{8};
   std::int64_t batch_tokens = 32768, batch = 0, window = 0, hidden = 0;
   int repetitions = 20;
@@ -75,10 +75,11 @@ struct Row {
 };
 
 std::string label_of(const AttentionCase& c) {
-  if (c.config.type == "dense") return fmt::format("dense d={}", c.dims.Dqk);
+  const char* cache = c.config.kv_cache == "int8" ? " int8" : "";
+  if (c.config.type == "dense") return fmt::format("dense{} d={}", cache, c.dims.Dqk);
   const std::string& rule = c.config.selection;
-  return fmt::format("sfa k={}{} d={}", c.config.k_q,
-                     rule == "topk_2of4" ? " 2of4" : (rule == "topk_pairs" ? " pairs" : ""), c.dims.Dqk);
+  return fmt::format("sfa k={}{}{} d={}", c.config.k_q,
+                     rule == "topk_2of4" ? " 2of4" : (rule == "topk_pairs" ? " pairs" : ""), cache, c.dims.Dqk);
 }
 
 /// What is timed on one shape: dense first, so that others can be set against it.
@@ -88,10 +89,16 @@ std::vector<AttentionConfig> variants(const Options& o, std::int64_t d) {
   config.impl = o.impl;
   config.window = o.window;
   const auto wants = [&](const char* type) { return std::find(o.types.begin(), o.types.end(), type) != o.types.end(); };
+  const auto add = [&] {
+    for (const std::string& cache : o.caches) {
+      config.kv_cache = cache;
+      all.push_back(config);
+    }
+  };
   if (wants("dense")) {
     config.type = "dense";
     if (o.impl == "posting_list") config.impl = "auto";  // SFA's alone; dense stays what it is compared with
-    all.push_back(config);
+    add();
   }
   if (!wants("sfa")) return all;
   config.type = "sfa";
@@ -101,7 +108,7 @@ std::vector<AttentionConfig> variants(const Options& o, std::int64_t d) {
     for (const std::string& selection : o.selections) {
       config.k_q = config.k_k = static_cast<int>(k);
       config.selection = selection;
-      all.push_back(config);
+      add();
     }
   }
   return all;
@@ -140,6 +147,7 @@ nlohmann::ordered_json json_of(const Options& o, const Row& r) {
                                 {"impl", c.config.impl},
                                 {"selection", c.config.type == "sfa" ? c.config.selection : ""},
                                 {"k", c.config.k_q},
+                                {"kv_cache", c.config.kv_cache},
                                 {"d", c.dims.Dqk},
                                 {"n", c.n},
                                 {"batch", c.B},
@@ -212,7 +220,7 @@ void bench(const Options& o) {
                 .t = {},
                 .dense_ms = {}};
         row.t = time_attention(ctx, row.c);
-        if (config.type == "dense") dense_ms = row.t.ms;
+        if (config.type == "dense" && !dense_ms) dense_ms = row.t.ms;
         row.dense_ms = dense_ms;
         print_row(row);
         rows.push_back(row);
@@ -248,6 +256,9 @@ void add_bench_attention(CLI::App& group) {
   command->add_option("--selection", o->selections, "topk, topk_2of4, topk_pairs")
       ->delimiter(',')
       ->check(CLI::IsMember({"topk", "topk_2of4", "topk_pairs"}));
+  command->add_option("--kv-cache", o->caches, "decode: what the cache holds, as model.attention.kv_cache")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"full", "int8"}));
   command->add_option("--impl", o->impl, "implementation, as model.attention.impl")->capture_default_str();
   command->add_option("--heads", o->heads, "query heads/key heads, as 16/8; default 12 of 64 features, 16 of more");
   command

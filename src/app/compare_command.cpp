@@ -24,12 +24,14 @@ std::string command_of(const Options& o) {
 }
 
 void compare(const Options& o) {
+  if (o.runs.empty() && (o.html.empty() || o.latency.empty()))
+    throw UsageError("runs: at least one folder is needed, or --html and --latency");
   std::vector<RunSummary> runs;
   for (const std::string& folder : o.runs) runs.push_back(read_run(folder));
   if (!o.html.empty())
     write_whole_file(o.html, html_report(read_report(o.runs), {.latency = o.latency, .command = command_of(o)}), true);
-  fmt::print("{}", o.json ? compare_json(runs).dump(2) + "\n" : compare_table(runs));
-  if (!o.html.empty() && !o.json) fmt::print("\nreport: {}\n", o.html);
+  if (!runs.empty() || o.json) fmt::print("{}", o.json ? compare_json(runs).dump(2) + "\n" : compare_table(runs));
+  if (!o.html.empty() && !o.json) fmt::print("{}report: {}\n", runs.empty() ? "" : "\n", o.html);
 }
 
 }  // namespace
@@ -38,7 +40,7 @@ void add_compare_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
   CLI::App* command =
       app.add_subcommand("compare", "Runs beside each other: loss, perplexity, FLOPs, cache bytes and time");
-  command->add_option("runs", o->runs, "run folders; the others are held against the first")->required();
+  command->add_option("runs", o->runs, "run folders; the others are held against the first");
   command->add_flag("--json", o->json, "print one JSON array");
   command->add_option("--html", o->html, "also write a report here, one file: tables, curves, kept evaluations");
   command

@@ -69,6 +69,7 @@ void perplexity(const Options& o) {
                                 {"data", o.data},
                                 {"split", o.split},
                                 {"seq_len", T},
+                                {"kv_cache", o.load.kv_cache},
                                 {"loss", r.loss},
                                 {"ppl", r.perplexity},
                                 {"bits_per_byte", nullptr},
@@ -78,7 +79,7 @@ void perplexity(const Options& o) {
     nlohmann::ordered_json kept = out;
     kept["documents"] = nlohmann::ordered_json::array();
     for (const DocumentLoss& d : r.documents) kept["documents"].push_back({d.tokens, d.nats});
-    save_result(loaded.folder(), "perplexity", kept);
+    save_result(loaded.folder(), o.load.kv_cache == "int8" ? "perplexity_int8" : "perplexity", kept);
   }
   if (o.json) {
     fmt::print("{}\n", out.dump(2));
@@ -102,8 +103,13 @@ void add_eval_command(CLI::App& app) {
       ->capture_default_str();
   command->add_option("--seq-len", o->seq_len, "tokens a window; 0 = as trained")->capture_default_str();
   command->add_option("--batch-size", o->batch_size, "windows at a time")->capture_default_str();
+  command
+      ->add_option("--kv-cache", o->load.kv_cache,
+                   "int8: every token sees keys and values as a cache in 8 bits holds them (model.attention.kv_cache)")
+      ->check(CLI::IsMember({"full", "int8"}))
+      ->capture_default_str();
   command->add_flag("--json", o->json, "print one JSON object");
-  add_save_option(*command, o->save, "eval/perplexity.json, with the losses of every document");
+  add_save_option(*command, o->save, "eval/perplexity.json (perplexity_int8.json), with the losses of every document");
   command->callback([o] { perplexity(*o); });
   add_task_commands(*eval);
   add_needle_commands(*eval);

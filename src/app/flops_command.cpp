@@ -54,12 +54,19 @@ Json model_row(const Options& o, const Config& config, std::int64_t T) {
   const DType dtype = o.dtype == "bf16" ? DType::bf16 : DType::f32;
   const Convention convention = convention_of(o.convention);
   const ModelCost c = model_cost(config, T, dtype);
-  const double L = static_cast<double>(config.model.num_hidden_layers), t = static_cast<double>(T);
+  const std::int64_t L = config.model.num_hidden_layers;
+  const double t = static_cast<double>(T), element = static_cast<double>(size_of(dtype));
   const AttentionDims dims = config.model.attention_dims();
-  const AttentionOperations a =
-      count_attention({config.model.attention, dims, 1, o.kernels(), o.measured_overlap()}, T, convention);
-  const double attention = L * a.flops, matrices = (c.forward_flops_per_token - c.attention_flops_per_token) * t;
-  const double element = static_cast<double>(size_of(dtype));
+  AttentionOperations a;
+  double ratio = 0;
+  for (std::int64_t l = 0; l < L; ++l) {
+    const AttentionConfig layer = config.model.attention_of(l);
+    const AttentionOperations own = count_attention({layer, dims, 1, o.kernels(), o.measured_overlap()}, T, convention);
+    a.flops += own.flops;
+    a.integer_ops += own.integer_ops;
+    ratio += kv_ratio(layer, dims, {.value_bytes = element}) / static_cast<double>(L);
+  }
+  const double attention = a.flops, matrices = (c.forward_flops_per_token - c.attention_flops_per_token) * t;
   Json row = {{"context", T},
               {"convention", o.convention},
               {"parameters", c.parameters},
@@ -69,9 +76,9 @@ Json model_row(const Options& o, const Config& config, std::int64_t T) {
               {"attention_flops", attention},
               {"model_forward_flops", matrices + attention},
               {"step_flops_per_token", nullptr},
-              {"integer_ops", L * a.integer_ops * (convention == Convention::paper ? static_cast<double>(dims.H) : 1)},
+              {"integer_ops", a.integer_ops * (convention == Convention::paper ? static_cast<double>(dims.H) : 1)},
               {"kv_bytes_per_token", c.kv_bytes_per_token},
-              {"kv_ratio", kv_ratio(config.model.attention, dims, {.value_bytes = element})}};
+              {"kv_ratio", ratio}};
   if (convention == Convention::causal) {  // the paper counts no backward pass
     row["backward_flops_per_token"] = c.backward_flops_per_token;
     row["step_flops_per_token"] = (matrices + attention) / t + c.backward_flops_per_token;

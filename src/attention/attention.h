@@ -9,7 +9,8 @@
 // Gradients run back through core_backward and prepare_backward. d_qk and d_v are separate numbers everywhere.
 //
 // SFA semantics: top-k by |x| (`selection` has other rules) per token and head on Q and on K, the stored values keep
-// sign and magnitude, scale 1/sqrt(Dqk) with the full Dqk, ties go to the lowest index, the gradient is masked by the
+// sign and magnitude, scale 1/sqrt(Dqk) with the full Dqk (or `score_scale`), ties go to the lowest index, the gradient
+// is masked by the
 // support (Eq. 6), and a pair without a common feature scores 0 and stays in the softmax (`zero_overlap: score`) or is
 // masked out except on the diagonal (`zero_overlap: mask`).
 #pragma once
@@ -38,8 +39,13 @@ struct AttentionConfig {
   std::string selection = "topk";
   std::string zero_overlap = "score";  // score | mask
   std::int64_t window = 0;             // keys a query sees, itself included; 0 = all before it
-  std::string kv_cache_v = "full";     // full | int8: values in the KV cache (sfa, flash on a GPU)
-  double distill_lambda = 0;           // train.distill.lambda: 0 = no teacher; no part of what the model is
+  std::string kv_cache = "full";       // full | int8: what the KV cache holds (int8: flash on a GPU)
+  double score_scale = 0;              // factor of every q.k; 0 = 1/sqrt(Dqk)
+  // No part of what the model is:
+  std::string as_cached = "full";  // full | int8: evaluation reads keys and values as such a cache holds them
+  double distill_lambda = 0;       // train.distill.lambda: 0 = no teacher
+  int k_from = 0;                  // train.k_anneal.from: supports have room for as many features, if that is more
+  [[nodiscard]] bool int8_cache() const { return kv_cache == "int8" || as_cached == "int8"; }
 };
 
 /// Sizes that every layer of a model shares.
@@ -80,7 +86,8 @@ struct Keys {
   Tensor dense;            // [B, Tk, G, Dqk]; sfa: zero outside the support
   Tensor values, indices;  // sfa: [B, Tk, G, k_k]
   Tensor v;                // [B, Tk, G, Dv]
-  Tensor v_scale;          // a cache with int8 values: [B, Tk, G] bf16; `v` is then u8 holding int8
+  // A cache in 8 bits (ops/int8_rows): [B, Tk, G] bf16; `v`, or `dense` too, is then u8 holding int8.
+  Tensor v_scale, k_scale;
 };
 
 /// What one layer's attention keeps from forward to backward, planned once.
@@ -111,6 +118,12 @@ struct KvCache {
   [[nodiscard]] Keys filled() const;
 };
 
+/// Features that a query and a key row keep. 0 and 0 where nothing is selected.
+struct ActiveFeatures {
+  int q = 0, k = 0;
+  bool operator==(const ActiveFeatures&) const = default;
+};
+
 /// Work and storage of a variant, for `sfa plan`, MFU and the report. FLOPs count a multiply-add as two.
 struct AttentionCost {
   double forward_flops = 0;  // of the core, over B = 1 and T tokens, causal pairs only
@@ -124,14 +137,14 @@ struct AttentionCost {
 class Attention {
  public:
   Attention(AttentionConfig config, AttentionDims dims, DType dtype)
-      : config_(std::move(config)), dims_(dims), dtype_(dtype) {}
+      : config_(std::move(config)), dims_(dims), dtype_(dtype), active_{config_.k_q, config_.k_k} {}
   virtual ~Attention() = default;
 
   /// Plans one layer for a step of B x T tokens. What backward needs comes from `saved`; what only lives inside one
   /// layer's forward or backward comes from `scratch` (taken anew, in the same order, for every layer).
   virtual AttentionState plan(Arena& saved, Arena& scratch, std::int64_t B, std::int64_t T) const = 0;
 
-  /// state.qkv -> state.q, state.k.
+  /// state.qkv -> state.q, state.k. As many features are selected as the supports' tensors there have (fit()).
   virtual void prepare(Context& ctx, AttentionState& state) const = 0;
   /// The op that makes the rows and `prepare` in one pass: leaves in state.q and state.k what the op into state.qkv and
   /// then prepare() leave there; state.qkv itself is the variant's to use. False, with nothing done, where there is no
@@ -174,6 +187,15 @@ class Attention {
   void distill(const Distillation& distillation) { distillation_ = distillation; }
   [[nodiscard]] const Distillation& distillation() const { return distillation_; }
 
+  /// From now on attention_forward selects so many features, at most as many as were planned for (config().k_from).
+  /// cost() and caches stay those of config().
+  void activate(ActiveFeatures features) { active_ = features; }
+  [[nodiscard]] ActiveFeatures active() const { return active_; }
+  /// Shapes the supports of a state, which may be shared with a layer of another k, as views of what was planned.
+  void fit(AttentionState& state) const;
+
+  /// The factor of every q.k.
+  [[nodiscard]] float scale() const;
   [[nodiscard]] const AttentionConfig& config() const { return config_; }
   [[nodiscard]] const AttentionDims& dims() const { return dims_; }
   [[nodiscard]] DType dtype() const { return dtype_; }
@@ -182,6 +204,7 @@ class Attention {
   AttentionConfig config_;
   AttentionDims dims_;
   DType dtype_;
+  ActiveFeatures active_;
   Distillation distillation_;
 };
 
@@ -216,7 +239,7 @@ struct AttentionRow {
   /// Empty when the row can serve the case, otherwise a sentence that says why not.
   std::string (*why_not)(const AttentionConfig&, const AttentionDims&, DType);
   std::unique_ptr<Attention> (*make)(const AttentionConfig&, const AttentionDims&, DType);
-  bool int8_cache = false;  // serves kv_cache_v: int8
+  bool int8_cache = false;  // serves kv_cache: int8
   bool trains = true;       // has a backward pass
 };
 const std::vector<AttentionRow>& attention_table();

@@ -14,4 +14,9 @@ inline double visible_pairs(std::int64_t T, std::int64_t window) {
   return w * (w + 1) / 2 + (t - w) * w;
 }
 
+/// Bytes of a row of `features` in a cache in 8 bits (ops/int8_rows): whole pieces of 16, and the scale.
+inline double int8_row_bytes(std::int64_t features) {
+  return static_cast<double>((features + 15) / 16 * 16 + 2);
+}
+
 }  // namespace sfa

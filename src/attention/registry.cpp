@@ -11,6 +11,7 @@
 #include "attention/posting/posting_list.h"
 #include "attention/sfa/sfa.h"
 #include "core/observer.h"
+#include "ops/int8_rows/int8_rows.h"
 #include "ops/linear/linear.h"
 #include "ops/qk_norm_rope/qk_norm_rope.h"
 
@@ -22,8 +23,8 @@ const std::vector<AttentionRow>& attention_table() {
       {"dense", "reference", Device::cpu, 0, dense_reference_why_not, make_dense_reference},
       {"dense", "flash", Device::cpu, 10, dense_flash_cpu_why_not, make_dense_flash_cpu},
       {"dense", "reference", Device::cuda, 0, dense_reference_why_not, make_dense_reference},
-      {"dense", "flash", Device::cuda, 10, dense_flash_cuda_why_not, make_dense_flash_cuda},
-      {"dense", "flash_sm80", Device::cuda, 5, dense_flash_cuda_why_not, make_dense_flash_sm80},
+      {"dense", "flash", Device::cuda, 10, dense_flash_cuda_why_not, make_dense_flash_cuda, true},
+      {"dense", "flash_sm80", Device::cuda, 5, dense_flash_cuda_why_not, make_dense_flash_sm80, true},
       {"sfa", "reference", Device::cpu, 0, sfa_reference_why_not, make_sfa_reference},
       {"sfa", "flash", Device::cpu, 10, sfa_flash_cpu_why_not, make_sfa_flash_cpu},
       {"sfa", "reference", Device::cuda, 0, sfa_reference_why_not, make_sfa_reference},
@@ -42,8 +43,8 @@ std::unique_ptr<Attention> make_attention(const AttentionConfig& config, const A
     if (row.type != config.type || row.device != device) continue;
     known += (known.empty() ? "" : ", ") + std::string(row.impl);
     if (config.impl != "auto" && config.impl != row.impl) continue;
-    const std::string why = config.kv_cache_v == "int8" && !row.int8_cache
-                                ? "kv_cache_v: int8 is kept by sfa's flash on a GPU alone"
+    const std::string why = config.kv_cache == "int8" && !row.int8_cache
+                                ? "kv_cache: int8 is kept by flash on a GPU alone"
                                 : row.why_not(config, dims, dtype);
     if (!why.empty())
       reasons += fmt::format("{}{}: {}", reasons.empty() ? "" : "; ", row.impl, why);
@@ -59,11 +60,26 @@ std::unique_ptr<Attention> make_attention(const AttentionConfig& config, const A
   if (config.distill_lambda == 0) return best->make(config, dims, dtype);
   AttentionConfig dense;
   dense.window = config.window;
+  dense.score_scale = config.score_scale;
   return make_distilled(best->make(config, dims, dtype), make_attention(dense, dims, device, dtype));
 }
 
 float AttentionDims::scale() const {
   return 1.0f / std::sqrt(static_cast<float>(Dqk));
+}
+
+float Attention::scale() const {
+  return config_.score_scale > 0 ? static_cast<float>(config_.score_scale) : dims_.scale();
+}
+
+void Attention::fit(AttentionState& s) const {
+  const auto shape = [](Tensor& t, int k) {
+    if (!t.empty()) t = Tensor(t.data, t.dtype, t.device, {t.dim(0), t.dim(1), t.dim(2), k});
+  };
+  shape(s.q.values, active_.q);
+  shape(s.q.indices, active_.q);
+  shape(s.k.values, active_.k);
+  shape(s.k.indices, active_.k);
 }
 
 Ranges::Span Ranges::at(std::int64_t b, std::int64_t i, std::int64_t Tk) const {
@@ -111,6 +127,12 @@ OpWork prepare_work(const Attention& attention, const AttentionState& state) {
           .bytes = bytes_of({state.q.values, state.q.indices, state.k.values, state.k.indices})};
 }
 
+// What a cache in 8 bits would give back: V, and keys that are not sparse.
+void round_as_cached(Context& ctx, const Keys& keys) {
+  if (keys.values.empty()) int8_round(ctx, keys.dense);
+  int8_round(ctx, keys.v);
+}
+
 void make_rows(Context& ctx, const RowsFrom& rows) {
   if (rows.projection != nullptr) linear_forward(ctx, *rows.projection);
   if (rows.rotation != nullptr) qk_norm_rope_forward(ctx, *rows.rotation);
@@ -130,12 +152,14 @@ void prepare_rows(Context& ctx, const Attention& attention, AttentionState& stat
 
 void attention_forward(Context& ctx, const Attention& attention, AttentionState& state, const Ranges& ranges,
                        Arena& scratch, const RowsFrom& rows) {
+  attention.fit(state);
   // A teacher reads the rows themselves, before anything is selected in place.
   if (attention.teacher() != nullptr || !prepare_from(ctx, attention, state, rows)) {
     make_rows(ctx, rows);
     distill_forward(ctx, attention, state, ranges, scratch);
     prepare_rows(ctx, attention, state);
   }
+  if (attention.config().as_cached == "int8") round_as_cached(ctx, state.k);
   const OpScope scope(ctx, [&] { return attention_work("forward", attention, state, false); });
   attention.core(ctx, {state.q, state.k, ranges, state.out, state.lse, scratch});
 }
@@ -148,6 +172,7 @@ Keys KvCache::filled() const {
   view.indices = part(keys.indices);
   view.v = part(keys.v);
   view.v_scale = part(keys.v_scale);
+  view.k_scale = part(keys.k_scale);
   return view;
 }
 
@@ -157,6 +182,7 @@ void attention_forward_cached(Context& ctx, const Attention& attention, Attentio
           "the key/value cache holds {} tokens; {} more do not fit into {}", cache.length, state.out.dim(1),
           cache.capacity);
   ranges.query_offset = cache.length;
+  attention.fit(state);
   if (!prepare_from(ctx, attention, state, rows)) {
     make_rows(ctx, rows);
     prepare_rows(ctx, attention, state);

@@ -27,6 +27,7 @@ using Leaves = std::map<std::string, Leaf>;
 
 // Aliases may lead back to their own anchor, or double at every level: a configuration is neither deep nor long.
 constexpr int kMostLevels = 8, kMostNodes = 10'000;
+constexpr std::size_t kMostValues = 1000;  // of a list
 
 struct Source {
   std::string name;
@@ -49,7 +50,7 @@ void flatten(const YAML::Node& node, const std::string& prefix, int level, Sourc
   require(!prefix.empty(), "{}: a configuration is a list of `key: value` lines", where);
   require(source.replace || !out.contains(prefix), "{}: {} is given twice", where, prefix);
   if (node.IsSequence()) {
-    require(node.size() <= 16, "{}: {}: a list of {} values is too long", where, prefix, node.size());
+    require(node.size() <= kMostValues, "{}: {}: a list of {} values is too long", where, prefix, node.size());
     std::vector<std::string> parts;
     for (const auto& part : node) {
       require(part.IsScalar(), "{}: {}: a list of plain values is expected", where, prefix);
@@ -89,18 +90,7 @@ class Reader final : public ConfigVisitor {
   void key(const KeyInfo& info, std::int64_t& value) override {
     Leaf* leaf = find(info);
     if (!leaf) return;
-    const std::string& s = leaf->text;
-    std::int64_t parsed = 0;
-    const auto [end, error] = std::from_chars(s.data(), s.data() + s.size(), parsed);
-    if (error == std::errc{} && end == s.data() + s.size()) {
-      value = parsed;
-      return;
-    }
-    // 1e6 is a whole number too.
-    double wide = 0;
-    require(number(s, wide) && wide == std::floor(wide) && std::fabs(wide) < 9e15,
-            "{}: {}: a whole number is expected, got '{}'", leaf->where, info.path, s);
-    value = static_cast<std::int64_t>(wide);
+    value = whole_number(leaf->text, *leaf, info);
   }
   void key(const KeyInfo& info, double& value) override {
     Leaf* leaf = find(info);
@@ -132,6 +122,15 @@ class Reader final : public ConfigVisitor {
     value = {static_cast<std::int64_t>(first), static_cast<std::int64_t>(last)};
   }
 
+  void key(const KeyInfo& info, std::vector<std::int64_t>& value) override {
+    Leaf* leaf = find(info, true);
+    if (!leaf) return;
+    require(leaf->list, "{}: {}: a list of whole numbers is expected, got '{}'", leaf->where, info.path, leaf->text);
+    value.clear();
+    std::stringstream parts(leaf->text);
+    for (std::string part; std::getline(parts, part, ',');) value.push_back(whole_number(part, *leaf, info));
+  }
+
   /// A key that was given and that only another architecture has is an error.
   void refuse_foreign(const std::string& arch) const {
     for (const auto& [path, owner, where] : owned_)
@@ -139,6 +138,16 @@ class Reader final : public ConfigVisitor {
   }
 
  private:
+  static std::int64_t whole_number(const std::string& s, const Leaf& leaf, const KeyInfo& info) {
+    std::int64_t parsed = 0;
+    const auto [end, error] = std::from_chars(s.data(), s.data() + s.size(), parsed);
+    if (error == std::errc{} && end == s.data() + s.size()) return parsed;
+    // 1e6 is a whole number too.
+    double wide = 0;
+    require(number(s, wide) && wide == std::floor(wide) && std::fabs(wide) < 9e15,
+            "{}: {}: a whole number is expected, got '{}'", leaf.where, info.path, s);
+    return static_cast<std::int64_t>(wide);
+  }
   static bool number(const std::string& s, double& value) {
     const auto [end, error] = std::from_chars(s.data(), s.data() + s.size(), value);
     return error == std::errc{} && end == s.data() + s.size() && std::isfinite(value);
@@ -188,6 +197,9 @@ class Lister final : public ConfigVisitor {
   void key(const KeyInfo& info, bool& value) override { entries.push_back({info, value ? "true" : "false"}); }
   void key(const KeyInfo& info, StepRange& value) override {
     entries.push_back({info, value.last == 0 ? "[]" : fmt::format("[{}, {}]", value.first, value.last)});
+  }
+  void key(const KeyInfo& info, std::vector<std::int64_t>& value) override {
+    entries.push_back({info, fmt::format("[{}]", fmt::join(value, ", "))});
   }
 
  private:
@@ -353,6 +365,8 @@ void validate(Config& c) {
           "train.distill.lambda: sparse attention is drawn to dense attention; model.attention.type is '{}'",
           c.model.attention.type);
   check_count(c.train.distill_every, "train.distill.every");
+  require(c.train.k_anneal_until > 0 && c.train.k_anneal_until <= 1,
+          "train.k_anneal.until: must be above 0 and at most 1, got {}", c.train.k_anneal_until);
   require(!c.train.noise_scale || d.batch_size >= 2 * d.micro_batch_size,
           "train.noise_scale: compares the gradient of one micro-step with that of all, so data.micro_batch_size = {} "
           "must be at most half of data.batch_size = {}",

@@ -63,6 +63,7 @@ struct TrainConfig {
   StepRange profile_steps;
   bool cuda_graphs = true;
   std::int64_t distill_every = 1;  // train.distill.every; lambda is in model.attention
+  double k_anneal_until = 0.5;     // train.k_anneal.until, share of max_steps; from is in model.attention
   bool tensorboard = false;
 };
 
@@ -110,6 +111,7 @@ class ConfigVisitor {
   virtual void key(const KeyInfo& info, double& value) = 0;
   virtual void key(const KeyInfo& info, bool& value) = 0;
   virtual void key(const KeyInfo& info, StepRange& value) = 0;  // [first, last], or [] for none
+  virtual void key(const KeyInfo& info, std::vector<std::int64_t>& value) = 0;
 };
 
 void visit_config(Config& config, ConfigVisitor& visitor);

@@ -30,6 +30,11 @@ void visit_attention(ModelConfig& m, ConfigVisitor& v) {
   v.key({p + "k", "sfa: active features of a query and of a key, out of qk_head_dim", {}, {}}, m.k);
   int_key(v, {p + "k_q", "sfa: active features of a query; 0 = k", {}, {}}, m.attention.k_q);
   int_key(v, {p + "k_k", "sfa: active features of a key; 0 = k", {}, {}}, m.attention.k_k);
+  v.key({p + "k_by_layer",
+         "sfa: k_q and k_k of every block, [8, 16, ...] with one entry a block, 0 = k; empty = k everywhere",
+         {},
+         {}},
+        m.k_by_layer);
   v.key({p + "selection",
          "sfa: exact top-k, top-k of a query under at most two of four neighbouring features, or the largest k/2 pairs "
          "(i, i + qk_head_dim/2), which rotary embedding turns",
@@ -55,13 +60,16 @@ void visit_attention(ModelConfig& m, ConfigVisitor& v) {
          {},
          {}},
         m.qk_initializer_range);
+  v.key({p + "score_scale", "factor of every product of a query and a key; 0 = 1 / sqrt(qk_head_dim)", {}, {}},
+        m.attention.score_scale);
   v.key({p + "window", "keys that a query sees, itself included (tokens); 0 = all before it", {}, {}},
         m.attention.window);
-  v.key({p + "kv_cache_v",
-         "values in the KV cache: as activations, or sfa, flash on a GPU: 8 bits with a scale a token and head",
+  v.key({p + "kv_cache",
+         "what the KV cache holds: activations, or flash on a GPU: 8 bits with a scale a token and head, of keys and "
+         "values (dense) or of values (sfa, whose keys are few)",
          {"full", "int8"},
-         {}},
-        m.attention.kv_cache_v);
+         {"kv_cache_v"}},
+        m.attention.kv_cache);
 }
 
 void visit_model(ModelConfig& m, ConfigVisitor& v) {
@@ -262,6 +270,14 @@ void visit_config(Config& c, ConfigVisitor& v) {
          {}},
         c.model.attention.distill_lambda);
   v.key({"train.distill.every", "steps between those that distill", {}, {}}, c.train.distill_every);
+  int_key(v,
+          {"train.k_anneal.from",
+           "sfa: select so many features at first and fewer and fewer, down to k, in equal times equal shares of them; "
+           "0 = k from the start",
+           {},
+           {}},
+          c.model.attention.k_from);
+  v.key({"train.k_anneal.until", "share of train.max_steps after which k is reached", {}, {}}, c.train.k_anneal_until);
   v.key({"checkpoint.every", "steps between checkpoints (one more at the end); 0 = at the end only", {}, {}},
         c.checkpoint.every);
   v.key({"checkpoint.keep_last", "newest checkpoints that are kept; 0 = all", {}, {}}, c.checkpoint.keep_last);

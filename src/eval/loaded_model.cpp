@@ -19,6 +19,8 @@ bool wants_bf16(const std::string& dtype, Device device) {
 LoadedModel::LoadedModel(const LoadOptions& options)
     : source_(options.path), config_(source_.config(options.overrides)) {
   config_.model.attention.distill_lambda = 0;  // of training alone
+  config_.model.attention.k_from = 0;
+  config_.model.attention.as_cached = options.kv_cache;
   const Device device = choose_device(options.device);
   const bool bf16 = wants_bf16(options.dtype, device);
   const DType storage = bf16 && device == Device::cuda ? DType::bf16 : DType::f32;

@@ -18,6 +18,7 @@ struct LoadOptions {
   std::string path;  // a checkpoint, a run folder (its newest checkpoint), or a Hugging Face folder
   std::string device = "auto";
   std::string dtype = "auto";          // auto | fp32 | bf16, as train.dtype
+  std::string kv_cache = "full";       // int8: keys and values are read as a cache in 8 bits holds them
   bool average = false;                // the running average of the weights (train.ema_decay)
   std::vector<std::string> overrides;  // of the saved configuration, for example model.attention.impl=reference
 };

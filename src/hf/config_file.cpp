@@ -76,8 +76,8 @@ const std::vector<Architecture>& architectures() {
 }
 
 // Settings under "sfa" of config.json: their name there is the last part of ours.
-const std::vector<const char*> kSfaKeys{"type",         "k_q",    "k_k",         "selection",
-                                        "zero_overlap", "window", "qk_head_dim", "rope_projection"};
+const std::vector<const char*> kSfaKeys{"type",         "k_q",    "k_k",         "k_by_layer",      "selection",
+                                        "zero_overlap", "window", "qk_head_dim", "rope_projection", "score_scale"};
 
 const Architecture* find_architecture(const std::string& name) {
   for (const Architecture& a : architectures())
@@ -129,11 +129,12 @@ void take_sfa_settings(const json& config, const std::string& where, Values& val
     const bool known =
         std::any_of(kSfaKeys.begin(), kSfaKeys.end(), [&k = key](const char* name) { return k == name; });
     require(known, "{}: sfa has a key '{}', which this build does not know", where, words(json(key)));
+    const auto whole = [](const json& part) { return part.is_number_integer(); };
     const bool plain =
-        value.is_number_integer() ||
+        value.is_number() || (value.is_array() && std::all_of(value.begin(), value.end(), whole)) ||
         (value.is_string() && !value.get<std::string>().empty() &&
          value.get<std::string>().find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789_") == std::string::npos);
-    require(plain, "{}: sfa.{} is {}, neither a number nor a word", where, key, words(value));
+    require(plain, "{}: sfa.{} is {}, neither a number, a list of whole ones, nor a word", where, key, words(value));
     values["model.attention." + key] = value.is_string() ? value.get<std::string>() : value.dump();
   }
 }
@@ -148,6 +149,7 @@ class Collector final : public ConfigVisitor {
   void key(const KeyInfo& info, double& value) override { put(info, value); }
   void key(const KeyInfo& info, bool& value) override { put(info, value); }
   void key(const KeyInfo&, StepRange&) override {}
+  void key(const KeyInfo& info, std::vector<std::int64_t>& value) override { put(info, value); }
 
  private:
   void put(const KeyInfo& info, const json& value) {
@@ -223,7 +225,8 @@ Config config_from_hf(const json& config, const std::string& where, const std::v
 }
 
 bool is_plain(const ModelConfig& model) {
-  return model.attention.type == "dense" && model.attention.window == 0 && model.rope_projection == "none";
+  const AttentionConfig& a = model.attention;
+  return a.type == "dense" && a.window == 0 && a.score_scale == 0 && model.rope_projection == "none";
 }
 
 ordered_json config_to_hf(const Config& config, const std::string& dtype) {
@@ -251,11 +254,15 @@ ordered_json config_to_hf(const Config& config, const std::string& dtype) {
     if (option.written) out[option.key] = option.values.front();
   if (!is_plain(m)) {
     ordered_json& sfa = out["sfa"];
+    // Keys of every type are written, those that came later only where they say something.
+    const auto written = [&](std::string_view key) {
+      if (key == "score_scale") return m.attention.score_scale > 0;
+      if (key == "k_by_layer") return !m.k_by_layer.empty();
+      return m.attention.type == "sfa" || key == "type" || key == "window" || key == "rope_projection";
+    };
     for (const char* key : kSfaKeys) {
       const auto it = values.find(std::string("model.attention.") + key);
-      const bool sparse_only = m.attention.type != "sfa" && std::string_view(key) != "type" &&
-                               std::string_view(key) != "window" && std::string_view(key) != "rope_projection";
-      if (it != values.end() && !sparse_only) sfa[key] = it->second;
+      if (it != values.end() && written(key)) sfa[key] = it->second;
     }
   }
   return out;

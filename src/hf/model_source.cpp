@@ -33,6 +33,7 @@ class ModelKeys final : public ConfigVisitor {
   void key(const KeyInfo& info, double& value) override { put(info, fmt::format("{}", value)); }
   void key(const KeyInfo& info, bool& value) override { put(info, value ? "true" : "false"); }
   void key(const KeyInfo&, StepRange&) override {}
+  void key(const KeyInfo&, std::vector<std::int64_t>&) override {}
 
  private:
   void put(const KeyInfo& info, std::string value) {

@@ -5,8 +5,8 @@ Stands beside the weights of a model that `sfa convert --to hf` wrote, and is lo
     AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 
 Every query and key keeps the k features that are largest by |x| (ties to the lowest index); scores are products over what is left,
-scaled by the root of the full width. It is a reference: exact, with all scores in memory. The settings are config.sfa:
-type ("sfa", "dense"), k_q, k_k, selection, zero_overlap, window, rope_projection. Needs transformers 4.53 or later.
+scaled by the root of the full width or by score_scale. It is a reference: exact, with all scores in memory. The settings are config.sfa:
+type ("sfa", "dense"), k_q, k_k, k_by_layer (both, a block), score_scale, selection, zero_overlap, window, rope_projection. Needs transformers 4.53 or later.
 """
 import torch
 from torch import nn
@@ -77,13 +77,16 @@ def sfa_attention(module, query, key, value, attention_mask, scaling=None, dropo
         query, key = rotated_map(query, module.q_rope_proj), rotated_map(key, module.k_rope_proj)
     if settings.get("type") == "sfa":
         of_queries, of_keys = SELECTION[settings.get("selection", "topk")]
-        query, key = of_queries(query, settings["k_q"]), of_keys(key, settings["k_k"])
+        by_layer = settings.get("k_by_layer")
+        k_q, k_k = (by_layer[module.layer_idx],) * 2 if by_layer else (settings["k_q"], settings["k_k"])
+        query, key = of_queries(query, k_q), of_keys(key, k_k)
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     if settings.get("zero_overlap", "score") == "mask":
         common = (query != 0).to(query.dtype) @ (key != 0).to(query.dtype).transpose(-1, -2) > 0
         visible = visible & (common | (place == own))
-    scores = (query @ key.transpose(-1, -2)) * (scaling if scaling is not None else query.shape[-1] ** -0.5)
+    factor = settings.get("score_scale") or (scaling if scaling is not None else query.shape[-1] ** -0.5)
+    scores = (query @ key.transpose(-1, -2)) * factor
     scores = scores.float().masked_fill(~visible, torch.finfo(torch.float32).min)
     weights = nn.functional.dropout(scores.softmax(-1).to(value.dtype), p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights

@@ -12,8 +12,9 @@ constexpr std::int64_t kDecodeTokens = 16;
 
 }  // namespace
 
-std::unique_ptr<Generation> start_cached_generation(Context& ctx, Model& model, const Attention& attention,
-                                                    std::int64_t B, std::int64_t capacity, std::int64_t chunk) {
+std::unique_ptr<Generation> start_cached_generation(Context& ctx, Model& model,
+                                                    const std::vector<const Attention*>& attention, std::int64_t B,
+                                                    std::int64_t capacity, std::int64_t chunk) {
   const ModelConfig& config = model.config();
   require(capacity <= config.max_position_embeddings, "{} tokens were asked for, but the model has {} positions",
           capacity, config.max_position_embeddings);
@@ -23,8 +24,7 @@ std::unique_ptr<Generation> start_cached_generation(Context& ctx, Model& model, 
   g->chunk = std::min(chunk, capacity);
   const auto plan_caches = [&] {
     g->caches.clear();
-    for (std::int64_t l = 0; l < config.num_hidden_layers; ++l)
-      g->caches.push_back(attention.plan_cache(g->cache_arena, B, capacity));
+    for (const Attention* layer : attention) g->caches.push_back(layer->plan_cache(g->cache_arena, B, capacity));
   };
   plan_caches();
   // The most that any call takes: a full chunk, the longest one behind cached tokens, and the few tokens of decoding,

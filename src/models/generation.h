@@ -20,10 +20,11 @@ struct CachedGeneration final : Generation {
   [[nodiscard]] std::int64_t place() const { return caches[0].length; }
 };
 
-/// Model::start_generation: plans caches for `capacity` tokens and the memory of every feed that can come, by counting
-/// model.feed().
-std::unique_ptr<Generation> start_cached_generation(Context& ctx, Model& model, const Attention& attention,
-                                                    std::int64_t B, std::int64_t capacity, std::int64_t chunk);
+/// Model::start_generation: plans caches of every block's attention for `capacity` tokens and the memory of every feed
+/// that can come, by counting model.feed().
+std::unique_ptr<Generation> start_cached_generation(Context& ctx, Model& model,
+                                                    const std::vector<const Attention*>& attention, std::int64_t B,
+                                                    std::int64_t capacity, std::int64_t chunk);
 
 /// The beginning of every feed: checks the tokens [B, n] and gives back the memory of the feed before.
 CachedGeneration& begin_feed(Generation& generation, const Tensor& tokens);

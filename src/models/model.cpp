@@ -1,5 +1,8 @@
 #include "models/model.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "models/gpt2/gpt2.h"
 #include "models/qwen3/qwen3.h"
 
@@ -33,6 +36,61 @@ std::unique_ptr<Model> make_model(const ModelConfig& config, Device device, DTyp
     known += (known.empty() ? "" : ", ") + std::string(row.arch);
   }
   fail("model.arch: '{}' is not known; there is: {}", config.arch, known);
+}
+
+Model::Model(ModelConfig config, Device device, DType dtype)
+    : config_(std::move(config)), device_(device), dtype_(dtype) {
+  for (std::int64_t l = 0; l < config_.num_hidden_layers; ++l)
+    attention_.push_back(make_attention(config_.attention_of(l), config_.attention_dims(), device, dtype));
+}
+
+const Attention& Model::widest_attention() const {
+  return **std::max_element(attention_.begin(), attention_.end(),
+                            [](const auto& a, const auto& b) { return a->config().k_q < b->config().k_q; });
+}
+
+std::vector<const Attention*> Model::attention_of_blocks() const {
+  std::vector<const Attention*> all;
+  for (const auto& a : attention_) all.push_back(a.get());
+  return all;
+}
+
+void Model::distill_attention(const Distillation& distillation) {
+  for (const auto& a : attention_) a->distill(distillation);
+}
+
+AttentionCost Model::attention_cost(std::int64_t T) const {
+  AttentionCost sum;
+  for (const auto& a : attention_) {
+    const AttentionCost c = a->cost(T);
+    sum.forward_flops += c.forward_flops;
+    sum.backward_flops += c.backward_flops;
+    sum.executed_forward_flops += c.executed_forward_flops;
+    sum.executed_backward_flops += c.executed_backward_flops;
+    sum.saved_bytes_per_token += c.saved_bytes_per_token;
+    sum.kv_bytes_per_token += c.kv_bytes_per_token;
+  }
+  return sum;
+}
+
+int annealed_k(int from, int k, double done, bool even) {
+  if (from <= k) return k;
+  const double unit = even ? 2 : 1, now = from * std::pow(static_cast<double>(k) / from, std::clamp(done, 0.0, 1.0));
+  return static_cast<int>(unit * std::round(now / unit));
+}
+
+void Model::anneal_k(double done) {
+  const bool even = config_.attention.selection == "topk_pairs";
+  for (const auto& a : attention_) {
+    const AttentionConfig& c = a->config();
+    a->activate({annealed_k(c.k_from, c.k_q, done, even), annealed_k(c.k_from, c.k_k, done, even)});
+  }
+}
+
+std::vector<ActiveFeatures> Model::active_features() const {
+  std::vector<ActiveFeatures> all;
+  for (const auto& a : attention_) all.push_back(a->active());
+  return all;
 }
 
 void Model::say_final(const Context& ctx, std::string_view prefix) const {

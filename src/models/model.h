@@ -37,6 +37,7 @@ struct ModelConfig {
   std::string recompute = "none";   // train.recompute: none | ops | block; no part of what the model is
   AttentionConfig attention;
   std::int64_t k = 0;                    // attention.k: sets k_q and k_k where they are 0
+  std::vector<std::int64_t> k_by_layer;  // attention.k_by_layer: empty, or k of every block; 0 = k
   std::int64_t qk_head_dim = 0;          // attention.qk_head_dim: 0 = head_dim
   std::string rope_projection = "none";  // attention.rope_projection: none | shared | per_head (qwen3)
 
@@ -44,6 +45,8 @@ struct ModelConfig {
   void resolve();
 
   [[nodiscard]] AttentionDims attention_dims() const;
+  /// `attention` as one block has it.
+  [[nodiscard]] AttentionConfig attention_of(std::int64_t layer) const;
   /// vocab_size rounded up to a multiple of kVocabularyPadding.
   [[nodiscard]] std::int64_t padded_vocab_size() const;
   static constexpr std::int64_t kVocabularyPadding = 64;
@@ -128,6 +131,12 @@ class Model {
   };
   Distill distill;
 
+  /// train.k_anneal: from now on blocks select as many features as the way from config().attention.k_from down to their
+  /// own k has at `done`, from 0 to 1 (annealed_k); before the first call their own.
+  void anneal_k(double done);
+  /// The features that each block selects now.
+  [[nodiscard]] std::vector<ActiveFeatures> active_features() const;
+
   /// Called by forward_backward() and evaluate() behind each layer's attention, with what it selected and multiplied
   /// there; the work may still be queued on the context. For analysis; empty = not called.
   std::function<void(std::int64_t layer, const AttentionState& state)> on_attention;
@@ -144,12 +153,29 @@ class Model {
 
   /// For the attention of one micro-step; evaluate() passes loss_scale 0.
   [[nodiscard]] Distillation distillation(float loss_scale) const;
-  Model(ModelConfig config, Device device, DType dtype) : config_(std::move(config)), device_(device), dtype_(dtype) {}
+  Model(ModelConfig config, Device device, DType dtype);
+
+  /// Of one block; blocks differ in k alone.
+  [[nodiscard]] const Attention& attention(std::size_t layer) const { return *attention_[layer]; }
+  /// The one whose state serves every block in its turn: that of most features.
+  [[nodiscard]] const Attention& widest_attention() const;
+  [[nodiscard]] std::vector<const Attention*> attention_of_blocks() const;
+  void distill_attention(const Distillation& distillation);
+  /// Sums over all blocks, at T tokens.
+  [[nodiscard]] AttentionCost attention_cost(std::int64_t T) const;
+
   ModelConfig config_;
   Device device_;
   DType dtype_;
   ParameterList parameters_;
+
+ private:
+  std::vector<std::unique_ptr<Attention>> attention_;  // one a block
 };
+
+/// The course of train.k_anneal: from * (k / from)^done, rounded, so that in equal times equal shares of a support go;
+/// even for topk_pairs, and k itself where `from` is not more.
+int annealed_k(int from, int k, double done, bool even);
 
 /// Counts in the arenas what micro-steps of B x T take (training = forward_backward is used, otherwise evaluate alone).
 /// Allocates nothing and needs no device.

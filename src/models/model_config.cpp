@@ -23,6 +23,56 @@ void resolve_heads(ModelConfig& m) {
           m.qk_head_dim == m.head_dim ? "head_dim" : "attention.qk_head_dim", m.qk_head_dim);
 }
 
+// k features of a query or a key, where `key` of the configuration says so.
+void check_features(const ModelConfig& m, std::int64_t k, bool of_queries, const std::string& key) {
+  const std::string& selection = m.attention.selection;
+  const std::int64_t D = m.qk_head_dim;
+  require(k <= D, "{}: {} active features were asked for, but a head has qk_head_dim = {}", key, k, D);
+  require(selection != "topk_2of4" || !of_queries || (D % 4 == 0 && k <= D / 2),
+          "model.attention.selection: topk_2of4 keeps two of four features, so {} can be {} at the most (and "
+          "qk_head_dim a multiple of 4), got {} of {}",
+          key.substr(key.rfind('.') + 1), D / 2, k, D);
+  require(
+      selection != "topk_pairs" || (D % 2 == 0 && k % 2 == 0),
+      "model.attention.selection: topk_pairs keeps whole pairs of features, so {} and qk_head_dim must be even, got "
+      "{} of {}",
+      key.substr(key.rfind('.') + 1), k, D);
+}
+
+// k of every block, where blocks differ.
+void resolve_layers(ModelConfig& m) {
+  const std::string key = "model.attention.k_by_layer";
+  if (m.k_by_layer.empty()) return;
+  require(m.k_by_layer.size() == static_cast<std::size_t>(m.num_hidden_layers),
+          "{}: {} entries for a model of {} blocks (model.num_hidden_layers)", key, m.k_by_layer.size(),
+          m.num_hidden_layers);
+  require(m.attention.k_q == m.attention.k_k,
+          "{}: sets the features of queries and keys alike; k_q = {} and k_k = {} are for all blocks", key,
+          m.attention.k_q, m.attention.k_k);
+  for (std::int64_t& k : m.k_by_layer) {
+    require(k >= 0, "{}: must be from 1 to qk_head_dim = {}, or 0 for k, got {}", key, m.qk_head_dim, k);
+    if (k == 0) k = m.attention.k_q;
+    check_features(m, k, true, key);
+  }
+}
+
+// Supports of SFA: how many features, by side, by block and on the way there.
+void resolve_features(ModelConfig& m) {
+  AttentionConfig& a = m.attention;
+  for (int* side : {&a.k_q, &a.k_k}) {
+    const char* key = side == &a.k_q ? "k_q" : "k_k";
+    if (*side == 0) *side = static_cast<int>(m.k);
+    require(*side >= 1,
+            "model.attention.{}: sfa needs the number of active features, from 1 to qk_head_dim = {}, got {} (set "
+            "model.attention.k)",
+            m.k == 0 ? key : "k", m.qk_head_dim, *side);
+    check_features(m, *side, side == &a.k_q, fmt::format("model.attention.{}", m.k == *side ? "k" : key));
+  }
+  resolve_layers(m);
+  require(a.k_from >= 0, "train.k_anneal.from: must not be negative, got {}", a.k_from);
+  check_features(m, a.k_from, true, "train.k_anneal.from");
+}
+
 }  // namespace
 
 void ModelConfig::resolve() {
@@ -57,44 +107,36 @@ void ModelConfig::resolve() {
   AttentionConfig& a = attention;
   require(k >= 0 && k <= kMost, "model.attention.k: must be from 1 to qk_head_dim = {}, got {}", qk_head_dim, k);
   require(a.window >= 0, "model.attention.window: must not be negative, got {}", a.window);
-  require(a.kv_cache_v == "full" || a.kv_cache_v == "int8",
-          "model.attention.kv_cache_v: '{}' is not known; there are full and int8", a.kv_cache_v);
+  require(a.score_scale >= 0, "model.attention.score_scale: must be positive, or 0 for 1/sqrt(qk_head_dim), got {}",
+          a.score_scale);
+  require(a.kv_cache == "full" || a.kv_cache == "int8",
+          "model.attention.kv_cache: '{}' is not known; there are full and int8", a.kv_cache);
   if (a.type != "sfa") {
     require(k == 0 && a.k_q == 0 && a.k_k == 0, "model.attention.k: only type 'sfa' selects features, the type is '{}'",
             a.type);
+    require(k_by_layer.empty(), "model.attention.k_by_layer: only type 'sfa' selects features, the type is '{}'",
+            a.type);
+    require(a.k_from == 0, "train.k_anneal.from: only type 'sfa' selects features, the type is '{}'", a.type);
     return;
   }
   require(a.selection == "topk" || a.selection == "topk_2of4" || a.selection == "topk_pairs",
           "model.attention.selection: '{}' is not known; there are topk, topk_2of4 and topk_pairs", a.selection);
   require(a.zero_overlap == "score" || a.zero_overlap == "mask",
           "model.attention.zero_overlap: '{}' is not known; there are score and mask", a.zero_overlap);
-  for (int* side : {&a.k_q, &a.k_k}) {
-    const char* key = side == &a.k_q ? "k_q" : "k_k";
-    if (*side == 0) *side = static_cast<int>(k);
-    require(*side >= 1,
-            "model.attention.{}: sfa needs the number of active features, from 1 to qk_head_dim = {}, got {} (set "
-            "model.attention.k)",
-            k == 0 ? key : "k", qk_head_dim, *side);
-    require(*side <= qk_head_dim,
-            "model.attention.{}: {} active features were asked for, but a head has qk_head_dim = {}",
-            k == *side ? "k" : key, *side, qk_head_dim);
-  }
   require(qk_head_dim <= 256,
           "model.attention: sfa keeps feature indices in one byte, so qk_head_dim can be 256 at the most, got {}",
           qk_head_dim);
-  require(a.selection != "topk_2of4" || (qk_head_dim % 4 == 0 && a.k_q <= qk_head_dim / 2),
-          "model.attention.selection: topk_2of4 keeps two of four features, so k_q can be {} at the most (and "
-          "qk_head_dim a multiple of 4), "
-          "got {} of {}",
-          qk_head_dim / 2, a.k_q, qk_head_dim);
-  require(a.selection != "topk_pairs" || (qk_head_dim % 2 == 0 && a.k_q % 2 == 0 && a.k_k % 2 == 0),
-          "model.attention.selection: topk_pairs keeps whole pairs of features, so k_q, k_k and qk_head_dim must be "
-          "even, got {}, {} of {}",
-          a.k_q, a.k_k, qk_head_dim);
+  resolve_features(*this);
 }
 
 AttentionDims ModelConfig::attention_dims() const {
   return {.H = num_attention_heads, .G = num_key_value_heads, .Dqk = qk_head_dim, .Dv = head_dim};
+}
+
+AttentionConfig ModelConfig::attention_of(std::int64_t layer) const {
+  AttentionConfig own = attention;
+  if (!k_by_layer.empty()) own.k_q = own.k_k = static_cast<int>(k_by_layer[static_cast<std::size_t>(layer)]);
+  return own;
 }
 
 std::int64_t ModelConfig::padded_vocab_size() const {

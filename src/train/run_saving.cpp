@@ -28,8 +28,9 @@ Config identity(const Config& config) {
   c.model = config.model;
   c.model.attention.impl = "auto";
   c.model.recompute = "none";
-  c.model.attention.kv_cache_v = "full";
+  c.model.attention.kv_cache = "full";
   c.model.attention.distill_lambda = 0;
+  c.model.attention.k_from = 0;
   c.data.seq_len = config.data.seq_len;
   c.data.shuffle = config.data.shuffle;
   c.seed = config.seed;

@@ -46,6 +46,13 @@ void sum_texts(ControlChannel& control, double& loss, std::int64_t& tokens, std:
   }
 }
 
+// Of a key, over blocks.
+double mean_features(const std::vector<ActiveFeatures>& blocks) {
+  double sum = 0;
+  for (const ActiveFeatures& b : blocks) sum += b.k;
+  return sum / static_cast<double>(blocks.size());
+}
+
 std::vector<std::string> data_paths(const std::string& pattern) {
   require(!pattern.empty(), "data.train: is not set; it names a token file made by `sfa data tokenize`");
   return {pattern};
@@ -258,6 +265,7 @@ void Run::log_step(std::int64_t done) {
                                  {"skipped_steps", watch_->state().skipped}};
   const double noise = noise_scale(watch_->state());
   if (noise > 0) line["noise_scale"] = noise;
+  if (config_.model.attention.k_from > 0) line["train/k"] = mean_features(state_.model().active_features());
   if (const auto distance = state_.distance()) line["train/distill_loss"] = *distance;
   if (!alone()) {
     line["ranks/slowest"] = slowest.rank;
@@ -291,6 +299,7 @@ void Run::validate(std::int64_t done) {
   if (!validation_) return;
   const auto started = Clock::now();
   const PhaseScope phase(ranks_.control(), Phase::validate);
+  state_.model().anneal_k(1);  // the model as it will be used, whatever this step trained with
   PerplexityRun run{state_.context(),
                     state_.model(),
                     state_.arenas(),

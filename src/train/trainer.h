@@ -36,7 +36,8 @@ class TrainingState {
   /// (flat f32 in host memory).
   void initialize(std::uint64_t seed, const std::function<void(const Tensor& flat)>& weights = {});
 
-  /// Zeroes gradients and losses for a new optimizer step; `step` counts from 0.
+  /// Zeroes gradients and losses for a new optimizer step, and sets how many features are selected in it
+  /// (train.k_anneal); `step` counts from 0.
   void begin_step(Context& ctx, std::int64_t step = 0);
   /// One micro-batch of host data; gradients and the loss accumulate. loss_scale is 1 / (targets of the optimizer
   /// step, over all ranks). During the last one of a step the sums over ranks begin.
@@ -106,6 +107,9 @@ class TrainingState {
   bool distilled_ = false;                  // distance_total is of a step
   template <class Work>
   bool replayed(Context& ctx, float loss_scale, Work&& work);
+  void anneal_k(std::int64_t step);
+  double k_steps_ = 0;                                  // train.k_anneal: steps until k is reached; 0 = no annealing
+  std::vector<ActiveFeatures> training_with_;           // what graphs were recorded with
   double targets_ = 1;                                  // of a step
   std::int64_t micro_steps_ = 0, all_micro_steps_ = 1;  // done in this step; of a step and rank
 };

@@ -61,7 +61,9 @@ TrainingMemory::TrainingMemory(const Config& config, Device device, RankPlace pl
     owners = split_evenly(model->parameters().flat_size(), place.size, ParameterList::kAlignment);
   if (config.dist.zero == 2 && place.size > 1) gradient_places = gradients_in_turns(model->parameters());
   plan();
+  model->anneal_k(0);  // the step that takes most
   count_model(*model, arenas, config.data.micro_batch_size, config.data.seq_len, true);
+  model->anneal_k(1);
 }
 
 // Everything but the model's activations and scratch. Runs twice: counting, and on the memory.

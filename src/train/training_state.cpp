@@ -50,6 +50,7 @@ TrainingState::TrainingState(const Config& config, Device device, const MemoryLi
   require_memory(config, memory_, limits);
   memory_.bind();
   if (config.model.attention.distill_lambda > 0) distill_every_ = t.distill_every;
+  if (config.model.attention.k_from > 0) k_steps_ = t.k_anneal_until * static_cast<double>(t.max_steps);
   graphs_ = device == Device::cuda && t.cuda_graphs;
   if (communicator_ == nullptr) return;
   all_micro_steps_ = config.data.batch_size / (config.data.micro_batch_size * communicator_->size());
@@ -191,7 +192,21 @@ ModelInput TrainingState::upload(Context& ctx, const Batch& batch) {
   return {memory_.io.tokens, memory_.io.targets, memory_.io.first_key};
 }
 
+// A graph holds the k that it was recorded with. The first micro-step of another k is not recorded, as the first of
+// all is not: it may load kernels, and a k of a single step is not worth a graph.
+void TrainingState::anneal_k(std::int64_t step) {
+  if (k_steps_ == 0) return;
+  memory_.model->anneal_k(static_cast<double>(step) / k_steps_);
+  std::vector<ActiveFeatures> now = memory_.model->active_features();
+  if (now == training_with_) return;
+  training_with_ = std::move(now);
+  warm_ = distilling_warm_ = false;
+  graph_ = distilling_graph_ = nullptr;
+  cut_graph_.clear();
+}
+
 void TrainingState::begin_step(Context& ctx, std::int64_t step) {
+  anneal_k(step);
   const OpScope scope(ctx, [&] {
     return OpWork{.kind = "zero gradients", .shape = "", .bytes = bytes_of({memory_.buffers.gradients})};
   });

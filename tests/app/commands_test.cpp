@@ -362,5 +362,32 @@ TEST_F(AppCommands, HelpAndVersion) {
   }
 }
 
+// Blocks of their own k: every count is the sum over blocks, and the label names them.
+TEST_F(AppCommands, BlocksOfTheirOwnKAreCounted) {
+  const auto of = [&](const std::string& command, const std::vector<std::string>& keys) {
+    std::vector<std::string> arguments{command, at("run.yaml")};
+    arguments.insert(arguments.end(), keys.begin(), keys.end());
+    arguments.emplace_back("--json");
+    const nlohmann::json out = json_of(arguments);
+    return out.is_array() ? out[0] : out;
+  };
+  const std::string own = "model.attention.k_by_layer=[2,6]";
+  for (const std::string command : {"flops", "plan"}) {
+    const auto two = of(command, {"model.attention.k=2"}), six = of(command, {"model.attention.k=6"}),
+               both = of(command, {own});
+    for (const char* key : {"kv_bytes_per_token", "forward_flops_per_token"})
+      EXPECT_NEAR(2 * both[key].get<double>(), two[key].get<double>() + six[key].get<double>(), 1e-6) << command << key;
+  }
+  EXPECT_NEAR(2 * of("flops", {own})["kv_ratio"].get<double>(),
+              of("flops", {"model.attention.k=2"})["kv_ratio"].get<double>() +
+                  of("flops", {"model.attention.k=6"})["kv_ratio"].get<double>(),
+              1e-12);
+  // Values of 8 bits: pieces of 16 and a scale for the 8 of a head here.
+  EXPECT_EQ(of("flops", {"model.attention.kv_cache=int8", "--dtype", "bf16"})["kv_bytes_per_token"],
+            2 * 2 * (4 * 3 + 16 + 2));
+  ASSERT_EQ(sfa({"train", at("run.yaml"), own, "model.attention.score_scale=0.5", "train.k_anneal.from=8"}).code, 0);
+  EXPECT_EQ(json_of({"compare", at("run"), "--json"})[0]["attention"], "sfa k=2,6 from k=8 score_scale=0.5");
+}
+
 }  // namespace
 }  // namespace sfa::test

@@ -195,11 +195,53 @@ TEST_F(Report, ABrowserShowsIt) {
        i = dom.find("<svg class=\"chart\"", i + 1))
     ++charts;
   for (std::size_t i = dom.find("<path d=\"M"); i != std::string::npos; i = dom.find("<path d=\"M", i + 1)) ++lines;
-  EXPECT_EQ(charts, 5u) << "the gap, two courses, two frontiers";
-  EXPECT_EQ(lines, 8u) << "training and validation of two runs, twice";
+  EXPECT_EQ(charts, 5u) << "the gap, the frontier, two courses, the time";
+  EXPECT_GE(lines, 8u) << "training and validation of two runs, twice";
+  EXPECT_LE(lines, 9u) << "and the frontier, where both variants are on it";
   ASSERT_EQ(std::system((browser + "--window-size=1200,1600 --screenshot=page.png" + page + ">shot.log 2>&1").c_str()),
             0);
   EXPECT_GT(fs::file_size(scratch() / "page.png"), 20000u);
+}
+
+// What a cache in 8 bits costs is evaluated, and stands on the frontier with the bytes of such a cache.
+TEST_F(Report, FrontierHasTheCacheInEightBits) {
+  train("dense", {"model.attention.type=dense", "model.attention.k=0"});
+  train("sparse", {});
+  const Ended eight = sfa({"eval", "perplexity", "--checkpoint", at("dense"), "--data", at("docs.h5"), "--split", "all",
+                           "--kv-cache", "int8", "--save"});
+  ASSERT_EQ(eight.code, 0) << eight.err;
+  const auto loss = [&](const char* name) {
+    return json::parse(read_text(at("dense") + "/eval/" + name)).at("loss").get<double>();
+  };
+  const double added = loss("perplexity_int8.json") - loss("perplexity.json");
+  EXPECT_NE(added, 0.0);
+  EXPECT_LT(std::fabs(added), 0.01 * loss("perplexity.json"));
+  const std::string page = report({at("dense"), at("sparse")});
+  // Heads of 8 features: whole pieces of 16 bytes and a scale for a key and a value, where f32 has 64 bytes.
+  const std::regex row(
+      "<td>dense int8 cache</td><td[^>]*>[0-9,]+</td><td[^>]*>([0-9.]+)</td><td[^>]*>([0-9.]+)</td>"
+      "<td[^>]*>([-+0-9.]+)</td><td[^>]*>([-+0-9.]+)</td>");
+  std::smatch m;
+  ASSERT_TRUE(std::regex_search(page, m, row));
+  EXPECT_NEAR(std::stod(m[1]), 36.0 / 64, 1e-3);
+  EXPECT_NEAR(std::stod(m[2]), number_in(at("dense") + "/metrics.jsonl", "val/loss") + added, 1e-4);
+  EXPECT_NEAR(std::stod(m[4]), added, 1e-5);
+  EXPECT_EQ(page.find("sfa k=4 int8 cache"), std::string::npos) << "it was not evaluated";
+}
+
+// Latency needs no run; rivals that were timed beside it have their line and column.
+TEST_F(Report, LatencyAloneWithRivals) {
+  write_text(at("l.json"), R"({"device": "a card", "rows": [
+    {"op": "forward", "type": "dense", "d": 64, "n": 1024, "batch": 8, "heads": 8, "ms": 0.5, "ratio_to_dense": 1,
+     "rivals_ms": {"cuDNN": 0.25, "FA2": null}},
+    {"op": "forward", "type": "sfa", "k": 8, "selection": "topk", "d": 64, "n": 1024, "batch": 8, "heads": 8, "ms": 0.4,
+     "ratio_to_dense": 1.25, "rivals_ms": {"cuDNN": 0.25, "FA2": null}}]})");
+  const std::string page = report({"--latency", at("l.json")});
+  for (const char* needed : {"heads of 64, on a card", "cuDNN d=64", "rows/1/rivals_ms/cuDNN", ">0.62<", ">0.589<"})
+    EXPECT_NE(page.find(needed), std::string::npos) << needed;
+  for (const char* absent : {"FA2", "<h2>Runs</h2>", "KV bytes"}) EXPECT_EQ(page.find(absent), std::string::npos);
+  EXPECT_EQ(sfa({"compare"}).code, 2);
+  EXPECT_EQ(sfa({"compare", "--html", at("r.html")}).code, 2);
 }
 
 TEST_F(Report, GapIsThatOfTheDocuments) {

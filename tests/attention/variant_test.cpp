@@ -266,6 +266,70 @@ TEST_P(Variants, SfaWithDifferentSidesAndHeads) {
   check_training({sfa(4, 4), {2, 2, 16, 16}, 2, 23, {.first_key = documents(2, 23, 0)}});
 }
 
+// A factor of a power of two of what is usual is the same as queries scaled by it, which selects the same features.
+TEST_P(Variants, ScoresByAnotherFactor) {
+  const AttentionDims dims{4, 2, 16, 24};
+  constexpr float kTimes = 4;
+  for (AttentionConfig config : {dense(), sfa(4, 6), sfa(4, 6, "topk_2of4"), sfa(2, 3, "topk", "mask")}) {
+    VariantCase plain{config, dims, 2, 19, {}}, scaled = plain;
+    scaled.config.score_scale = kTimes * dims.scale();
+    AttentionInputs in(plain.shape());
+    const auto rows = packed(in, dims);
+    for (float& q : in.q) q *= kTimes;
+    const auto times = packed(in, dims);
+    for (const std::string& impl : implementations(plain, true)) {
+      SCOPED_TRACE(config.type + "/" + impl + " " + config.selection);
+      plain.config.impl = scaled.config.impl = impl;
+      Layer a(ctx, plain), b(ctx, scaled);
+      const Tensor d_out = pool.floats(in.d_out, {2, 19, dims.H, dims.Dv});
+      const auto gradient = [&](Layer& layer, const std::vector<float>& from) {
+        const Tensor d_qkv = pool.poisoned(DType::f32, {2, 19, dims.row()});
+        ctx.copy(layer.state.qkv.data, ctx.device(), from.data(), Device::cpu, from.size() * sizeof(float));
+        attention_forward(ctx, *layer.attention, layer.state, Ranges{}, layer.scratch);
+        attention_backward(ctx, *layer.attention, layer.state, Ranges{}, d_out, d_qkv, layer.scratch);
+        return values_of(ctx, d_qkv);
+      };
+      std::vector<float> want = gradient(a, times);
+      const std::vector<float> got = gradient(b, rows);
+      for (std::size_t i = 0; i < want.size(); ++i)
+        if (static_cast<std::int64_t>(i) % dims.row() < dims.H * dims.Dqk) want[i] *= kTimes;  // of q, not of 4 q
+      EXPECT_TRUE(near_in_norm(got, as<double>(want), 1e-5));
+      EXPECT_TRUE(near_in_norm(values_of(ctx, b.state.out), as<double>(values_of(ctx, a.state.out)), 1e-6));
+    }
+  }
+}
+
+// Supports planned for more features are used at any smaller k, and give what a layer of that k gives.
+TEST_P(Variants, FewerFeaturesThanWerePlanned) {
+  for (const std::string selection : {"topk", "topk_2of4", "topk_pairs"}) {
+    VariantCase wide{sfa(4, 2, selection), {4, 2, 32, 16}, 2, 17, {}}, narrow = wide;
+    wide.config.k_from = 16;
+    const AttentionInputs in(wide.shape());
+    const auto rows = packed(in, wide.dims);
+    for (const std::string& impl : implementations(wide, true)) {
+      wide.config.impl = narrow.config.impl = impl;
+      Layer annealed(ctx, wide);
+      const Tensor d_out = pool.floats(in.d_out, {2, 17, wide.dims.H, wide.dims.Dv});
+      const auto results = [&](Layer& layer) {
+        const Tensor d_qkv = pool.poisoned(DType::f32, {2, 17, wide.dims.row()});
+        ctx.copy(layer.state.qkv.data, ctx.device(), rows.data(), Device::cpu, rows.size() * sizeof(float));
+        attention_forward(ctx, *layer.attention, layer.state, Ranges{}, layer.scratch);
+        attention_backward(ctx, *layer.attention, layer.state, Ranges{}, d_out, d_qkv, layer.scratch);
+        return std::pair(values_of(ctx, layer.state.out), values_of(ctx, d_qkv));
+      };
+      for (const ActiveFeatures k : {ActiveFeatures{16, 16}, {10, 8}, {4, 2}, {12, 2}}) {
+        SCOPED_TRACE(::testing::Message() << impl << " " << selection << " " << k.q << "/" << k.k);
+        narrow.config.k_q = k.q;
+        narrow.config.k_k = k.k;
+        Layer own(ctx, narrow);
+        annealed.attention->activate(k);
+        EXPECT_EQ(results(annealed), results(own));
+        EXPECT_EQ(annealed.state.k.values.dim(3), k.k);
+      }
+    }
+  }
+}
+
 TEST_P(Variants, SfaTwoOfFour) {
   for (const int k : {1, 4, 8, 16}) check_training({sfa(k, 6, "topk_2of4"), {2, 1, 32, 16}, 2, 15, {}});
 }

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <string>
 
+#include "attention/attention.h"
 #include "gpu_bench.cuh"
 #include "ops/qk_norm_rope/qk_norm_rope.h"
 #include "ops/residual_norm/residual_norm.h"
@@ -100,6 +101,45 @@ void bench_select(Bench& b, std::int64_t heads, std::int64_t D, std::int64_t k) 
            });
 }
 
+// From projected rows to what sfa's core reads: QK-norm with RoPE and the selection as two passes, and as one.
+void bench_prepare(Bench& b, const Heads& s, const char* selection, int k) {
+  AttentionConfig config;
+  config.type = "sfa";
+  config.selection = selection;
+  config.k_q = config.k_k = k;
+  const AttentionDims dims{s.H, s.G, s.D, s.D};
+  const auto attention = make_attention(config, dims, Device::cuda, DType::bf16);
+  Arena saved("saved", Device::cuda), shared("shared", Device::cuda);
+  attention->plan(saved, shared, kB, kT);
+  saved.bind();
+  shared.bind();
+  AttentionState state = attention->plan(saved, shared, kB, kT);
+  const Tensor x = b.random(DType::bf16, {kB, kT, dims.row()}), w = b.random(DType::bf16, {s.D}),
+               rstd = b.tensor(DType::f32, {kN, s.H + s.G});
+  const QkNormRope rotation{.x = x,
+                            .H = s.H,
+                            .G = s.G,
+                            .D = s.D,
+                            .q_weight = w,
+                            .k_weight = w,
+                            .first_position = 0,
+                            .y = state.qkv,
+                            .rstd = rstd};
+  const double queries = state.q.compressed.empty() ? bytes_of(kN * s.H * s.D)
+                                                    : static_cast<double>(state.q.compressed.bytes()),
+               bytes = bytes_of(kN * dims.row()) + queries + 2 * bytes_of(kN * s.G * s.D) +
+                       1.5 * bytes_of(kN * (s.H + s.G) * k) + 2 * bytes_of(kN * (s.H + s.G));
+  const std::string suffix = std::string(" ") + selection + " " + std::to_string(s.H) + "/" + std::to_string(s.G) +
+                             " d" + std::to_string(s.D) + " k" + std::to_string(k);
+  b.time("rope, then" + suffix, bytes, 0, [&](Context& ctx, Arena&) {
+    qk_norm_rope_forward(ctx, rotation);
+    attention->prepare(ctx, state);
+  });
+  b.time("rope with" + suffix, bytes, 0, [&](Context& ctx, Arena&) {
+    require(attention->prepare_rotated(ctx, rotation, state), "there is no such pass");
+  });
+}
+
 }  // namespace
 }  // namespace sfa
 
@@ -112,6 +152,12 @@ int main(int argc, char** argv) try {
     sfa::bench_rope(bench, s);
   for (const std::int64_t F : {3072, 6144}) sfa::bench_swiglu(bench, F);
   for (const std::int64_t heads : {8, 16}) sfa::bench_select(bench, heads, 128, 16);
+  for (const char* selection : {"topk", "topk_2of4", "topk_pairs"}) {
+    sfa::bench_prepare(bench, {16, 8, 128}, selection, 16);
+    sfa::bench_prepare(bench, {16, 8, 128}, selection, 8);
+    sfa::bench_prepare(bench, {32, 8, 128}, selection, 16);
+    sfa::bench_prepare(bench, {12, 12, 64}, selection, 8);
+  }
 } catch (const std::exception& e) {
   std::fprintf(stderr, "%s\n", e.what());
   return 1;

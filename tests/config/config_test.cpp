@@ -134,6 +134,28 @@ TEST(Config, DerivedValuesAreResolved) {
   EXPECT_EQ(c.data.micro_batch_size, c.data.batch_size);
 }
 
+TEST(Config, ListsOfWholeNumbers) {
+  const std::string text =
+      "output_dir: x\nmodel:\n  num_hidden_layers: 3\n  attention: {type: sfa, k: 8, k_by_layer: [16, 0, 4]}\n";
+  const Config c = parse_config(text, "test.yaml", {});
+  EXPECT_EQ(c.model.k_by_layer, (std::vector<std::int64_t>{16, 8, 4})) << "0 is k";
+  EXPECT_EQ(parse_config(dump_config(c), "printed", {}).model.k_by_layer, c.model.k_by_layer);
+  EXPECT_TRUE(parse_config(text, "test.yaml", {"model.attention.k_by_layer=[]"}).model.k_by_layer.empty());
+  EXPECT_EQ(c.model.attention_of(0).k_q, 16);
+  EXPECT_EQ(c.model.attention_of(2).k_k, 4);
+  for (const auto& [given, says] : {std::pair{"8", "a list of whole numbers is expected, got '8'"},
+                                    {"[8, 1.5, 4]", "a whole number is expected, got '1.5'"},
+                                    {"[8, x, 4]", "a whole number is expected, got 'x'"},
+                                    {"[8, 4]", "2 entries for a model of 3 blocks"}}) {
+    try {
+      parse_config(text, "test.yaml", {std::string("model.attention.k_by_layer=") + given});
+      ADD_FAILURE() << given;
+    } catch (const Error& e) {
+      EXPECT_NE(std::string(e.what()).find(says), std::string::npos) << e.what();
+    }
+  }
+}
+
 TEST(Config, AnArchitectureHasItsOwnKeys) {
   const std::string qwen3 = "output_dir: x\nmodel: {arch: qwen3, hidden_size: 64, num_attention_heads: 4}\n",
                     gpt2 = "output_dir: x\nmodel: {hidden_size: 64, num_attention_heads: 4}\n";

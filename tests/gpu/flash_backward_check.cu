@@ -3,7 +3,10 @@
 //   flash_backward_check check [D [T]]   cases only: of head size D (0: all), of at most T tokens (for
 //                                        compute-sanitizer)
 //   flash_backward_check sm80 [T]        those of the sm_80 kernels alone
-//   flash_backward_check time [D [heads together ...]]   timings only, "backward D N TFLOPs ms" a line
+//   flash_backward_check sm90            those of the kernels for sm_90a alone
+//   flash_backward_check time [D [heads together ...]]   timings only, "backward D N TFLOPs ms" a line and
+//                                        "sfa D N ..." from sparse rows, the making of full ones included
+//   flash_backward_check once D H N heads together ...  one sequence, one run each, "once D N TFLOPs ms" a line
 //   flash_backward_check time_sizes      all head sizes on the kernels for sm_90a and on those for every card,
 //                                        "sm90 DxDV N TFLOPs ms" or "sm80 ..." a line
 // A case passes when no output element is left unwritten, nothing else is written, the error against the f64 oracle is
@@ -25,150 +28,13 @@
 
 #include "attention/flash/flash_backward.h"
 #include "attention/flash/flash_sm80.h"
+#include "gpu/flash_backward_cases.cuh"
 #include "gpu/flash_backward_reference.cuh"
+#include "gpu/flash_backward_sparse.cuh"
 
 namespace {
 
 using namespace sfa::test;
-using sfa::flash::BackwardParams;
-
-void check_cuda(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  std::printf("CUDA error in %s: %s\n", what, cudaGetErrorString(status));
-  std::exit(1);
-}
-
-template <class T>
-struct DeviceArray {
-  T* data = nullptr;
-  std::size_t count;
-
-  explicit DeviceArray(std::size_t n) : count(std::max<std::size_t>(n, 1)) {
-    check_cuda(cudaMalloc(reinterpret_cast<void**>(&data), count * sizeof(T)), "cudaMalloc");
-  }
-  DeviceArray(const DeviceArray&) = delete;
-  DeviceArray& operator=(const DeviceArray&) = delete;
-  ~DeviceArray() { cudaFree(data); }
-  void set(const std::vector<T>& host) {
-    check_cuda(cudaMemcpy(data, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice), "copy");
-  }
-  std::vector<T> get() const {
-    std::vector<T> host(count);
-    check_cuda(cudaMemcpy(host.data(), data, count * sizeof(T), cudaMemcpyDeviceToHost), "copy back");
-    return host;
-  }
-  void fill(int byte) { check_cuda(cudaMemset(data, byte, count * sizeof(T)), "cudaMemset"); }
-};
-
-struct Case {
-  const char* name;
-  Shape shape;
-  bool causal = true;
-  int window = 0;
-  int query_offset = 0;
-  int documents = 0;  // number of documents of random lengths; 0: no first_key
-  bool sm80 = false;  // the kernels for every card instead of those for sm_90a
-};
-
-std::size_t workspace_bytes(const Case& c) {
-  return c.sm80 ? sfa::flash::sm80_backward_workspace_bytes(c.shape) : sfa::flash::backward_workspace_bytes(c.shape);
-}
-void run_backward(const Case& c, const BackwardParams& p) {
-  if (c.sm80)
-    sfa::flash::sm80_backward(p, nullptr);
-  else
-    sfa::flash::backward(p, nullptr);
-}
-
-/// Packed rows [q heads | k heads | v heads] for queries and, when Tk differs, for keys; gradients lie the same way.
-struct Layout {
-  int row;
-  Strides query, key, out;
-  explicit Layout(const Shape& s) {
-    row = (s.H + s.G) * s.Dqk + s.G * s.Dv;
-    query = {std::int64_t{s.Tq} * row, row, s.Dqk};
-    key = {std::int64_t{s.Tk} * row, row, s.Dqk};
-    out = {std::int64_t{s.Tq} * s.H * s.Dv, std::int64_t{s.H} * s.Dv, s.Dv};
-  }
-  Strides value(const Shape& s) const { return {key.batch, key.token, s.Dv}; }
-  int k_column(const Shape& s) const { return s.H * s.Dqk; }
-  int v_column(const Shape& s) const { return (s.H + s.G) * s.Dqk; }
-};
-
-std::vector<bf16> random_values(std::size_t count, std::mt19937& engine) {
-  std::normal_distribution<float> normal(0.0f, 1.0f);
-  std::vector<bf16> values(count);
-  for (auto& x : values) x = __float2bfloat16(normal(engine));
-  return values;
-}
-
-std::vector<std::int32_t> document_starts(const Case& c, std::mt19937& engine) {
-  std::vector<std::int32_t> first;
-  for (int b = 0; b < c.shape.B; ++b) {
-    std::vector<int> cuts;
-    for (int i = 1; i < c.documents; ++i) cuts.push_back(static_cast<int>(engine() % std::max(c.shape.Tk, 1)));
-    std::sort(cuts.begin(), cuts.end());
-    for (int i = 0; i < c.shape.Tq; ++i) {
-      int start = 0;
-      for (int cut : cuts)
-        if (cut <= i + c.query_offset) start = cut;
-      first.push_back(start);
-    }
-  }
-  return first;
-}
-
-/// Everything of one case on the device.
-struct Arrays {
-  DeviceArray<bf16> queries, keys, d_queries, d_keys, out, d_out;
-  DeviceArray<float> lse;
-  DeviceArray<std::int32_t> first_key;
-  DeviceArray<unsigned char> workspace;
-
-  Arrays(const Case& c, const Layout& l) : Arrays(c.shape, l, workspace_bytes(c)) {}
-  Arrays(const Shape& s, const Layout& l, std::size_t scratch)
-      : queries(std::size_t(s.B) * s.Tq * l.row),
-        keys(std::size_t(s.B) * s.Tk * l.row),
-        d_queries(queries.count),
-        d_keys(keys.count),
-        out(std::size_t(s.B) * s.Tq * s.H * s.Dv),
-        d_out(out.count),
-        lse(std::size_t(s.B) * s.H * s.Tq),
-        first_key(std::size_t(s.B) * s.Tq),
-        workspace(scratch) {}
-
-  BackwardParams params(const Case& c, const Layout& l) {
-    const Shape& s = c.shape;
-    BackwardParams p;
-    p.shape = s;
-    p.ranges = {c.causal, c.window, c.query_offset, c.documents > 0 ? first_key.data : nullptr};
-    p.scale = 1.0f / std::sqrt(static_cast<float>(s.Dqk));
-    p.q = queries.data;
-    p.k = keys.data + l.k_column(s);
-    p.v = keys.data + l.v_column(s);
-    p.out = out.data;
-    p.d_out = d_out.data;
-    p.lse = lse.data;
-    p.d_q = d_queries.data;
-    p.d_k = d_keys.data + l.k_column(s);
-    p.d_v = d_keys.data + l.v_column(s);
-    p.q_stride = p.d_q_stride = l.query;
-    p.k_stride = p.d_k_stride = l.key;
-    p.v_stride = p.d_v_stride = l.value(s);
-    p.out_stride = p.d_out_stride = l.out;
-    p.workspace = workspace.data;
-    return p;
-  }
-  Problem problem(const BackwardParams& p) const {
-    return {p.shape,
-            p.ranges,
-            static_cast<double>(p.scale),
-            {static_cast<const bf16*>(p.q), p.q_stride},
-            {static_cast<const bf16*>(p.k), p.k_stride},
-            {static_cast<const bf16*>(p.v), p.v_stride},
-            {static_cast<const bf16*>(p.d_out), p.d_out_stride}};
-  }
-};
 
 struct HostResults {
   std::vector<double> out, lse, d_q, d_k, d_v;
@@ -221,17 +87,6 @@ std::vector<double> unpack(const std::vector<bf16>& packed, int batch, int token
         for (int c = 0; c < features; ++c)
           x.push_back(__bfloat162float(packed[(std::size_t(b) * tokens + t) * row + column + h * features + c]));
   return x;
-}
-
-/// Columns outside [begin, end) must still hold the poison.
-bool untouched(const std::vector<bf16>& packed, int row, int begin, int end) {
-  for (std::size_t i = 0; i < packed.size(); ++i) {
-    const int column = static_cast<int>(i % row);
-    std::uint16_t bits;
-    std::memcpy(&bits, &packed[i], 2);
-    if ((column < begin || column >= end) && bits != 0xffff) return false;
-  }
-  return true;
 }
 
 bool compare(const char* what, const std::vector<double>& ours, const std::vector<double>& exact,
@@ -334,33 +189,6 @@ bool check_reference_itself() {
   return good;
 }
 
-/// All kinds of ranges and lengths for one pair of head sizes.
-std::vector<Case> cases_of(int d, int v) {
-  std::vector<Case> cases;
-  auto add = [&](const char* name, int B, int Tq, int Tk, int H, int G, bool causal, int window, int offset,
-                 int documents) {
-    cases.push_back({name, {B, Tq, Tk, H, G, d, v}, causal, window, offset, documents});
-  };
-  add("one full tile", 1, 128, 128, 1, 1, false, 0, 0, 0);
-  add("two by two tiles", 1, 256, 256, 1, 1, false, 0, 0, 0);
-  for (int t : {1, 17, 127, 128, 129, 1000}) add("causal", 2, t, t, 4, 2, true, 0, 0, 0);
-  add("causal", 1, 4097, 4097, 2, 1, true, 0, 0, 0);
-  add("full", 2, 1000, 1000, 3, 3, false, 0, 0, 0);
-  add("four heads a group", 1, 333, 333, 8, 2, true, 0, 0, 0);
-  add("fewer queries", 2, 129, 1000, 2, 1, true, 0, 871, 0);
-  add("fewer keys", 1, 1000, 129, 2, 2, true, 0, 0, 0);
-  add("keys far behind", 1, 200, 300, 2, 1, true, 64, 500, 0);
-  add("queries before keys", 2, 400, 300, 2, 1, true, 0, -150, 0);
-  add("window 1", 1, 300, 300, 2, 2, true, 1, 0, 0);
-  add("window 100", 2, 1000, 1000, 4, 2, true, 100, 0, 0);
-  add("window 300, not causal", 1, 777, 777, 2, 2, false, 300, 0, 0);
-  add("documents", 2, 1000, 1000, 4, 1, true, 0, 0, 9);
-  add("documents, window", 2, 1000, 1100, 2, 2, true, 200, 100, 5);
-  add("documents, not causal", 1, 500, 500, 2, 1, false, 0, 0, 4);
-  add("many heads", 8, 300, 300, 12, 12, true, 0, 0, 0);
-  return cases;
-}
-
 using HeadSizes = std::vector<std::pair<int, int>>;
 
 /// A few cases of sizes that are filled up with zeros to those of an instance.
@@ -418,7 +246,7 @@ __global__ void fill_random(bf16* x, std::size_t count, unsigned seed) {
 double median_ms(const Case& c, const BackwardParams& p, int repetitions) {
   cudaEvent_t begin, end;
   check_cuda(cudaEventCreate(&begin), "event"), check_cuda(cudaEventCreate(&end), "event");
-  for (int i = 0; i < 3; ++i) run_backward(c, p);
+  for (int i = 0; i < (repetitions > 1 ? 3 : 0); ++i) run_backward(c, p);
   std::vector<double> times;
   for (int i = 0; i < repetitions; ++i) {
     cudaEventRecord(begin);
@@ -459,9 +287,49 @@ struct TimedShape {
   }
 };
 
+__global__ void fill_indices(std::uint8_t* indices, std::size_t rows, int k, int D) {
+  const std::size_t r = blockIdx.x * std::size_t{blockDim.x} + threadIdx.x;
+  if (r >= rows) return;
+  const unsigned step = D / k, shift = static_cast<unsigned>(r * 2654435761u >> 16) % step;
+  for (int i = 0; i < k; ++i) indices[r * k + i] = static_cast<std::uint8_t>(i * step + shift);
+}
+
+/// "sfa D N TFLOPs ms": rows that keep 8 features of 64, 16 of 128, their making included.
+void time_sparse(TimedShape& timed, int repetitions) {
+  const Shape& s = timed.c.shape;
+  const int k = s.Dqk / 8;
+  const std::size_t q_rows = std::size_t(s.B) * s.Tq * s.H, k_rows = std::size_t(s.B) * s.Tk * s.G;
+  DeviceArray<bf16> q_values(q_rows * k), k_values(k_rows * k);
+  DeviceArray<std::uint8_t> q_indices(q_rows * k), k_indices(k_rows * k);
+  fill_random<<<1024, 256>>>(q_values.data, q_values.count, 5);
+  fill_random<<<1024, 256>>>(k_values.data, k_values.count, 6);
+  fill_indices<<<static_cast<unsigned>(q_rows / 256 + 1), 256>>>(q_indices.data, q_rows, k, s.Dqk);
+  fill_indices<<<static_cast<unsigned>(k_rows / 256 + 1), 256>>>(k_indices.data, k_rows, k, s.Dqk);
+  BackwardParams p = timed.params;
+  p.q_sparse = {q_values.data, q_indices.data, k};
+  p.k_sparse = {k_values.data, k_indices.data, k};
+  const double ms = median_ms(timed.c, p, repetitions);
+  std::printf("sfa %d %d %.1f TFLOP/s %.4f ms\n", s.Dqk, s.Tq, timed.tflops(ms), ms);
+  std::fflush(stdout);
+}
+
+/// One length of one sequence, a single run for each number of heads together.
+void time_once(int d, int heads, int n, const std::vector<int>& together) {
+  const Case c{"time", {1, n, n, heads, heads, d, d}};
+  TimedShape timed(c);
+  for (int t : together) {
+    timed.params.heads_together = t;
+    const double ms = median_ms(c, timed.params, 1);
+    std::printf("once %d %d %.1f TFLOP/s %.4f ms heads together %d\n", d, n, timed.tflops(ms), ms, t);
+    std::fflush(stdout);
+  }
+}
+
 void time_shape(int d, int heads, int n, const std::vector<int>& together) {
   const Case c{"time", {std::max(1, 32768 / n), n, n, heads, heads, d, d}};
   TimedShape timed(c);
+  time_sparse(timed, 21);
+  timed.params.heads_together = 0;
   for (int t : together) {
     timed.params.heads_together = t;
     const double ms = median_ms(c, timed.params, 21);
@@ -507,10 +375,16 @@ int main(int argc, char** argv) {
   try {
     int failures = 0;
     if (mode == "time_sizes") time_sizes(hopper);
+    if (mode == "sm90") failures = check_all(sm90_cases(), only, 1 << 30) + check_sparse(only, 1 << 30);
+    if (mode == "once" && argc > 4) {  // D heads N [heads together ...]
+      std::vector<int> together;
+      for (int i = 5; i < argc; ++i) together.push_back(std::atoi(argv[i]));
+      time_once(only, std::atoi(argv[3]), std::atoi(argv[4]), together);
+    }
     if (mode == "sm80") failures = check_all(sm80_cases(), 0, argc > 2 ? only : 1 << 30);
     if (mode == "all" || mode == "check") {
       const int longest = mode == "check" && argc > 3 ? std::atoi(argv[3]) : 1 << 30;
-      if (hopper) failures = check_all(sm90_cases(), only, longest);
+      if (hopper) failures = check_all(sm90_cases(), only, longest) + check_sparse(only, longest);
       failures += check_all(sm80_cases(), only, longest);
     }
     if (mode == "all" || mode == "time")

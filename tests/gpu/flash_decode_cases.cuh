@@ -85,59 +85,76 @@ struct SparseProblem {
   }
 };
 
-/// Rows of V as int8 with a scale, and the bf16 rows that they stand for: products of an int8 and a scale with a short
+/// Rows as int8 with a scale, and the bf16 rows that they stand for: products of an int8 and a scale with a short
 /// mantissa, so that they are bf16 numbers exactly. A thread a row.
-static __global__ void quantize_rows(const __nv_bfloat16* v, flash::Strides at, int B, int T, int G, int Dv,
+static __global__ void quantize_rows(const __nv_bfloat16* x, flash::Strides at, int B, int T, int G, int width,
                                      __nv_bfloat16* exact, std::int8_t* values, __nv_bfloat16* scales,
                                      std::int64_t capacity, int row) {
   const int n = blockIdx.x * blockDim.x + threadIdx.x;
   if (n >= B * T * G) return;
   const int g = n % G, t = n / G % T, b = n / G / T;
-  const __nv_bfloat16* from = v + b * at.batch + t * at.token + g * at.head;
+  const __nv_bfloat16* from = x + b * at.batch + t * at.token + g * at.head;
   float most = 0;
-  for (int c = 0; c < Dv; ++c) most = fmaxf(most, fabsf(__bfloat162float(from[c])));
+  for (int c = 0; c < width; ++c) most = fmaxf(most, fabsf(__bfloat162float(from[c])));
   const float scale = exp2f(ceilf(log2f(fmaxf(most, 1e-20f) / 127.0f)));
   const std::int64_t to = (static_cast<std::int64_t>(b) * G + g) * capacity + t;
   scales[to] = __float2bfloat16(scale);
-  for (int c = 0; c < Dv; ++c) {
+  for (int c = 0; c < width; ++c) {
     const int stored = __float2int_rn(__bfloat162float(from[c]) / scale);
     values[to * row + c] = static_cast<std::int8_t>(stored);
-    exact[static_cast<std::int64_t>(n) * Dv + c] = __float2bfloat16(scale * static_cast<float>(stored));
+    exact[static_cast<std::int64_t>(n) * width + c] = __float2bfloat16(scale * static_cast<float>(stored));
   }
 }
 
-struct Int8Values {
-  int row;  // bytes
-  std::int64_t capacity;
+/// Keys or values of `width` features as a cache in 8 bits has them, head by head.
+struct Int8Cache {
+  int width, row;  // features; bytes of a row
+  std::int64_t G, Tk, capacity;
   DeviceBuffer<__nv_bfloat16> exact, scales;
   DeviceBuffer<std::int8_t> values;
 
-  explicit Int8Values(const flash::ForwardParams& p)
-      : row((p.shape.Dv + 15) / 16 * 16),
-        capacity((p.shape.Tk + 17) / 16 * 16),
-        exact(static_cast<std::size_t>(p.shape.B) * p.shape.Tk * p.shape.G * p.shape.Dv),
-        scales(static_cast<std::size_t>(p.shape.B * p.shape.G * capacity)),
+  Int8Cache(const flash::Shape& s, const void* x, const flash::Strides& at, int features)
+      : width(features),
+        row((features + 15) / 16 * 16),
+        G(s.G),
+        Tk(s.Tk),
+        capacity((s.Tk + 17) / 16 * 16),
+        exact(static_cast<std::size_t>(s.B) * s.Tk * s.G * features),
+        scales(static_cast<std::size_t>(s.B * s.G * capacity)),
         values(scales.count() * static_cast<std::size_t>(row)) {
-    const flash::Shape& s = p.shape;
     scales.poison();
     values.poison();
     const int n = s.B * s.Tk * s.G;
-    quantize_rows<<<(n + 127) / 128, 128>>>(static_cast<const __nv_bfloat16*>(p.v), p.v_stride, s.B, s.Tk, s.G, s.Dv,
+    quantize_rows<<<(n + 127) / 128, 128>>>(static_cast<const __nv_bfloat16*>(x), at, s.B, s.Tk, s.G, width,
                                             exact.get(), values.get(), scales.get(), capacity, row);
     SFA_CHECK_CUDA(cudaGetLastError());
   }
-  void oracle(flash::ForwardParams& p) const {
-    const flash::Shape& s = p.shape;
-    p.v = exact.get();
-    p.v_stride = {std::int64_t{s.Tk} * s.G * s.Dv, std::int64_t{s.G} * s.Dv, s.Dv};
-  }
-  void fill(flash::DecodeParams& d) const {
-    d.v = values.get();
-    d.v_scale = scales.get();
-    d.v_stride = {d.shape.G * capacity * row, row, capacity * row};
-    d.v_scale_stride = {d.shape.G * capacity, 1, capacity};
-  }
+  [[nodiscard]] flash::Strides exact_stride() const { return {Tk * G * width, G * width, width}; }
+  [[nodiscard]] flash::Strides stride() const { return {G * capacity * row, row, capacity * row}; }
+  [[nodiscard]] flash::Strides scale_stride() const { return {G * capacity, 1, capacity}; }
 };
+
+/// Values, or keys too, in 8 bits: what the oracle reads, and what the kernel reads.
+inline void oracle_values(const Int8Cache& v, flash::ForwardParams& p) {
+  p.v = v.exact.get();
+  p.v_stride = v.exact_stride();
+}
+inline void oracle_keys(const Int8Cache& k, flash::ForwardParams& p) {
+  p.k = k.exact.get();
+  p.k_stride = k.exact_stride();
+}
+inline void fill_values(const Int8Cache& v, flash::DecodeParams& d) {
+  d.v = v.values.get();
+  d.v_scale = v.scales.get();
+  d.v_stride = v.stride();
+  d.v_scale_stride = v.scale_stride();
+}
+inline void fill_keys(const Int8Cache& k, flash::DecodeParams& d) {
+  d.k = k.values.get();
+  d.k_scale = k.scales.get();
+  d.k_stride = k.stride();
+  d.k_scale_stride = k.scale_stride();
+}
 
 inline flash::DecodeParams decode_params(const flash::ForwardParams& p, void* workspace) {
   flash::DecodeParams d;

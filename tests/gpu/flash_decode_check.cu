@@ -55,6 +55,22 @@ std::vector<Case> cases() {
   return list;
 }
 
+/// Keys and values in 8 bits.
+bool check_int8(const Case& c, const Problem& problem, const Int8Cache& v, void* workspace) {
+  Case named = c;
+  named.name = "int8 dense " + c.name;
+  const Int8Cache k(c.shape, problem.params.k, problem.params.k_stride, c.shape.Dqk);
+  flash::ForwardParams oracle = problem.params;
+  oracle_keys(k, oracle);
+  oracle_values(v, oracle);
+  return check_case(named, problem, oracle, [&](const flash::ForwardParams& p) {
+    flash::DecodeParams d = decode_params(p, workspace);
+    fill_keys(k, d);
+    fill_values(v, d);
+    flash::decode(d, nullptr);
+  });
+}
+
 bool check_all(bool small) {
   bool good = true;
   for (const Case& c : cases()) {
@@ -65,6 +81,8 @@ bool check_all(bool small) {
     good &= check_case(c, problem, problem.params, [&](const flash::ForwardParams& p) {
       flash::decode(decode_params(p, workspace.get()), nullptr);
     });
+    const Int8Cache v8(c.shape, problem.params.v, problem.params.v_stride, c.shape.Dv);
+    good &= check_int8(c, problem, v8, workspace.get());
     std::vector<int> widths = {c.shape.Dqk / 8};
     if (!small && c.shape.Tk <= 300 && c.name.starts_with("one")) widths = {1, 3, 4, 8, 12, 16, 32};
     for (const int k : widths) {
@@ -77,13 +95,12 @@ bool check_all(bool small) {
         flash::decode(d, nullptr);
       });
       named.name = "int8 " + named.name;
-      const Int8Values int8(problem.params);
       flash::ForwardParams oracle = sparse.oracle(problem.params);
-      int8.oracle(oracle);
+      oracle_values(v8, oracle);
       good &= check_case(named, problem, oracle, [&](const flash::ForwardParams& p) {
         flash::DecodeParams d = decode_params(p, workspace.get());
         sparse.fill(d);
-        int8.fill(d);
+        fill_values(v8, d);
         flash::decode(d, nullptr);
       });
     }
@@ -121,8 +138,9 @@ static __global__ void fill_supports(std::uint8_t* indices, std::size_t rows, in
   }
 }
 
-/// Caches head by head, as the variants keep them; k = 0: dense.
-void time_shape(int H, int G, int D, int k, int B, int n) {
+/// Caches head by head, as the variants keep them; k = 0: dense. In 8 bits the values, or dense keys and values: any
+/// bytes will do, those of the bf16 rows, with small scales.
+void time_shape(int H, int G, int D, int k, int B, int n, bool int8) {
   flash::DecodeParams d;
   d.shape = {B, 1, n, H, G, D, D};
   d.ranges.query_offset = n - 1;
@@ -157,10 +175,22 @@ void time_shape(int H, int G, int D, int k, int B, int n) {
     d.k = rows.get();
     d.k_stride = d.v_stride;
   }
+  const std::int64_t capacity = (n + 15) / 16 * 16;
+  const DeviceBuffer<__nv_bfloat16> scales(int8 ? static_cast<std::size_t>(B) * G * capacity : 1);
+  if (int8) {
+    fill_normal<<<1024, 256>>>(scales.get(), scales.count(), 4u, 0.01f);
+    d.v_scale = scales.get();
+    d.v_scale_stride = {G * capacity, 1, capacity};
+    if (k == 0) {
+      d.k_scale = d.v_scale;
+      d.k_scale_stride = d.v_scale_stride;
+    }
+  }
   const float ms = median_ms([&] { flash::decode(d, nullptr); }, 20);
-  const double bytes = static_cast<double>(keys) * (2 * D + (k > 0 ? 3 * k : 2 * D));
-  std::printf("decode %s %d %d %d %d %d %d %.4f %.0f %.0f\n", k > 0 ? "sfa" : "dense", H, G, D, k, B, n, ms,
-              bytes / ms * 1e-6, bytes);
+  const int value = int8 ? D + 2 : 2 * D;
+  const double bytes = static_cast<double>(keys) * (value + (k > 0 ? 3 * k : value));
+  std::printf("decode %s%s %d %d %d %d %d %d %.4f %.0f %.0f\n", k > 0 ? "sfa" : "dense", int8 ? "_int8" : "", H, G, D,
+              k, B, n, ms, bytes / ms * 1e-6, bytes);
   std::fflush(stdout);
 }
 
@@ -173,7 +203,8 @@ void time_all() {
                          Heads{16, 8, 128, 4, 131072, {0, 16, 8}}, Heads{12, 12, 64, 4, 131072, {0, 8}},
                          Heads{32, 8, 128, 16, 32768, {0, 16}}, Heads{12, 12, 64, 1, 131072, {0, 8}},
                          Heads{12, 12, 64, 1, 1024, {0, 8}}, Heads{16, 8, 128, 256, 2048, {0, 16}}})
-    for (const int k : s.k) time_shape(s.H, s.G, s.D, k, s.B, s.n);
+    for (const int k : s.k)
+      for (const bool int8 : {false, true}) time_shape(s.H, s.G, s.D, k, s.B, s.n, int8);
 }
 
 }  // namespace

@@ -110,7 +110,8 @@ TEST(HfConfig, RefusesWhatWeDoNotComputeWithOneSentence) {
       {with(gpt2(), "rope_scaling", {{"rope_type", "yarn"}, {"factor", 4.0}}), "rope_type \"yarn\""},
       {with(gpt2(), "model_type", "sfa_gpt2"), "no settings of the attention under \"sfa\""},
       {with(with(gpt2(), "model_type", "sfa_gpt2"), "sfa", {{"kk", 3}}), "sfa has a key '\"kk\"', which this build"},
-      {with(with(gpt2(), "model_type", "sfa_gpt2"), "sfa", {{"type", "sfa, seed: 3"}}), "neither a number nor a word"},
+      {with(with(gpt2(), "model_type", "sfa_gpt2"), "sfa", {{"type", "sfa, seed: 3"}}), "neither a number, a list"},
+      {with(with(gpt2(), "model_type", "sfa_gpt2"), "sfa", {{"k_by_layer", {8, "x"}}}), "neither a number, a list"},
   };
   for (const auto& [config, says] : cases) {
     const std::string said = error_of(config);
@@ -139,6 +140,30 @@ TEST(HfConfig, WritesWhatItReads) {
     const Config after = config_from_hf(json::parse(written.dump()), "F", {"output_dir=x"});
     EXPECT_EQ(dump_config(after), dump_config(before));
   }
+}
+
+TEST(HfConfig, WritesBlocksOfTheirOwnKAndTheFactorOfScores) {
+  const std::vector<std::string> size{"output_dir=x", "model.vocab_size=300", "model.num_hidden_layers=3"};
+  for (const std::vector<std::string>& attention :
+       {std::vector<std::string>{"type=sfa", "k=8", "k_by_layer=[3, 9, 8]", "score_scale=0.375"},
+        {"type=dense", "score_scale=0.2"}}) {
+    std::vector<std::string> overrides = size;
+    for (const std::string& key : attention) overrides.push_back("model.attention." + key);
+    const Config before = parse_config("", "", overrides);
+    const auto written = config_to_hf(before, "F32");
+    EXPECT_EQ(written["model_type"], "sfa_gpt2");
+    EXPECT_EQ(written["sfa"]["score_scale"], before.model.attention.score_scale);
+    EXPECT_EQ(written["sfa"].contains("k_by_layer"), before.model.attention.type == "sfa");
+    const Config after = config_from_hf(json::parse(written.dump()), "F", {"output_dir=x"});
+    EXPECT_EQ(after.model.attention.score_scale, before.model.attention.score_scale);
+    EXPECT_EQ(after.model.k_by_layer, before.model.k_by_layer);
+  }
+  EXPECT_FALSE(config_to_hf(parse_config("", "",
+                                         {"output_dir=x", "model.vocab_size=300", "model.attention.type=sfa",
+                                          "model.attention.k=4"}),
+                            "F32")["sfa"]
+                   .contains("score_scale"))
+      << "what says nothing is not written";
 }
 
 TEST(HfConfig, WritesTheQwen3ThatItReads) {

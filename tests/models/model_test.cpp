@@ -92,6 +92,12 @@ std::vector<ModelConfig> variants() {
   all[10].qk_head_dim = 6;
   all[11].num_key_value_heads = 1;
   all[12].attention.window = 6;
+  // Blocks of their own k, fewer first and fewer last; scores by another factor.
+  for (const ModelConfig& c : {small("sfa"), small_qwen3("sfa"), small(), small("sfa")}) all.push_back(c);
+  all[13].k_by_layer = {3, 9};
+  all[14].k_by_layer = {11, 2};
+  all[15].attention.score_scale = 0.7;
+  all[16].attention.score_scale = 0.7;
   return all;
 }
 

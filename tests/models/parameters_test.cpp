@@ -327,6 +327,35 @@ TEST(ModelConfigTest, RefusesWhatCannotBe) {
     sfa(c, 4);
     c.attention.selection = "topk_3of4";
   });
+  expect("score_scale", [](ModelConfig& c) { c.attention.score_scale = -1; });
+  expect("k_by_layer", [](ModelConfig& c) { c.k_by_layer.assign(12, 4); });
+  const auto layers = [&](std::vector<std::int64_t> k) {
+    return [&sfa, k](ModelConfig& c) {
+      sfa(c, 4);
+      c.k_by_layer = k;
+    };
+  };
+  expect("k_by_layer: 3 entries for a model of 12 blocks", layers({4, 4, 4}));
+  expect("k_by_layer: must be from 1", layers({4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, -1}));
+  expect("k_by_layer: 17 active features", layers({17, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4}));
+  expect("k_by_layer: sets the features of queries and keys alike", [&](ModelConfig& c) {
+    layers(std::vector<std::int64_t>(12, 4))(c);
+    c.attention.k_q = 5;
+  });
+  expect("k_by_layer can be 8 at the most", [&](ModelConfig& c) {
+    layers({9, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4})(c);
+    c.attention.selection = "topk_2of4";
+  });
+  expect("k_anneal.from", [](ModelConfig& c) { c.attention.k_from = 8; });
+  expect("k_anneal.from: 17 active features", [&](ModelConfig& c) {
+    sfa(c, 4);
+    c.attention.k_from = 17;
+  });
+  expect("from can be 8 at the most", [&](ModelConfig& c) {
+    sfa(c, 4);
+    c.attention.k_from = 9;
+    c.attention.selection = "topk_2of4";
+  });
   expect("zero_overlap", [&](ModelConfig& c) {
     sfa(c, 4);
     c.attention.zero_overlap = "drop";

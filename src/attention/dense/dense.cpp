@@ -25,7 +25,7 @@ class DenseReference final : public DenseAttention {
             .k = k.dense,
             .v = k.v,
             .ranges = ranges,
-            .scale = dims_.scale(),
+            .scale = scale(),
             .q_indices = {},
             .k_indices = {},
             .out = out,
@@ -68,10 +68,12 @@ AttentionCost DenseAttention::cost(std::int64_t T) const {
   const double pairs = visible_pairs(T, config_.window), element = static_cast<double>(size_of(dtype_));
   const double H = static_cast<double>(dims_.H), G = static_cast<double>(dims_.G), Dqk = static_cast<double>(dims_.Dqk),
                Dv = static_cast<double>(dims_.Dv);
-  return {.forward_flops = 2 * pairs * H * (Dqk + Dv),
-          .backward_flops = 2 * pairs * H * (3 * Dqk + 2 * Dv),
-          .saved_bytes_per_token = element * (static_cast<double>(dims_.row()) + H * Dv) + 4 * H,
-          .kv_bytes_per_token = element * G * (Dqk + Dv)};
+  const bool int8 = config_.int8_cache();
+  return {
+      .forward_flops = 2 * pairs * H * (Dqk + Dv),
+      .backward_flops = 2 * pairs * H * (3 * Dqk + 2 * Dv),
+      .saved_bytes_per_token = element * (static_cast<double>(dims_.row()) + H * Dv) + 4 * H,
+      .kv_bytes_per_token = G * (int8 ? int8_row_bytes(dims_.Dqk) + int8_row_bytes(dims_.Dv) : element * (Dqk + Dv))};
 }
 
 std::string dense_reference_why_not(const AttentionConfig&, const AttentionDims&, DType) {

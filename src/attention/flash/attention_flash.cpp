@@ -1,6 +1,8 @@
 // From the project's tensors to the arguments of the CUDA kernels, and what dense and sfa keep.
 #include "attention/flash/attention_flash.h"
 
+#include <algorithm>
+
 #include "attention/cost.h"
 #include "attention/dense/dense.h"
 #include "attention/flash/decode_attention.h"
@@ -8,6 +10,7 @@
 #include "attention/flash/flash_forward.h"
 #include "attention/flash/flash_sm80.h"
 #include "attention/flash/flash_tensors.h"
+#include "attention/flash/prepare_rotated.h"
 #include "attention/flash/project_select.h"
 #include "attention/flash/select24.h"
 #include "attention/sfa/sfa.h"
@@ -31,6 +34,12 @@ flash::Shape shape_of(const Tensor& q, const Tensor& k, const Tensor& v) {
           .G = static_cast<int>(k.dim(2)),
           .Dqk = static_cast<int>(q.dim(3)),
           .Dv = static_cast<int>(v.dim(3))};
+}
+
+// Of one layer's queries or keys.
+flash::KeptFeatures kept_features(const Tensor& values, const Tensor& indices) {
+  require(values.contiguous() && indices.contiguous(), "internal error: supports must be contiguous");
+  return {.values = values.data, .indices = indices.as<std::uint8_t>(), .k = static_cast<int>(values.dim(3))};
 }
 
 // Which kernels run: those for sm_90a where the card and the head sizes are theirs, otherwise those for every card.
@@ -93,17 +102,28 @@ class FlashKernels {
     }
   }
 
-  void backward(Context& ctx, const Tensor& q, const Tensor& k, const Attention::Backward& a, float scale) const {
+  // Of full rows q and k; of sparse ones where `sparse` says so: q and k are then scratch that holds the full rows
+  // after it, and dQ and dK are masked.
+  void backward(Context& ctx, const Tensor& q, const Tensor& k, const Attention::Backward& a, float scale,
+                bool sparse = false) const {
     if constexpr (kHasCuda) {
       ArenaScope scope(a.scratch);
       flash::BackwardParams p;
       p.shape = shape_of(q, k, a.k.v);
       p.ranges = ranges_of(a.ranges);
       p.scale = scale;
+      const bool fused = sparse && kernels_.backward_sm90;
       const std::size_t bytes = kernels_.backward_sm90 ? flash::backward_workspace_bytes(p.shape)
                                                        : flash::sm80_backward_workspace_bytes(p.shape);
       const Tensor workspace = a.scratch.take(DType::u8, {static_cast<std::int64_t>(bytes)});
       if (ctx.planning) return;
+      if (fused) {
+        p.q_sparse = kept_features(a.q.values, a.q.indices);
+        p.k_sparse = kept_features(a.k.values, a.k.indices);
+      } else if (sparse) {
+        select_expand(ctx, a.q.values, a.q.indices, q);
+        select_expand(ctx, a.k.values, a.k.indices, k);
+      }
       p.q = q.data;
       p.k = k.data;
       p.v = a.k.v.data;
@@ -126,6 +146,10 @@ class FlashKernels {
         flash::backward(p, cuda_ops::stream(ctx));
       else
         flash::sm80_backward(p, cuda_ops::stream(ctx));
+      if (sparse && !fused) {
+        select_mask_gradient(ctx, a.d_q, a.q.indices);
+        select_mask_gradient(ctx, a.d_k, a.k.indices);
+      }
     }
   }
 
@@ -157,19 +181,23 @@ class DenseFlash final : public DenseAttention {
       : DenseAttention(config, dims, dtype), kernels_(kernels) {}
 
   KvCache plan_cache(Arena& arena, std::int64_t B, std::int64_t capacity) const override {
-    return flash::plan_dense_cache(arena, dims_, dtype_, B, capacity);
+    return flash::plan_dense_cache(arena, config_, dims_, dtype_, B, capacity);
   }
   void append(Context& ctx, const Keys& keys, KvCache& cache) const override {
     flash::append_to_cache(ctx, keys, cache);
   }
 
   void core(Context& ctx, const Forward& a) const override {
-    if (flash::decodes(a)) return flash::decode_rows(ctx, a.q.dense, a.k.dense, a.k.v, a, dims_.scale());
+    if (flash::decodes(a)) return flash::decode_rows(ctx, a.q.dense, a.k, a, scale());
+    ArenaScope scope(a.scratch);
+    const Keys k = flash::as_activations(ctx, a.k, dims_, a.scratch);
     if (ctx.planning) return;
-    kernels_.forward(ctx, forward_params(a.q.dense, a.k.dense, a, dims_.scale()), flash::Product::dense);
+    const flash::ForwardParams p =
+        forward_params(a.q.dense, k.dense, {a.q, k, a.ranges, a.out, a.lse, a.scratch}, scale());
+    kernels_.forward(ctx, p, flash::Product::dense);
   }
   void core_backward(Context& ctx, const Backward& a) const override {
-    kernels_.backward(ctx, a.q.dense, a.k.dense, a, dims_.scale());
+    kernels_.backward(ctx, a.q.dense, a.k.dense, a, scale());
   }
 
  private:
@@ -181,7 +209,7 @@ class SfaFlash final : public SfaAttention {
   SfaFlash(const AttentionConfig& config, const AttentionDims& dims, DType dtype, Kernels kernels)
       : SfaAttention(config, dims, dtype),
         compressed_(two_of_four() && multiplies_compressed(kernels, dims)),
-        projects_(kernels.forward_sm90 && config.selection != "topk_pairs"),
+        projects_(kernels.forward_sm90 && config.selection == "topk"),
         kernels_(kernels) {}
 
   // The packed projection is scratch: its rows are zero-filled in place for the forward core, and filled again from the
@@ -207,13 +235,17 @@ class SfaFlash final : public SfaAttention {
     select_rows(ctx, s, views.q, views.k, true);
     ctx.copy_rows(s.k.v, views.v);
   }
+  bool prepare_rotated(Context& ctx, const QkNormRope& rotation, AttentionState& s) const override {
+    return flash::prepare_rotated(ctx, rotation, config_, dims_, s);
+  }
 
-  // With few rows the product is bound by other things than the tensor cores, and its library has other kernels.
+  // Where one kernel is faster than the product and a pass of selection (docs/kernels_select.md): not with few rows,
+  // which leave tensor cores idle whatever the tiles; not where selection takes longer than the products that hide it.
   bool prepare_projected(Context& ctx, const LinearForward& projection, AttentionState& s) const override {
     if constexpr (kHasCuda) {
       if (!projects_ || projection.x.dim(0) < kProjectedRows) return false;
       const flash::ProjectSelectParams p = projection_of(projection, s);
-      if (!flash::project_select_supported(p)) return false;
+      if (!flash::project_select_supported(p) || std::max(p.k_q, p.k_k) > p.D / 8) return false;
       if (ctx.planning) return true;
       const OpScope scope(ctx, [&] {
         return product_work(
@@ -236,32 +268,23 @@ class SfaFlash final : public SfaAttention {
 
   // Few queries read the sparse cache as it is; for a chunk of a prompt, full-width rows are made of it first.
   void core(Context& ctx, const Forward& a) const override {
-    if (flash::decodes(a) && flash::decodes_sparse(a))
-      return flash::decode_sparse_rows(ctx, a, dims_.Dqk, dims_.scale());
+    if (flash::decodes(a) && flash::decodes_sparse(a)) return flash::decode_sparse_rows(ctx, a, dims_.Dqk, scale());
     ArenaScope scope(a.scratch);
     const bool cached = a.k.dense.empty();
-    Keys k = a.k;
-    if (cached) {
-      k.dense = expanded(ctx, a.k.values, a.k.indices, a.scratch);
-      k.v = flash::cached_values(ctx, a.k, dims_.Dv, a.scratch);
-    }
+    Keys k = flash::as_activations(ctx, a.k, dims_, a.scratch);
+    if (cached) k.dense = expanded(ctx, a.k.values, a.k.indices, a.scratch);
     if (cached && flash::decodes(a)) {
       const Tensor q = expanded(ctx, a.q.values, a.q.indices, a.scratch);
-      return flash::decode_rows(ctx, q, k.dense, k.v, a, dims_.scale());
+      return flash::decode_rows(ctx, q, k, a, scale());
     }
     if (ctx.planning) return;
-    flash::ForwardParams p =
-        forward_params(a.q.dense, k.dense, {a.q, k, a.ranges, a.out, a.lse, a.scratch}, dims_.scale());
+    flash::ForwardParams p = forward_params(a.q.dense, k.dense, {a.q, k, a.ranges, a.out, a.lse, a.scratch}, scale());
     p.q_compressed = a.q.compressed.data;
     kernels_.forward(ctx, p, compressed_ ? flash::Product::sparse24 : flash::Product::dense);
   }
 
   void core_backward(Context& ctx, const Backward& a) const override {
-    select_expand(ctx, a.q.values, a.q.indices, a.q.dense);
-    select_expand(ctx, a.k.values, a.k.indices, a.k.dense);
-    kernels_.backward(ctx, a.q.dense, a.k.dense, a, dims_.scale());
-    select_mask_gradient(ctx, a.d_q, a.q.indices);
-    select_mask_gradient(ctx, a.d_k, a.k.indices);
+    kernels_.backward(ctx, a.q.dense, a.k.dense, a, scale(), true);
   }
 
   // Tensor cores multiply zeros: all of them, or half of them in the sparse product.
@@ -271,8 +294,6 @@ class SfaFlash final : public SfaAttention {
                  Dqk = static_cast<double>(dims_.Dqk), Dv = static_cast<double>(dims_.Dv);
     c.executed_forward_flops = 2 * pairs * ((compressed_ ? Dqk / 2 : Dqk) + Dv);
     c.executed_backward_flops = 2 * pairs * (3 * Dqk + 2 * Dv);
-    if (config_.kv_cache_v == "int8")
-      c.kv_bytes_per_token = static_cast<double>(dims_.G * (config_.k_k * 3 + (dims_.Dv + 15) / 16 * 16 + 2));
     return c;
   }
 
@@ -291,13 +312,13 @@ class SfaFlash final : public SfaAttention {
   void select_together(Context& ctx, const AttentionState& s, const PackedViews& views) const {
     if (ctx.planning) return;
     if constexpr (kHasCuda) {
-      flash::SelectParams q = selection_of(views.q, config_.k_q, s.q.values, s.q.indices);
+      flash::SelectParams q = selection_of(views.q, s.q.values, s.q.indices);
       q.rule = two_of_four() ? flash::Selection::topk_2of4 : flash::Selection::topk;
       if (compressed_) {
         q.compressed = s.q.compressed.data;
         q.dense = nullptr;
       }
-      const flash::SelectParams k = selection_of(views.k, config_.k_k, s.k.values, s.k.indices);
+      const flash::SelectParams k = selection_of(views.k, s.k.values, s.k.indices);
       const flash::RowCopy v{.from = views.v.data,
                              .to = s.k.v.data,
                              .width = static_cast<int>(dims_.G * dims_.Dv),
@@ -321,8 +342,8 @@ class SfaFlash final : public SfaAttention {
     p.x = projection.x.data;
     p.weight = projection.weight.data;
     p.bias = projection.bias.data;
-    p.k_q = config_.k_q;
-    p.k_k = config_.k_k;
+    p.k_q = static_cast<int>(s.q.values.dim(3));
+    p.k_k = static_cast<int>(s.k.values.dim(3));
     p.rule = two_of_four() ? flash::Selection::topk_2of4 : flash::Selection::topk;
     p.q_values = s.q.values.data;
     p.q_indices = s.q.indices.as<std::uint8_t>();
@@ -337,13 +358,13 @@ class SfaFlash final : public SfaAttention {
     return p;
   }
 
-  static flash::SelectParams selection_of(const Tensor& rows, int k, const Tensor& values, const Tensor& indices) {
+  static flash::SelectParams selection_of(const Tensor& rows, const Tensor& values, const Tensor& indices) {
     flash::SelectParams p;
     p.B = static_cast<int>(rows.dim(0));
     p.T = static_cast<int>(rows.dim(1));
     p.heads = static_cast<int>(rows.dim(2));
     p.D = static_cast<int>(rows.dim(3));
-    p.k = k;
+    p.k = features_of(values);
     p.x = rows.data;
     p.dense = rows.data;
     p.x_stride = p.dense_stride = strides_of(rows);
@@ -355,7 +376,7 @@ class SfaFlash final : public SfaAttention {
   static constexpr std::int64_t kProjectedRows = 4096;  // fewer are projected by themselves
 
   bool compressed_;  // queries are multiplied 2 of 4; otherwise, under either selection, as zero-filled rows
-  bool projects_;    // the projection may select features itself
+  bool projects_;    // the projection may select features itself: topk alone
   FlashKernels kernels_;
 };
 

@@ -9,14 +9,19 @@
 
 #include "attention/flash/backward_tuning.h"
 #include "attention/flash/flash_params.h"
+#include "attention/flash/kept_features.h"
 
 namespace sfa::flash {
 
-/// Key tiles that the rows of one query tile see: [first, last]; first > last when they see none. Every row sees all
-/// keys of the tiles [full_first, full_end).
+/// Which keys the rows of one query tile see, in halves of a key tile (kBackwardHalf keys, a warpgroup's share): none
+/// outside [first, last], every row all of [full_first, full_end).
 struct alignas(16) QueryTile {
   int first, last;
   int full_first, full_end;
+
+  /// Key tiles from which something is added to dQ; first_tile() > last_tile(): none.
+  __host__ __device__ int first_tile() const { return first >> 1; }
+  __host__ __device__ int last_tile() const { return last >> 1; }
 };
 /// Query tiles [first, last] that see some key of one key tile; first > last when there are none.
 struct alignas(8) KeyTile {
@@ -48,19 +53,22 @@ struct BackwardArgs {
   int query_tiles = 0;
   int key_tiles = 0;
   int heads_together = 0;
-  // for the preparing kernel only
+  bool sparse = false;  // a feature of q or k is selected where its bits are not zero; dQ and dK are zero elsewhere
+  // for the expanding and the preparing kernel only
+  KeptFeatures q_sparse, k_sparse;
   const void* out = nullptr;
   const void* d_out_pointer = nullptr;
   const float* lse = nullptr;
-  void* d_q_pointer = nullptr;
-  Strides out_stride, d_out_stride, d_q_stride;
+  void *q_pointer = nullptr, *k_pointer = nullptr, *d_q_pointer = nullptr;
+  Strides q_stride, k_stride, out_stride, d_out_stride, d_q_stride;
 };
 
 /// Tensor maps, workspace and tables for tiles of `rows` query rows; params have been checked.
 struct BackwardParams;
 BackwardArgs backward_args(const BackwardParams& params, int rows);
 
-/// Launchers of the preparing kernel and of one instance of the main kernel.
+/// Launchers of the expansion of sparse rows, of the preparing kernel and of one instance of the main kernel.
+cudaError_t launch_backward_expand(const BackwardArgs& args, cudaStream_t stream);
 cudaError_t launch_backward_prepare(const BackwardArgs& args, int rows, cudaStream_t stream);
 using BackwardLauncher = cudaError_t (*)(const BackwardArgs& args, cudaStream_t stream);
 cudaError_t launch_backward_d64(const BackwardArgs& args, cudaStream_t stream);

@@ -27,6 +27,8 @@ struct BackwardTile {
   static constexpr int kPanelBytes = 64 * 64 * 2;
   static constexpr int kPanelsAtOnce = kDqPiece * 4 / kPanelBytes;
   static constexpr int kGradientFillings = (kGradientPanels + kPanelsAtOnce - 1) / kPanelsAtOnce;
+  /// Whether a warpgroup passes over query tiles that see none of its keys.
+  static constexpr bool kSkipsUnseen = kRows == 64;
   static_assert(kRows == 64 || kRows == 128);
   static_assert(kRows * kDqk == 2 * kDqPiece, "a warpgroup's share of dQ is 64 x 64");
   static_assert(kDqk % 64 == 0 && kDv % 64 == 0);
@@ -41,9 +43,11 @@ struct BackwardTask {
 
 /// What the producer tells about a step, beside the data.
 enum StepFlags : int {
-  kStepMasked = 1,  // some row does not see some key
-  kStepFinal = 2,   // the last addition to this piece of dQ: the block writes dQ itself
-  kStepJoin = 4,    // final, and there is a sum of earlier key tiles to add
+  kStepFinal = 1,    // the last addition to this piece of dQ: the block writes dQ itself
+  kStepJoin = 2,     // final, and there is a sum of earlier key tiles to add
+  kStepMasked = 4,   // << warpgroup: some row does not see some of its keys
+  kStepUnseen = 16,  // << warpgroup: no row sees any of its keys
+  kStepFlagBits = 6
 };
 
 template <class Tile>
@@ -57,9 +61,9 @@ struct alignas(1024) BackwardShared {
   float lse2[kBackwardQueryStages][Tile::kRows];
   float delta[kBackwardQueryStages][Tile::kRows];
   BackwardTask task[2];
-  int step[kBackwardQueryStages];  // query tile << 3 | StepFlags
+  int step[kBackwardQueryStages];  // query tile << kStepFlagBits | StepFlags
   sm90::Barrier task_full[2], task_empty[2];
-  sm90::Barrier kv_full, kv_empty;
+  sm90::Barrier kv_full, k_empty, v_empty;
   sm90::Barrier q_full[kBackwardQueryStages], q_empty[kBackwardQueryStages];
   sm90::Barrier d_out_full[kBackwardQueryStages], d_out_empty[kBackwardQueryStages];
   sm90::Barrier staging_full[kBackwardWriters], staging_empty[kBackwardWriters];
@@ -74,7 +78,8 @@ __device__ void backward_init_barriers(BackwardShared<Tile>& shared) {
     sm90::barrier_init(&shared.task_empty[i], kConsumerWarps * 32 + kBackwardWriters + 1);
   }
   sm90::barrier_init(&shared.kv_full, 2);  // K and V have a producer each
-  sm90::barrier_init(&shared.kv_empty, kConsumerWarps);
+  sm90::barrier_init(&shared.k_empty, kConsumerWarps);
+  sm90::barrier_init(&shared.v_empty, kConsumerWarps);
   for (int i = 0; i < kBackwardQueryStages; ++i) {
     sm90::barrier_init(&shared.q_full[i], 1);
     sm90::barrier_init(&shared.q_empty[i], kConsumerWarps);

@@ -22,10 +22,10 @@ __device__ QueryTile query_tile_at(const Shape& shape, const Ranges& ranges, int
   const KeySpan low = key_span(shape, ranges, batch, top);
   const KeySpan high = key_span(shape, ranges, batch, min(top + rows, shape.Tq) - 1);
   QueryTile t;
-  t.first = low.lo / kBackwardKeys;
-  t.last = high.hi > 0 ? (high.hi - 1) / kBackwardKeys : -1;
-  t.full_first = (high.lo + kBackwardKeys - 1) / kBackwardKeys;
-  t.full_end = low.hi / kBackwardKeys;
+  t.first = low.lo / kBackwardHalf;
+  t.last = high.hi > 0 ? (high.hi - 1) / kBackwardHalf : -1;
+  t.full_first = (high.lo + kBackwardHalf - 1) / kBackwardHalf;
+  t.full_end = low.hi / kBackwardHalf;
   return t;
 }
 
@@ -35,7 +35,7 @@ __device__ KeyTile key_tile_at(const Shape& shape, const Ranges& ranges, int bat
   int begin = 0, end = query_tiles;
   while (begin < end) {  // first query tile whose last key tile reaches key_tile
     const int mid = (begin + end) / 2;
-    if (query_tile_at(shape, ranges, batch, mid, rows).last >= key_tile)
+    if (query_tile_at(shape, ranges, batch, mid, rows).last_tile() >= key_tile)
       end = mid;
     else
       begin = mid + 1;
@@ -45,7 +45,7 @@ __device__ KeyTile key_tile_at(const Shape& shape, const Ranges& ranges, int bat
   end = query_tiles;
   while (begin < end) {  // behind the last query tile whose first key tile does not lie beyond key_tile
     const int mid = (begin + end) / 2;
-    if (query_tile_at(shape, ranges, batch, mid, rows).first <= key_tile)
+    if (query_tile_at(shape, ranges, batch, mid, rows).first_tile() <= key_tile)
       begin = mid + 1;
     else
       end = mid;
@@ -144,19 +144,25 @@ __global__ void __launch_bounds__(kThreads) backward_prepare(const __grid_consta
     prepare_tables(args, batch, tile, rows);
   }
   const QueryTile mine = query_tile_at(shape, args.ranges, batch, tile, rows);
-  if (mine.first > mine.last) zero_queries(args, batch, first_token);
+  if (mine.first_tile() > mine.last_tile()) zero_queries(args, batch, first_token);
+  if (args.sparse) sm90::wait_for_previous_kernel();  // the full rows: who waits for this kernel waits for them too
 }
 
 }  // namespace
 
 cudaError_t launch_backward_prepare(const BackwardArgs& args, int rows, cudaStream_t stream) {
   const dim3 grid(args.query_tiles * rows / kTokens, args.shape.B);
-  const std::size_t bytes = std::size_t{kTokens} * args.shape.H * sizeof(float);
-  if (args.shape.Dv <= 64)
-    backward_prepare<64><<<grid, kThreads, bytes, stream>>>(args, rows);
-  else
-    backward_prepare<128><<<grid, kThreads, bytes, stream>>>(args, rows);
-  return cudaGetLastError();
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = std::size_t{kTokens} * args.shape.H * sizeof(float);
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = args.sparse ? 1 : 0;  // runs beside the expansion
+  return cudaLaunchKernelEx(&config, args.shape.Dv <= 64 ? backward_prepare<64> : backward_prepare<128>, args, rows);
 }
 
 }  // namespace sfa::flash

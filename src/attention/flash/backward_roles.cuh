@@ -28,9 +28,16 @@ __device__ __forceinline__ BackwardTask backward_task_at(const BackwardArgs& arg
 /// What the consumers are told about a step.
 __device__ __forceinline__ int step_word(const BackwardArgs& args, const BackwardTask& task, int tile) {
   const QueryTile span = args.workspace.query_tile[task.batch * args.query_tiles + tile];
-  int flags = task.key_tile >= span.full_first && task.key_tile < span.full_end ? 0 : kStepMasked;
-  if (task.key_tile == span.last) flags |= task.key_tile > span.first ? kStepFinal | kStepJoin : kStepFinal;
-  return tile << 3 | flags;
+  int flags = 0;
+#pragma unroll
+  for (int part = 0; part < kBackwardConsumers; ++part) {
+    const int half = task.key_tile * kBackwardConsumers + part;
+    if (half < span.full_first || half >= span.full_end) flags |= kStepMasked << part;
+    if (half < span.first || half > span.last) flags |= kStepUnseen << part;
+  }
+  if (task.key_tile == span.last_tile())
+    flags |= task.key_tile > span.first_tile() ? kStepFinal | kStepJoin : kStepFinal;
+  return tile << kStepFlagBits | flags;
 }
 
 /// Loads one of the two pairs of operands: Q with LSE, and K (kScores), or dO with D, and V. Splitting them over two
@@ -75,7 +82,7 @@ __device__ void backward_produce(const BackwardArgs& args, BackwardShared<Tile>&
                             (kScores ? args.workspace.lse2 : args.workspace.delta) + at, Tile::kRows * 4, full);
         if (need_keys) {
           need_keys = false;
-          sm90::barrier_wait(&shared.kv_empty, key_tiles++ % 2 ^ 1);
+          sm90::barrier_wait(kScores ? &shared.k_empty : &shared.v_empty, key_tiles++ % 2 ^ 1);
           sm90::barrier_expect(&shared.kv_full, kScores ? Tile::kKBytes : Tile::kVBytes);
           rows = kScores ? shared.k : shared.v;
 #pragma unroll
@@ -99,9 +106,9 @@ __device__ __forceinline__ void write_dq(const BackwardArgs& args, BackwardShare
   const std::int64_t at = static_cast<std::int64_t>(task.batch * args.shape.H + head) * args.query_tiles + tile;
   float* sum = args.workspace.dq_sum + at * (kBackwardConsumers * kDqPiece);
   int* turn = args.workspace.turn + at;
-  const int before = task.key_tile - span.first;  // key tiles whose share comes first
+  const int before = task.key_tile - span.first_tile();  // key tiles whose share comes first
   auto* staging = shared.staging[use.index];
-  const bool final = task.key_tile == span.last;
+  const bool final = task.key_tile == span.last_tile();
 
   if (before > 0) {
     while (sm90::load_acquire(turn) != before) {

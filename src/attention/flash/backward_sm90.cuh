@@ -15,44 +15,17 @@
 
 #include "attention/flash/backward_roles.cuh"
 #include "attention/flash/backward_scores.cuh"
+#include "attention/flash/backward_support.cuh"
 
 namespace sfa::flash {
 
 /// Named barriers (0 is __syncthreads).
 enum BackwardBarrier : int { kBarrierDs = 1, kBarrierStaging = 2 };  // kBarrierStaging + warpgroup
 
-/// Where this thread stands in its warpgroup's fragments, and the byte offset of the row it addresses for stmatrix.
-struct FragmentPlace {
-  int row;          // first row (key) of the fragment: 16 warp + lane / 4
-  int column;       // first column: 2 (lane % 4)
-  int matrix_row;   // row that this lane addresses in store_matrix_x4
-  int matrix_flip;  // its 16-byte chunk within an even pair, swizzled: chunk = (2 pair) ^ matrix_flip
-
-  __device__ __forceinline__ FragmentPlace() {
-    const int lane = threadIdx.x & 31, warp = (threadIdx.x >> 5) & 3;
-    row = warp * 16 + lane / 4;
-    column = lane % 4 * 2;
-    matrix_row = warp * 16 + (lane & 15);
-    matrix_flip = (lane >> 4) ^ (lane & 7);
-  }
-};
-
 /// Rounds 8 columns x 2 of a fragment to the A operand of one product step: see sm90_wgmma.cuh.
 __device__ __forceinline__ void pack_step(std::uint32_t (&a)[4], const float* d) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) a[i] = pack_bf16(d[2 * i], d[2 * i + 1]);
-}
-
-/// 64 x 64 of a fragment, times scale, as bf16 into a panel of 128-byte rows (128-byte swizzle).
-__device__ __forceinline__ void store_panel(std::uint32_t panel, const float* d, float scale,
-                                            const FragmentPlace& place) {
-#pragma unroll
-  for (int pair = 0; pair < 4; ++pair) {
-    const float* x = d + pair * 8;
-    sm90::store_matrix_x4(panel + place.matrix_row * 128 + (((2 * pair) ^ place.matrix_flip) << 4),
-                          pack_bf16(x[0] * scale, x[1] * scale), pack_bf16(x[2] * scale, x[3] * scale),
-                          pack_bf16(x[4] * scale, x[5] * scale), pack_bf16(x[6] * scale, x[7] * scale));
-  }
 }
 
 /// What a consumer thread keeps over a task, and the steps it takes. Everything is inlined into one function.
@@ -66,9 +39,10 @@ struct BackwardConsumer {
 
   float dk[Tile::kDqk / 2], dv[Tile::kDv / 2];
   float s[Tile::kRows / 2], dp[Tile::kRows / 2], dq[kDqPiece / 128];
-  std::uint32_t steps_done = 0;  // of all tasks: Q, dO, dS and statistics lie in stage steps_done % 2
-  std::uint32_t phases = 0;      // bits 0, 1: fillings of the staging buffers mod 4; 2, 3: parity of their next join;
-                                 // 4: parity of the next K and V
+  std::uint32_t kept[Tile::kDqk / 64];  // of dK, set in the last step
+  std::uint32_t steps_done = 0;         // of all tasks: Q, dO, dS and statistics lie in stage steps_done % 2
+  std::uint32_t phases = 0;  // bits 0, 1: fillings of the staging buffers mod 4; 2, 3: parity of their next join;
+                             // 4: parity of the next K and V
 
   __device__ __forceinline__ BackwardConsumer(const BackwardArgs& a, BackwardShared<Tile>& b, int warpgroup)
       : args(a), shared(b), part(warpgroup) {}
@@ -78,9 +52,28 @@ struct BackwardConsumer {
                                                 sm90::smem_address(shared.q[at]));
   }
 
-  /// Sets S of pairs that are not visible to -inf.
+  /// First row of the tile, from this thread's first column on, that sees the key, when rows see all keys before some
+  /// end.
+  __device__ __forceinline__ int first_row(int key, int tile) const {
+    if (key >= args.shape.Tk) return Tile::kRows;
+    return args.ranges.causal ? key - args.ranges.query_offset - tile * Tile::kRows - place.column : 0;
+  }
+
+  /// Sets S of pairs that are not visible to -inf. With no lower end of a row's keys a key has a first row that sees
+  /// it, one comparison an element.
   __device__ __forceinline__ void mask(const BackwardTask& task, int tile) {
     const int key = task.key_tile * kBackwardKeys + part * 64 + place.row;
+    if (args.ranges.window == 0 && args.ranges.first_key == nullptr) {
+      const int first_low = first_row(key, tile), first_high = first_row(key + 8, tile);
+#pragma unroll
+      for (int j = 0; j < Tile::kRows / 8; ++j)
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          if (8 * j + c < first_low) s[4 * j + c] = -INFINITY;
+          if (8 * j + c < first_high) s[4 * j + 2 + c] = -INFINITY;
+        }
+      return;
+    }
 #pragma unroll
     for (int j = 0; j < Tile::kRows / 8; ++j)
 #pragma unroll
@@ -125,12 +118,12 @@ struct BackwardConsumer {
         x[1] = __uint_as_float(pair & 0xffff0000u) * (x[1] - d.y);
       }
     }
-    const std::uint32_t base = sm90::smem_address(shared.ds[steps_done % 2]) + (part * 64 + place.matrix_row) * 128;
+    const std::uint32_t base = sm90::smem_address(shared.ds[steps_done % 2]) + part * 64 * 128;
 #pragma unroll
     for (int t = 0; t < Tile::kRows / 16; ++t) {
       pack_step(ds[t], dp + 8 * t);
-      sm90::store_matrix_x4(base + (t / 4) * kBackwardKeys * 128 + (((2 * (t % 4)) ^ place.matrix_flip) << 4), ds[t][0],
-                            ds[t][1], ds[t][2], ds[t][3]);
+      sm90::store_matrix_x4(base + (t / 4) * kBackwardKeys * 128 + place.matrix_offset(t % 4), ds[t][0], ds[t][1],
+                            ds[t][2], ds[t][3]);
     }
   }
 
@@ -144,17 +137,19 @@ struct BackwardConsumer {
       sm90::Wgmma<kDim>::template rs<sm90::Major::kMN>(d, a[t], sm90::descriptor_advance(b, t * 2048), 1);
   }
 
-  /// This warpgroup's 64 x 64 of dS K: of 128 rows its 64, of 64 rows all with its 64 features.
-  __device__ __forceinline__ void issue_dq() {
+  /// This warpgroup's 64 x 64 of dS K: of 128 rows its 64, of 64 rows all with its 64 features. Over kKeys keys from
+  /// `key` on.
+  template <int kKeys>
+  __device__ __forceinline__ void issue_dq(int key) {
     constexpr int kPanel = kBackwardKeys * 128;
     const std::uint64_t a = sm90::swizzle128_descriptor(sm90::smem_address(shared.ds[steps_done % 2]) +
                                                         (Tile::kRows == 128 ? part * kPanel : 0));
     const std::uint64_t b =
         sm90::swizzle128_descriptor(sm90::smem_address(shared.k) + (Tile::kRows == 128 ? 0 : part * kPanel));
 #pragma unroll
-    for (int t = 0; t < kBackwardKeys / 16; ++t)
-      sm90::Wgmma<64>::ss<sm90::Major::kMN, sm90::Major::kMN>(dq, sm90::descriptor_advance(a, t * 2048),
-                                                              sm90::descriptor_advance(b, t * 2048), t > 0);
+    for (int t = 0; t < kKeys / 16; ++t)
+      sm90::Wgmma<64>::ss<sm90::Major::kMN, sm90::Major::kMN>(dq, sm90::descriptor_advance(a, key * 128 + t * 2048),
+                                                              sm90::descriptor_advance(b, key * 128 + t * 2048), t > 0);
   }
 
   /// The staging buffer for the next filling, once its writer has emptied it.
@@ -169,8 +164,9 @@ struct BackwardConsumer {
     sm90::barrier_arrive(&shared.staging_full[buffer]);
   }
 
-  /// Hands the piece of dQ to the writer: f32 in fragment order, or the finished bf16 panel.
-  __device__ __forceinline__ void stage_dq(int flags) {
+  /// Hands the piece of dQ to the writer: f32 in fragment order, or the finished bf16 panel, masked by the rows of Q in
+  /// stage `at`.
+  __device__ __forceinline__ void stage_dq(int flags, int at) {
     const int buffer = await_staging();
     float4* staging = reinterpret_cast<float4*>(shared.staging[buffer][part]) + (threadIdx.x & 127);
     if (flags & kStepFinal) {
@@ -184,7 +180,9 @@ struct BackwardConsumer {
         }
         sm90::named_barrier_sync(kBarrierStaging + part, 128);
       }
-      store_panel(sm90::smem_address(shared.staging[buffer][part]), dq, args.scale, place);
+      const std::uint32_t kept =
+          args.sparse ? kept_features(sm90::smem_address(shared.q[at]) + part * 64 * 128, place) : kKeepAll;
+      store_panel(sm90::smem_address(shared.staging[buffer][part]), dq, args.scale, place, kept);
     } else {
 #pragma unroll
       for (int i = 0; i < 8; ++i)
@@ -193,10 +191,30 @@ struct BackwardConsumer {
     pass_staging(buffer);
   }
 
-  /// One query tile. On entry its S is being computed; on exit that of the next one, unless this is the last.
-  __device__ __forceinline__ void step(const BackwardTask& task, bool more) {
+  /// What dK of this warpgroup's keys keeps; then K may be overwritten.
+  __device__ __forceinline__ void release_keys() {
+#pragma unroll
+    for (int p = 0; p < Tile::kDqk / 64; ++p)
+      kept[p] = args.sparse ? kept_features(sm90::smem_address(shared.k) + (p * kBackwardKeys + part * 64) * 128, place)
+                            : kKeepAll;
+    __syncwarp();
+    if (leader) sm90::barrier_arrive(&shared.k_empty);
+  }
+
+  /// S of the tile behind this one.
+  __device__ __forceinline__ void issue_next() {
+    const Use<kBackwardQueryStages> next(steps_done);
+    sm90::barrier_wait(&shared.q_full[next.index], next.parity);
+    sm90::wgmma_fence();
+    issue_scores(next.index);
+    sm90::wgmma_commit();
+  }
+
+  /// One query tile. On entry its S has been computed; on exit that of the next one, unless this is the last: then K
+  /// and V are released as soon as they are not read any more.
+  template <bool kMore>
+  __device__ __forceinline__ void step(const BackwardTask& task, int flags) {
     const Use<kBackwardQueryStages> stage(steps_done);
-    const int flags = shared.step[stage.index];
     std::uint32_t p[Tile::kRows / 16][4], ds[Tile::kRows / 16][4];
 
     sm90::barrier_wait(&shared.d_out_full[stage.index], stage.parity);
@@ -205,9 +223,7 @@ struct BackwardConsumer {
                                                sm90::smem_address(shared.d_out[stage.index]));
     sm90::wgmma_commit();
 
-    sm90::wgmma_wait<1>();  // S
-    sm90::wgmma_pin(s);
-    if (flags & kStepMasked) mask(task, flags >> 3);
+    if (flags & kStepMasked << part) mask(task, flags >> kStepFlagBits);
     exponentials(p);
     sm90::wgmma_fence();
     issue_rows<Tile::kDv>(dv, p, shared.d_out[stage.index]);
@@ -215,29 +231,66 @@ struct BackwardConsumer {
 
     sm90::wgmma_wait<1>();  // dP
     sm90::wgmma_pin(dp);
+    if (!kMore && leader) sm90::barrier_arrive(&shared.v_empty);
     score_gradients(ds, p);
     sm90::fence_async_shared();
     sm90::named_barrier_sync(kBarrierDs, kBackwardConsumers * 128);
     sm90::wgmma_fence();
-    issue_dq();
+    issue_dq<kBackwardKeys>(0);
     sm90::wgmma_commit();
     issue_rows<Tile::kDqk>(dk, ds, shared.q[stage.index]);
     sm90::wgmma_commit();
 
     sm90::wgmma_wait<2>();  // dV
     if (leader) sm90::barrier_arrive(&shared.d_out_empty[stage.index]);
-    const Use<kBackwardQueryStages> next(++steps_done);
-    // Behind the last tile S of this one is computed again and dropped: a branch around the product would make the
-    // compiler serialise all products of the loop.
-    if (more) sm90::barrier_wait(&shared.q_full[next.index], next.parity);
-    sm90::wgmma_fence();
-    issue_scores(more ? next.index : stage.index);
-    sm90::wgmma_commit();
-    sm90::wgmma_wait<2>();  // dQ
+    ++steps_done;
+    if constexpr (kMore) issue_next();
+    sm90::wgmma_wait<kMore ? 2 : 1>();  // dQ
     sm90::wgmma_pin(dq);
-    stage_dq(flags);
+    if constexpr (!kMore) release_keys();
+    stage_dq(flags, stage.index);
     sm90::wgmma_wait<0>();  // dK, and S of the next tile
+    __syncwarp();
     if (leader) sm90::barrier_arrive(&shared.q_empty[stage.index]);
+  }
+
+  /// The same when no row of the tile sees a key of this warpgroup: its P is zero, so what is left is its share of dQ,
+  /// over the other warpgroup's keys.
+  template <bool kMore>
+  __device__ __forceinline__ void step_unseen(int flags) {
+    const Use<kBackwardQueryStages> stage(steps_done);
+    constexpr int kPanels = Tile::kRows / 64;
+    if (!kMore && leader) sm90::barrier_arrive(&shared.v_empty);
+    auto* ds = reinterpret_cast<uint4*>(shared.ds[steps_done % 2] + part * 64 * 128) + (threadIdx.x & 127);
+#pragma unroll
+    for (int i = 0; i < 4 * kPanels; ++i) ds[i / 4 * kBackwardKeys * 8 + i % 4 * 128] = make_uint4(0, 0, 0, 0);
+    sm90::fence_async_shared();
+    sm90::barrier_wait(&shared.d_out_full[stage.index], stage.parity);  // or the arrival might count for an earlier use
+    if (leader) sm90::barrier_arrive(&shared.d_out_empty[stage.index]);
+    sm90::named_barrier_sync(kBarrierDs, kBackwardConsumers * 128);
+    sm90::wgmma_fence();
+    issue_dq<kBackwardHalf>((1 - part) * kBackwardHalf);
+    sm90::wgmma_commit();
+    ++steps_done;
+    if constexpr (kMore) issue_next();
+    sm90::wgmma_wait<kMore ? 1 : 0>();  // dQ
+    sm90::wgmma_pin(dq);
+    if constexpr (!kMore) release_keys();
+    stage_dq(flags, stage.index);
+    sm90::wgmma_wait<0>();
+    __syncwarp();
+    if (leader) sm90::barrier_arrive(&shared.q_empty[stage.index]);
+  }
+
+  /// Nothing is in flight across the branch: otherwise ptxas serialises every product of the loop.
+  template <bool kMore>
+  __device__ __forceinline__ void any_step(const BackwardTask& task) {
+    const int flags = shared.step[steps_done % kBackwardQueryStages];
+    sm90::wgmma_pin(s);
+    if (Tile::kSkipsUnseen && (flags & kStepUnseen << part))
+      step_unseen<kMore>(flags);
+    else
+      step<kMore>(task, flags);
   }
 
   __device__ __forceinline__ void store_key_gradients() {
@@ -249,9 +302,9 @@ struct BackwardConsumer {
       const std::uint32_t panel =
           sm90::smem_address(shared.staging[buffer][part]) + p % Tile::kPanelsAtOnce * Tile::kPanelBytes;
       if (p < kValuePanels)
-        store_panel(panel, dv + p * 32, 1.0f, place);
+        store_panel(panel, dv + p * 32, 1.0f, place, kKeepAll);
       else
-        store_panel(panel, dk + (p - kValuePanels) * 32, args.scale, place);
+        store_panel(panel, dk + (p - kValuePanels) * 32, args.scale, place, kept[p - kValuePanels]);
       if (p % Tile::kPanelsAtOnce == Tile::kPanelsAtOnce - 1 || p == Tile::kGradientPanels - 1) pass_staging(buffer);
     }
   }
@@ -266,19 +319,21 @@ struct BackwardConsumer {
       for (int i = 0; i < Tile::kDqk / 2; ++i) dk[i] = 0;
 #pragma unroll
       for (int i = 0; i < Tile::kDv / 2; ++i) dv[i] = 0;
+#pragma unroll
+      for (int i = 0; i < Tile::kDqk / 64; ++i) kept[i] = kKeepAll;
       int steps = max(0, task.last - task.first + 1) * ratio;
       if (steps > 0) {
         const Use<kBackwardQueryStages> stage(steps_done);
         sm90::barrier_wait(&shared.q_full[stage.index], stage.parity);
         sm90::barrier_wait(&shared.kv_full, phases >> 4 & 1);
+        phases ^= 16;
         sm90::wgmma_fence();
         issue_scores(stage.index);
         sm90::wgmma_commit();
-#pragma unroll 1
-        for (; steps > 0; --steps) step(task, steps > 1);
         sm90::wgmma_wait<0>();
-        if (leader) sm90::barrier_arrive(&shared.kv_empty);
-        phases ^= 16;
+#pragma unroll 1
+        for (; steps > 1; --steps) any_step<true>(task);
+        any_step<false>(task);
         sm90::wgmma_pin(dk);
         sm90::wgmma_pin(dv);
       }

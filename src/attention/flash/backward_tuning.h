@@ -17,6 +17,7 @@ namespace sfa::flash {
 /// Keys of one block's tile: 64 for each of the two consumer warpgroups.
 inline constexpr int kBackwardKeys = 128;
 inline constexpr int kBackwardConsumers = 2;
+inline constexpr int kBackwardHalf = kBackwardKeys / kBackwardConsumers;
 /// Staging buffers of dQ, dK and dV, each with a thread that empties it. One alone was the bottleneck: its waits for
 /// turn, bulk reduction and release take about as long as a step.
 inline constexpr int kBackwardWriters = 2;

@@ -26,6 +26,14 @@ std::int64_t units_of(const Shape& s) {
 
 constexpr const char* kOp = "attention decode";
 
+void check_int8(const Strides& rows, const void* scales, const Strides& scale) {
+  require(
+      (rows.batch | rows.token | rows.head) % 16 == 0 && reinterpret_cast<std::uintptr_t>(scales) % 16 == 0 &&
+          (scale.batch | scale.head) % 8 == 0 && scale.token == 1,
+      "attention decode: int8 rows are whole pieces of 16 bytes, and their scales follow each other over the tokens "
+      "of a head");
+}
+
 void check(const DecodeParams& p) {
   const Shape& s = p.shape;
   require(decode_supported(s),
@@ -52,16 +60,12 @@ void check(const DecodeParams& p) {
   } else {
     require_aligned(kOp, "q", p.q, p.q_stride);
     require_aligned(kOp, "k", p.k, p.k_stride);
+    require((p.k_scale != nullptr) == (p.v_scale != nullptr),
+            "attention decode: dense keys and their values are both int8 or neither");
+    if (p.k_scale != nullptr) check_int8(p.k_stride, p.k_scale, p.k_scale_stride);
   }
   require_aligned(kOp, "v", p.v, p.v_stride);
-  if (p.v_scale != nullptr) {
-    const Strides &v = p.v_stride, &scale = p.v_scale_stride;
-    require(p.k_sparse.k > 0 && (v.batch | v.token | v.head) % 16 == 0 &&
-                reinterpret_cast<std::uintptr_t>(p.v_scale) % 16 == 0 && (scale.batch | scale.head) % 8 == 0 &&
-                scale.token == 1,
-            "attention decode: int8 values go with sparse keys, rows of whole 16 bytes, and scales that follow each "
-            "other over the tokens of a head");
-  }
+  if (p.v_scale != nullptr) check_int8(p.v_stride, p.v_scale, p.v_scale_stride);
 }
 
 }  // namespace

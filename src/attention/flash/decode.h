@@ -23,23 +23,24 @@ struct SparseRows {
   Strides values_stride, indices_stride;  ///< elements
 };
 
-/// q, k, v, out as in ForwardParams, all strides but the last multiples of 8 elements. Sparse: q_sparse and k_sparse
-/// instead of q and k; the rows of k_sparse of one sequence and head follow each other (token stride k) and the first
-/// is 16-byte aligned.
+/// q, k, v, out as in ForwardParams, all strides but the last multiples of 8 elements, of int8 rows 16. Sparse:
+/// q_sparse and k_sparse instead of q and k; the rows of k_sparse of one sequence and head follow each other (token
+/// stride k) and the first is 16-byte aligned.
 struct DecodeParams {
   Shape shape;
   Ranges ranges;
   float scale = 0;  ///< natural; positive
   const void* q = nullptr;
-  const void* k = nullptr;
+  const void* k = nullptr;        ///< bf16, or int8 when k_scale is set
+  const void* k_scale = nullptr;  ///< bf16 [B, Tk, G]: K = k_scale * k; wants v_scale
   SparseRows q_sparse, k_sparse;
   const void* v = nullptr;        ///< bf16, or int8 when v_scale is set
   const void* v_scale = nullptr;  ///< bf16 [B, Tk, G]: V = v_scale * v
   void* out = nullptr;
   float* lse = nullptr;  ///< [B, H, Tq] contiguous, natural logarithm
   Strides q_stride, k_stride, v_stride, out_stride;
-  Strides v_scale_stride;     ///< batch, token (1), head
-  void* workspace = nullptr;  ///< decode_workspace_bytes(shape), 16-byte aligned
+  Strides k_scale_stride, v_scale_stride;  ///< batch, token (1), head
+  void* workspace = nullptr;               ///< decode_workspace_bytes(shape), 16-byte aligned
 };
 
 /// Head sizes are multiples of 8 up to 256. Lengths, batch and groups are free.

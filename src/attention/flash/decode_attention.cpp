@@ -5,6 +5,7 @@
 #include "attention/flash/flash_tensors.h"
 #include "core/build_config.h"
 #include "core/device_cuda.h"
+#include "ops/int8_rows/int8_rows.h"
 
 namespace sfa::flash {
 namespace {
@@ -29,7 +30,16 @@ Tensor take_by_head(Arena& arena, DType type, std::int64_t B, std::int64_t capac
   return t;
 }
 
-DecodeParams decode_params(const Tensor& q, const Tensor& v, const Attention::Forward& a, float scale) {
+/// `rows` and their scales, of tokens in 8 bits.
+void take_int8_by_head(Arena& arena, std::int64_t B, std::int64_t capacity, std::int64_t G, std::int64_t width,
+                       Tensor& rows, Tensor& scales) {
+  rows = take_by_head(arena, DType::u8, B, capacity, G, width, true);
+  scales = take_by_head(arena, DType::bf16, B, capacity, G, 1);
+  scales.rank = 3;
+}
+
+DecodeParams decode_params(const Tensor& q, const Keys& k, const Attention::Forward& a, float scale) {
+  const Tensor& v = k.v;
   DecodeParams p;
   p.shape = {.B = static_cast<int>(q.dim(0)),
              .Tq = static_cast<int>(q.dim(1)),
@@ -45,6 +55,10 @@ DecodeParams decode_params(const Tensor& q, const Tensor& v, const Attention::Fo
   p.out = a.out.data;
   p.out_stride = strides_of(a.out);
   p.lse = a.lse.as<float>();
+  if (!k.v_scale.empty()) {
+    p.v_scale = k.v_scale.data;
+    p.v_scale_stride = strides_of(k.v_scale);
+  }
   return p;
 }
 
@@ -67,11 +81,17 @@ void launch(Context& ctx, DecodeParams p, Arena& scratch) {
 
 }  // namespace
 
-KvCache plan_dense_cache(Arena& arena, const AttentionDims& dims, DType dtype, std::int64_t B, std::int64_t capacity) {
+KvCache plan_dense_cache(Arena& arena, const AttentionConfig& config, const AttentionDims& dims, DType dtype,
+                         std::int64_t B, std::int64_t capacity) {
   KvCache cache;
   cache.capacity = capacity;
-  cache.keys.dense = take_by_head(arena, dtype, B, capacity, dims.G, dims.Dqk);
-  cache.keys.v = take_by_head(arena, dtype, B, capacity, dims.G, dims.Dv);
+  if (config.kv_cache == "int8") {
+    take_int8_by_head(arena, B, capacity, dims.G, dims.Dqk, cache.keys.dense, cache.keys.k_scale);
+    take_int8_by_head(arena, B, capacity, dims.G, dims.Dv, cache.keys.v, cache.keys.v_scale);
+  } else {
+    cache.keys.dense = take_by_head(arena, dtype, B, capacity, dims.G, dims.Dqk);
+    cache.keys.v = take_by_head(arena, dtype, B, capacity, dims.G, dims.Dv);
+  }
   return cache;
 }
 
@@ -81,36 +101,42 @@ KvCache plan_sparse_cache(Arena& arena, const AttentionConfig& config, const Att
   cache.capacity = capacity;
   cache.keys.values = take_by_head(arena, dtype, B, capacity, dims.G, config.k_k);
   cache.keys.indices = take_by_head(arena, DType::u8, B, capacity, dims.G, config.k_k);
-  if (config.kv_cache_v == "int8") {
-    cache.keys.v = take_by_head(arena, DType::u8, B, capacity, dims.G, dims.Dv, true);
-    cache.keys.v_scale = take_by_head(arena, DType::bf16, B, capacity, dims.G, 1);
-    cache.keys.v_scale.rank = 3;
-  } else {
+  if (config.kv_cache == "int8")
+    take_int8_by_head(arena, B, capacity, dims.G, dims.Dv, cache.keys.v, cache.keys.v_scale);
+  else
     cache.keys.v = take_by_head(arena, dtype, B, capacity, dims.G, dims.Dv);
-  }
   return cache;
 }
 
 void append_to_cache(Context& ctx, const Keys& keys, KvCache& cache) {
   if constexpr (kHasCuda) {
-    if (!cache.keys.dense.empty()) append_rows(ctx, keys.dense, cache.keys.dense, cache.length);
-    if (!cache.keys.values.empty()) {
-      append_rows(ctx, keys.values, cache.keys.values, cache.length);
-      append_rows(ctx, keys.indices, cache.keys.indices, cache.length);
-    }
-    if (cache.keys.v_scale.empty())
-      append_rows(ctx, keys.v, cache.keys.v, cache.length);
-    else
-      append_int8(ctx, keys.v, cache.keys.v, cache.keys.v_scale, cache.length);
+    const auto append = [&](const Tensor& rows, const Tensor& to, const Tensor& scales) {
+      if (to.empty()) return;
+      if (scales.empty())
+        append_rows(ctx, rows, to, cache.length);
+      else
+        int8_append(ctx, rows, {to, scales}, cache.length);
+    };
+    append(keys.dense, cache.keys.dense, cache.keys.k_scale);
+    append(keys.values, cache.keys.values, {});
+    append(keys.indices, cache.keys.indices, {});
+    append(keys.v, cache.keys.v, cache.keys.v_scale);
   }
   cache.length += keys.v.dim(1);
 }
 
-Tensor cached_values(Context& ctx, const Keys& k, std::int64_t Dv, Arena& scratch) {
-  if (k.v_scale.empty()) return k.v;
-  const Tensor rows = scratch.take(DType::bf16, {k.v.dim(0), k.v.dim(1), k.v.dim(2), Dv});
-  if constexpr (kHasCuda) expand_int8(ctx, k.v, k.v_scale, rows);
-  return rows;
+Keys as_activations(Context& ctx, const Keys& k, const AttentionDims& dims, Arena& scratch) {
+  const auto expanded = [&](const Tensor& rows, const Tensor& scales, std::int64_t width) {
+    if (scales.empty()) return rows;
+    const Tensor wide = scratch.take(DType::bf16, {rows.dim(0), rows.dim(1), rows.dim(2), width});
+    int8_expand(ctx, {rows, scales}, wide);
+    return wide;
+  };
+  Keys wide = k;
+  wide.dense = expanded(k.dense, k.k_scale, dims.Dqk);
+  wide.v = expanded(k.v, k.v_scale, dims.Dv);
+  wide.k_scale = wide.v_scale = {};
+  return wide;
 }
 
 bool decodes(const Attention::Forward& args) {
@@ -123,25 +149,24 @@ bool decodes_sparse(const Attention::Forward& args) {
          args.k.indices.stride[1] == values.dim(3);
 }
 
-void decode_rows(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Attention::Forward& args,
-                 float scale) {
-  DecodeParams p = decode_params(q, v, args, scale);
+void decode_rows(Context& ctx, const Tensor& q, const Keys& k, const Attention::Forward& args, float scale) {
+  DecodeParams p = decode_params(q, k, args, scale);
   p.q = q.data;
   p.q_stride = strides_of(q);
-  p.k = k.data;
-  p.k_stride = strides_of(k);
+  p.k = k.dense.data;
+  p.k_stride = strides_of(k.dense);
+  if (!k.k_scale.empty()) {
+    p.k_scale = k.k_scale.data;
+    p.k_scale_stride = strides_of(k.k_scale);
+  }
   launch(ctx, p, args.scratch);
 }
 
 void decode_sparse_rows(Context& ctx, const Attention::Forward& args, std::int64_t Dqk, float scale) {
-  DecodeParams p = decode_params(args.q.values, args.k.v, args, scale);
+  DecodeParams p = decode_params(args.q.values, args.k, args, scale);
   p.shape.Dqk = static_cast<int>(Dqk);
   p.q_sparse = sparse_rows(args.q.values, args.q.indices);
   p.k_sparse = sparse_rows(args.k.values, args.k.indices);
-  if (!args.k.v_scale.empty()) {
-    p.v_scale = args.k.v_scale.data;
-    p.v_scale_stride = strides_of(args.k.v_scale);
-  }
   launch(ctx, p, args.scratch);
 }
 

@@ -8,24 +8,25 @@
 
 namespace sfa::flash {
 
-KvCache plan_dense_cache(Arena& arena, const AttentionDims& dims, DType dtype, std::int64_t B, std::int64_t capacity);
-/// values, indices, v; and v_scale when V is held as int8.
+/// dense and v; with their scales when config.kv_cache says int8.
+KvCache plan_dense_cache(Arena& arena, const AttentionConfig& config, const AttentionDims& dims, DType dtype,
+                         std::int64_t B, std::int64_t capacity);
+/// values, indices, v; and v_scale when config.kv_cache says int8.
 KvCache plan_sparse_cache(Arena& arena, const AttentionConfig& config, const AttentionDims& dims, DType dtype,
                           std::int64_t B, std::int64_t capacity);
 /// Appends what the cache holds.
 void append_to_cache(Context& ctx, const Keys& keys, KvCache& cache);
 
-/// Rows of V as bf16: k.v itself, or expanded from int8 into scratch.
-Tensor cached_values(Context& ctx, const Keys& k, std::int64_t Dv, Arena& scratch);
+/// The same keys with rows in 8 bits, if any, expanded to bf16 into scratch.
+Keys as_activations(Context& ctx, const Keys& k, const AttentionDims& dims, Arena& scratch);
 
 /// Few enough query rows.
 bool decodes(const Attention::Forward& args);
 /// Sparse keys that the kernel reads as they are: few features a key, in a cache's layout.
 bool decodes_sparse(const Attention::Forward& args);
 
-/// q and k full-width rows.
-void decode_rows(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Attention::Forward& args,
-                 float scale);
+/// q and k.dense full-width rows; those of k in 8 bits where it has their scales.
+void decode_rows(Context& ctx, const Tensor& q, const Keys& k, const Attention::Forward& args, float scale);
 /// args.q and args.k sparse; Dqk is the width that their indices address.
 void decode_sparse_rows(Context& ctx, const Attention::Forward& args, std::int64_t Dqk, float scale);
 

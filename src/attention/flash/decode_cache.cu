@@ -1,7 +1,6 @@
 #include "attention/flash/decode_cache.h"
 
 #include "cuda/launch.h"
-#include "cuda/reduce.cuh"
 #include "cuda/vector.cuh"
 #include "ops/select/select_rows.cuh"
 
@@ -12,7 +11,6 @@ using cuda_ops::row_view;
 using cuda_ops::RowView;
 
 constexpr int kThreads = 256;
-constexpr unsigned kWarps = kThreads / 32;
 
 /// Rows in pieces of T; strides count pieces.
 template <class T>
@@ -52,49 +50,6 @@ void launch_append(cudaStream_t stream, const Tensor& from, const Tensor& to) {
       in_pieces<const T>(from), in_pieces<T>(to), static_cast<std::uint32_t>(rows), static_cast<std::uint32_t>(pieces));
 }
 
-/// A warp a row of at most 256 features, lane by lane in turn.
-__global__ void __launch_bounds__(kThreads) append_int8_kernel(RowView<const bf16> v, RowView<std::uint8_t> values,
-                                                               RowView<bf16> scales, std::uint32_t rows, int features) {
-  const std::uint32_t row = blockIdx.x * kWarps + threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
-  if (row >= rows) return;
-  float x[8], most = 0;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const int c = lane + 32 * i;
-    x[i] = c < features ? to_float(v.row(row)[c]) : 0.0f;
-    most = fmaxf(most, fabsf(x[i]));
-  }
-  most = warp_reduce(most, Max{});
-  const bf16 scale = __float2bfloat16_ru(most / 127.0f);
-  const float inverse = most > 0 ? 1.0f / to_float(scale) : 0.0f;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const int c = lane + 32 * i;
-    const int stored = max(-127, min(127, __float2int_rn(x[i] * inverse)));
-    if (c < features) values.row(row)[c] = static_cast<std::uint8_t>(stored);
-  }
-  if (lane == 0) *scales.row(row) = scale;
-}
-
-__global__ void __launch_bounds__(kThreads)
-    expand_int8_kernel(RowView<const std::uint8_t> values, RowView<const bf16> scales, RowView<bf16> v,
-                       std::uint32_t rows, int features) {
-  const std::uint32_t row = blockIdx.x * kWarps + threadIdx.x / 32;
-  if (row >= rows) return;
-  const float scale = to_float(*scales.row(row));
-  for (int c = threadIdx.x % 32; c < features; c += 32)
-    v.row(row)[c] = from_float<bf16>(scale * static_cast<float>(static_cast<std::int8_t>(values.row(row)[c])));
-}
-
-/// [B, T, G] as rows of one element.
-Tensor of_width_one(const Tensor& t) {
-  Tensor row = t;
-  row.rank = 4;
-  row.shape[3] = row.stride[3] = 1;
-  return row;
-}
-
 }  // namespace
 
 void append_rows(Context& ctx, const Tensor& from, const Tensor& cache, std::int64_t at) {
@@ -114,25 +69,6 @@ void append_rows(Context& ctx, const Tensor& from, const Tensor& cache, std::int
     launch_append<std::uint16_t>(stream, from, to);
   else
     launch_append<std::uint8_t>(stream, from, to);
-  SFA_LAUNCH_CHECK();
-}
-
-void append_int8(Context& ctx, const Tensor& v, const Tensor& values, const Tensor& scales, std::int64_t at) {
-  if (ctx.planning || v.numel() == 0) return;
-  const std::int64_t rows = v.dim(0) * v.dim(1) * v.dim(2);
-  append_int8_kernel<<<blocks_for(rows, kWarps), kThreads, 0, ctx.cuda().stream>>>(
-      row_view<const bf16>(v), row_view<std::uint8_t>(values.slice(1, at, v.dim(1))),
-      row_view<bf16>(of_width_one(scales.slice(1, at, v.dim(1)))), static_cast<std::uint32_t>(rows),
-      static_cast<int>(v.dim(3)));
-  SFA_LAUNCH_CHECK();
-}
-
-void expand_int8(Context& ctx, const Tensor& values, const Tensor& scales, const Tensor& v) {
-  if (ctx.planning || v.numel() == 0) return;
-  const std::int64_t rows = v.dim(0) * v.dim(1) * v.dim(2);
-  expand_int8_kernel<<<blocks_for(rows, kWarps), kThreads, 0, ctx.cuda().stream>>>(
-      row_view<const std::uint8_t>(values), row_view<const bf16>(of_width_one(scales)), row_view<bf16>(v),
-      static_cast<std::uint32_t>(rows), static_cast<int>(v.dim(3)));
   SFA_LAUNCH_CHECK();
 }
 

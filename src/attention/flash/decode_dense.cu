@@ -6,17 +6,23 @@ namespace {
 
 // Tiles of 8 KB or so a warp; with them in flight in every ring an SM waits for 100 KB and more, four times what the
 // latency of memory asks for.
-template <int DQK, int DV, int COLUMNS>
+template <int DQK, int DV, bool INT8, int COLUMNS>
 struct ConfigOf {
-  static constexpr bool kWide = DQK + DV > 256;
-  using Type = DecodeConfig<DQK, DV, COLUMNS, DQK + DV <= 128 ? 32 : 16, 4, kWide ? 2 : 3, kWide ? 1 : 2>;
+  static constexpr int kRow = (DQK + DV) * (INT8 ? 1 : 2);  // bytes
+  static constexpr bool kWide = kRow > 512;
+  using Type = DecodeConfig<DQK, DV, INT8, COLUMNS, kRow <= 256 ? 32 : 16, 4, kWide ? 2 : 3, kWide ? 1 : 2>;
 };
+
+template <int DQK, int DV, bool INT8>
+cudaError_t launch_as(const DecodeArgs& args, cudaStream_t stream) {
+  const int rows = args.p.shape.H / args.p.shape.G * args.p.shape.Tq;
+  return rows <= 8 ? launch_decode<DenseScores<typename ConfigOf<DQK, DV, INT8, 1>::Type>>(args, stream)
+                   : launch_decode<DenseScores<typename ConfigOf<DQK, DV, INT8, 2>::Type>>(args, stream);
+}
 
 template <int DQK, int DV>
 cudaError_t launch(const DecodeArgs& args, cudaStream_t stream) {
-  const int rows = args.p.shape.H / args.p.shape.G * args.p.shape.Tq;
-  return rows <= 8 ? launch_decode<DenseScores<typename ConfigOf<DQK, DV, 1>::Type>>(args, stream)
-                   : launch_decode<DenseScores<typename ConfigOf<DQK, DV, 2>::Type>>(args, stream);
+  return args.p.k_scale != nullptr ? launch_as<DQK, DV, true>(args, stream) : launch_as<DQK, DV, false>(args, stream);
 }
 
 }  // namespace

@@ -176,7 +176,8 @@ __global__ void __launch_bounds__(Scores::Config::kWarps * 32, Scores::Config::k
       scores.load(stage, stretch.key(i), stretch.lo, stretch.hi);
       values.load(stage + key_bytes, stretch.key(i), stretch.lo, stretch.hi);
       if constexpr (C::kInt8) {
-        load_scales(a, DecodeUnit(a, stretch.index), stage + key_bytes + Values::kBytes, stretch.key(i), stretch.hi);
+        load_scales<C::kTokens>(unit_scales(a.p.v_scale, a.p.v_scale_stride, DecodeUnit(a, stretch.index)),
+                                stage + key_bytes + Values::kBytes, stretch.key(i), stretch.hi);
       }
       filled = filled + 1 == a.stages ? 0 : filled + 1;
     }

@@ -92,14 +92,19 @@ struct ValueTile {
   }
 };
 
-/// The scales of a tile of 32 keys; keys beyond hi get 0.
-__device__ __forceinline__ void load_scales(const DecodeArgs& a, const DecodeUnit& unit, char* to, int t0, int hi) {
+/// The scales (those of one sequence and head start at `from`) of a tile of TOKENS keys; keys beyond hi get 0.
+template <int TOKENS>
+__device__ __forceinline__ void load_scales(const __nv_bfloat16* from, char* to, int t0, int hi) {
   const int at = t0 + threadIdx.x % 32 * 8;
-  if (threadIdx.x % 32 >= 4) return;
-  const auto* from = static_cast<const __nv_bfloat16*>(a.p.v_scale) + unit.b * a.p.v_scale_stride.batch +
-                     unit.g * a.p.v_scale_stride.head;
+  if (threadIdx.x % 32 >= TOKENS / 8) return;
   const int there = min(max(hi - at, 0), 8);
   copy_async(to + threadIdx.x % 32 * 16, there > 0 ? from + at : from, 2 * there);
+}
+
+/// Where the scales of a unit's rows start.
+__device__ __forceinline__ const __nv_bfloat16* unit_scales(const void* scales, const Strides& s,
+                                                            const DecodeUnit& unit) {
+  return static_cast<const __nv_bfloat16*>(scales) + unit.b * s.batch + unit.g * s.head;
 }
 
 /// Until the oldest of `groups` groups of copies has arrived.

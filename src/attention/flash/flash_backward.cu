@@ -86,6 +86,17 @@ void check(const BackwardParams& p) {
   require(p.lse != nullptr, "attention backward: lse must be set");
   require(p.workspace != nullptr && reinterpret_cast<std::uintptr_t>(p.workspace) % 256 == 0,
           "attention backward: the workspace must be set and aligned to 256 bytes");
+  const auto sparse = [&](const KeptFeatures& rows) {
+    return rows.values != nullptr && rows.indices != nullptr && rows.k >= 1 && rows.k <= s.Dqk &&
+           reinterpret_cast<std::uintptr_t>(rows.values) % 16 == 0 &&
+           reinterpret_cast<std::uintptr_t>(rows.indices) % 8 == 0;
+  };
+  if (p.q_sparse.values != nullptr || p.k_sparse.values != nullptr)
+    require(
+        sparse(p.q_sparse) && sparse(p.k_sparse),
+        "attention backward: sparse rows need values and indices of q and k, aligned to 16 and 8 bytes, and 1 to {} "
+        "features a row, not {} and {}",
+        s.Dqk, p.q_sparse.k, p.k_sparse.k);
   require_aligned(kOp, "q", p.q, p.q_stride);
   require_aligned(kOp, "k", p.k, p.k_stride);
   require_aligned(kOp, "v", p.v, p.v_stride);
@@ -135,6 +146,13 @@ BackwardArgs backward_args(const BackwardParams& p, int rows) {
   args.query_tiles = ceil_div(s.Tq, rows);
   args.key_tiles = ceil_div(s.Tk, kBackwardKeys);
   args.heads_together = p.heads_together > 0 ? std::min(p.heads_together, s.B * s.G) : heads_together(s);
+  args.sparse = p.q_sparse.values != nullptr;
+  args.q_sparse = p.q_sparse;
+  args.k_sparse = p.k_sparse;
+  args.q_pointer = p.q;
+  args.k_pointer = p.k;
+  args.q_stride = p.q_stride;
+  args.k_stride = p.k_stride;
   args.out = p.out;
   args.d_out_pointer = p.d_out;
   args.lse = p.lse;
@@ -153,7 +171,8 @@ void backward(const BackwardParams& params, void* stream) {
   check(params);
   const BackwardArgs args = backward_args(params, instance.rows);
   auto* queue = static_cast<cudaStream_t>(stream);
-  cudaError_t status = launch_backward_prepare(args, instance.rows, queue);
+  cudaError_t status = args.sparse ? launch_backward_expand(args, queue) : cudaSuccess;
+  if (status == cudaSuccess) status = launch_backward_prepare(args, instance.rows, queue);
   if (status == cudaSuccess) status = instance.launch(args, queue);
   require(status == cudaSuccess, "attention backward failed to launch: {}", cudaGetErrorString(status));
 }

@@ -11,16 +11,20 @@
 #include <cstdint>
 
 #include "attention/flash/flash_params.h"
+#include "attention/flash/kept_features.h"
 
 namespace sfa::flash {
 
 /// Tensors as in ForwardParams. d_q, d_k and d_v are overwritten; every byte of them that belongs to a row is written.
+/// With q_sparse and k_sparse the rows of q and k are made of them first, into the memory at q and k, and d_q and d_k
+/// are exact zeros outside the features that a row keeps.
 struct BackwardParams {
   Shape shape;
   Ranges ranges;
-  float scale = 0;  ///< positive
-  const void* q = nullptr;
-  const void* k = nullptr;
+  float scale = 0;    ///< positive
+  void* q = nullptr;  ///< read; with q_sparse written before
+  void* k = nullptr;
+  KeptFeatures q_sparse, k_sparse;  ///< both or neither; kernels for sm_90a only
   const void* v = nullptr;
   const void* out = nullptr;
   const void* d_out = nullptr;

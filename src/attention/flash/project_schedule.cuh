@@ -4,11 +4,10 @@
 
 #include <cstdint>
 
-#include "attention/flash/select_stage.cuh"
-
 namespace sfa::flash {
 
-inline constexpr int kProjectRows = 128;  // tokens of a tile
+inline constexpr int kProjectRows = 128;     // tokens of a tile
+inline constexpr int kProjectColumns = 256;  // output features of a tile
 
 /// What the selection of queries or of keys writes beside the rows.
 struct SelectedHeads {
@@ -40,7 +39,7 @@ struct ProjectTile {
 
 /// Tiles of neighbouring columns run at the same time on the same rows: x comes from memory once a group of columns,
 /// whose weights stay in L2.
-template <int kCluster, int kColumns>
+template <int kCluster>
 __device__ __forceinline__ ProjectTile project_tile(const ProjectArgs& args, int index, int rank) {
   const int group_tiles = args.row_units * args.columns_a_group;
   const int group = index / group_tiles, rest = index - group * group_tiles;
@@ -49,7 +48,8 @@ __device__ __forceinline__ ProjectTile project_tile(const ProjectArgs& args, int
   int tile = group * args.columns_a_group + rest - unit * width, section = 0;
   while (section < 2 && tile >= args.tiles[section]) tile -= args.tiles[section++];
   const int entry = unit / args.units_an_entry;
-  return {entry, ((unit - entry * args.units_an_entry) * kCluster + rank) * kProjectRows, section, tile * kColumns};
+  return {entry, ((unit - entry * args.units_an_entry) * kCluster + rank) * kProjectRows, section,
+          tile * kProjectColumns};
 }
 
 }  // namespace sfa::flash

@@ -33,7 +33,7 @@ struct ProjectSelectParams {
 };
 
 /// Whether there is a kernel: D 64 or 128, Dv a multiple of 64, k at most 16 (a sorting network's), I a multiple of 8
-/// from 256 on.
+/// from 192 on.
 bool project_select_supported(const ProjectSelectParams& params);
 
 /// Throws Error on what has no kernel or a failed launch; `stream` is a cudaStream_t.

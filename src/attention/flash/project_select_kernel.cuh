@@ -1,13 +1,15 @@
 // The projection with selection for sm_90a.
 //
 // One persistent block an SM, two blocks a cluster, a tile of 128 tokens by 256 output features a block:
-//   producer (a thread)        x and W by TMA, 64 features of x a stage; a block of the cluster fetches half of W's
+//   two warpgroups of products  64 tokens each: x W^T in 128 registers a thread, then bias, rounding, and the tile goes
+//                               to shared memory; on with the next tile
+//   three warps of selection    under the next tile's products: of 32 tokens and 64 features (a pass) each takes every
+//                               third; features are selected, rows zero-filled in place or compressed, everything
+//                               leaves in whole lines
+//   a warp of producer          x and W by TMA, 64 features of x a stage; a block of the cluster fetches half of W's
 //   rows
-//                              for both
-//   two warpgroups of products 64 tokens each: x W^T in 128 registers a thread, then bias, rounding, and the tile goes
-//                              to shared memory; on with the next tile
-//   warpgroup of selection     under the next tile's products: a warp owns 32 tokens; features are selected, rows
-//                              zero-filled in place or compressed, everything leaves in whole lines
+//                               for both
+// One product instruction for 256 columns needs more registers than a thread of four warpgroups has: hence three.
 // The second warpgroup of products starts kLag stages behind the first, so that the ends of their tiles fall apart and
 // the tensor cores stay busy.
 #pragma once
@@ -15,6 +17,7 @@
 #include <cuda_bf16.h>
 
 #include "attention/flash/project_schedule.cuh"
+#include "attention/flash/project_stage.cuh"
 #include "attention/flash/select24.h"
 #include "cuda/sm90.cuh"
 #include "cuda/sm90_cluster.cuh"
@@ -23,32 +26,27 @@
 namespace sfa::flash {
 
 /// kKeep: features that the sorting network keeps.
-template <int kD_, int kKeep_, int kColumns_, int kCluster_, int kStages_, int kLag_, bool kWide_>
+template <int kD_, int kKeep_, int kCluster_, int kStages_, int kLag_>
 struct ProjectConfig {
-  static constexpr int kD = kD_, kKeep = kKeep_, kColumns = kColumns_, kCluster = kCluster_, kStages = kStages_,
-                       kLag = kLag_;
-  /// One instruction for 256 columns takes more registers than a thread of four warpgroups begins with: there are three
-  /// then, and the producer is one of the warps of the selection's.
-  static constexpr bool kWide = kWide_;
-  static constexpr int kThreads = kWide ? 384 : 512, kSelectWarps = kWide ? 3 : 4;
-  static constexpr int kProducerRegisters = 24, kProductRegisters = kColumns == 256 ? 168 : 152, kSelectRegisters = 152;
+  static constexpr int kD = kD_, kKeep = kKeep_, kCluster = kCluster_, kStages = kStages_, kLag = kLag_;
+  static constexpr int kThreads = 384, kSelectWarps = 3;
   static constexpr int kLanes = kD / kSegment, kPassRows = 32 / kLanes;
   static constexpr int kPanelBytes = kProjectRows * 128;  // of a tile at rest: 64 features of all its rows
-  static constexpr int kInputBytes = kProjectRows * 128, kWeightBytes = kColumns * 128;  // of a stage
-  using Layout = CompressedLayout<kD, kPassRows>;
+  static constexpr int kInputBytes = kProjectRows * 128, kWeightBytes = kProjectColumns * 128;  // of a stage
+  using Layout = CompressedPart<kD, kPassRows>;
 };
 
 template <class Config>
 struct alignas(1024) ProjectStorage {
   unsigned char input[Config::kStages][Config::kInputBytes];
   unsigned char weight[Config::kStages][Config::kWeightBytes];
-  unsigned char rows[Config::kColumns / 64][Config::kPanelBytes];
+  unsigned char rows[kProjectColumns / 64][Config::kPanelBytes];
   struct Scratch {  // a warp of selection's
     uint4 compressed[Config::Layout::kPieces];
     alignas(16) unsigned short values[Config::kPassRows * Config::kKeep];
     alignas(16) std::uint8_t indices[Config::kPassRows * Config::kKeep];
   } scratch[Config::kSelectWarps];
-  alignas(16) unsigned short bias[2][Config::kColumns];
+  alignas(16) unsigned short bias[2][kProjectColumns];
   unsigned pairs[16];
   sm90::Barrier full[Config::kStages], empty[Config::kStages];
   sm90::Barrier staged[4], taken[4];  // 32 rows of a tile
@@ -69,21 +67,21 @@ __device__ __forceinline__ void produce_stages(const ProjectArgs& args, ProjectS
   RingState<Config::kStages> ring;
   const int tiles = args.row_units * args.columns;
   for (int index = first, parity = 0; index < tiles; index += step, parity ^= 1) {
-    const ProjectTile at = project_tile<kCluster, Config::kColumns>(args, index, rank);
+    const ProjectTile at = project_tile<kCluster>(args, index, rank);
     const int column = args.begin[at.section] + at.column;
     for (int k = 0; k < args.k_blocks; ++k) {
       barrier_wait(&shared.empty[ring.index], ring.parity ^ 1);
       std::uint32_t bytes = Config::kInputBytes + Config::kWeightBytes;
       Barrier* full = &shared.full[ring.index];
       if (k == 0 && args.bias != nullptr) {  // two buffers suffice: there are at least as many k_blocks as stages
-        const std::uint32_t bias_bytes = min(Config::kColumns, args.row - column) * 2;
+        const std::uint32_t bias_bytes = min(kProjectColumns, args.row - column) * 2;
         barrier_expect(full, bytes + bias_bytes);
         tma_load_bulk(shared.bias[parity], args.bias + column, bias_bytes, full);
       } else {
         barrier_expect(full, bytes);
       }
       tma_load_3d(shared.input[ring.index], &maps.input, full, k * 64, at.token, at.entry);
-      constexpr int kPart = Config::kColumns / kCluster;  // rows of W that this block fetches
+      constexpr int kPart = kProjectColumns / kCluster;  // rows of W that this block fetches
       tma_load_everywhere_3d<kCluster>(shared.weight[ring.index] + rank * kPart * 128, &maps.weight, full, k * 64,
                                        column + rank * kPart, 0, kEvictLast);
       ring.advance();
@@ -95,11 +93,10 @@ __device__ __forceinline__ void produce_stages(const ProjectArgs& args, ProjectS
 
 template <class Config>
 struct ProjectProducts {
-  static constexpr int kColumns = Config::kColumns, kHalves = kColumns == 256 && !Config::kWide ? 2 : 1;
   ProjectStorage<Config>& shared;
   const int warpgroup;
   sm90::RingState<Config::kStages> ring;
-  float d[kHalves][kColumns / 2 / kHalves];
+  float d[kProjectColumns / 2];
 
   __device__ __forceinline__ ProjectProducts(ProjectStorage<Config>& storage, int index)
       : shared(storage), warpgroup(index) {}
@@ -114,11 +111,8 @@ struct ProjectProducts {
     const std::uint64_t b = sm90::swizzle128_descriptor(sm90::smem_address(shared.weight[ring.index]));
 #pragma unroll
     for (int step = 0; step < 4; ++step)
-#pragma unroll
-      for (int half = 0; half < kHalves; ++half)
-        sm90::Wgmma<kColumns / kHalves>::ss(d[half], sm90::descriptor_advance(a, step * 32),
-                                            sm90::descriptor_advance(b, half * 128 * 128 + step * 32),
-                                            accumulate || step > 0);
+      sm90::Wgmma<kProjectColumns>::ss(d, sm90::descriptor_advance(a, step * 32),
+                                       sm90::descriptor_advance(b, step * 32), accumulate || step > 0);
   }
 
   __device__ __forceinline__ void multiply(int k_blocks, bool first_tile) {
@@ -139,8 +133,7 @@ struct ProjectProducts {
       ring.advance();
     }
     sm90::wgmma_wait<0>();
-#pragma unroll
-    for (int half = 0; half < kHalves; ++half) sm90::wgmma_pin(d[half]);
+    sm90::wgmma_pin(d);
     release(previous);
   }
 
@@ -152,7 +145,7 @@ struct ProjectProducts {
     const std::uint32_t rows = sm90::smem_address(shared.rows[0]);
     sm90::barrier_wait(&shared.taken[part], parity ^ 1);
 #pragma unroll
-    for (int j = 0; j < kColumns / 8; j += 2) {
+    for (int j = 0; j < kProjectColumns / 8; j += 2) {
       std::uint32_t words[4];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -160,7 +153,7 @@ struct ProjectProducts {
         const float low = __uint_as_float(pair << 16), high = __uint_as_float(pair & 0xffff0000u);
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          const float* at = d[(j + i) * 8 * kHalves / kColumns] + 4 * (j + i) % (kColumns / 2 / kHalves) + 2 * h;
+          const float* at = d + 4 * (j + i) + 2 * h;
           const __nv_bfloat162 rounded = __floats2bfloat162_rn(at[0] + low, at[1] + high);
           words[2 * i + h] = reinterpret_cast<const std::uint32_t&>(rounded);
         }
@@ -190,7 +183,7 @@ __device__ __forceinline__ void multiply_tiles(const ProjectArgs& args, ProjectS
 
 // --------------------------------------------------------------------------------------------------------- selection
 
-/// One warp's part of a tile: 32 tokens, kPassRows of one head at a time.
+/// One warp's share of a tile: every third pass.
 template <class Config>
 struct ProjectSelector {
   static constexpr int kD = Config::kD, kLanes = Config::kLanes, kPassRows = Config::kPassRows;
@@ -254,31 +247,30 @@ struct ProjectSelector {
     const bool packs = k2of4 && args.compressed != nullptr;
     const int lane = threadIdx.x & 31, part = lane % kLanes, own_row = lane / kLanes;
     const int count = min(kPassRows, args.T - (at.token + row));
-    const Segment own{reinterpret_cast<uint4*>(shared.rows[head * kLanes + part]) + (row + own_row) * 8,
-                      (row + own_row) & 7};
-    unsigned x[kSegmentWords];
-    own.read(x);
+    auto* segments = reinterpret_cast<uint4*>(shared.rows[head * kLanes + part]);
+    const int segment = row + own_row;
     if (own_row >= count) {  // beyond the last token: what stands there is bias alone
 #pragma unroll
-      for (unsigned& word : x) word = 0;
+      for (int piece = 0; piece < 8; ++piece) segments[piece_at(segment, piece)] = {0, 0, 0, 0};
     }
-    const Choice choice = choose_features<k2of4, Config::kKeep, kLanes>(x, out.k, part);
+    Chosen<kLanes> chosen;
+    chosen.template choose<k2of4, Config::kKeep>(segments, segment, out.k, part);
     const int global_head = at.column / kD + head;
     const std::int64_t first_row = static_cast<std::int64_t>(at.entry) * args.T + at.token + row;
     const bool direct = kLanes == 1 && out.k % 8 == 0;
     if (!direct) {
-      const int place = own_row * out.k + sum_below<kLanes>(choice.chosen.count(), part);
-      stage_support(own, choice.chosen, part, scratch().values + place, scratch().indices + place);
+      chosen.stage_support(segments, segment, scratch().values + own_row * out.k, scratch().indices + own_row * out.k,
+                           part);
     } else if (own_row < count) {
       const std::int64_t to = ((first_row + own_row) * out.heads + global_head) * out.k;
-      store_support(own, choice.chosen, out.k, out.values + to, out.indices + to);
+      store_support(segments, segment, chosen.support, out.k, out.values + to, out.indices + to);
     }
-    zero_outside(x, choice.chosen);
+    chosen.zero_rest();
     if (packs)
-      stage_compressed<kD, kPassRows>(reinterpret_cast<unsigned*>(scratch().compressed), shared.pairs, x, choice.kept,
-                                      own_row, part);
+      chosen.template stage_compressed<Layout>(reinterpret_cast<unsigned*>(scratch().compressed), shared.pairs, own_row,
+                                               part);
     else
-      own.write(x);
+      chosen.write(segments, segment);
     sm90::fence_async_shared();
     __syncwarp();
     if (packs) {
@@ -309,13 +301,13 @@ struct ProjectSelector {
 template <class Config>
 __device__ __forceinline__ void select_tiles(const ProjectArgs& args, ProjectStorage<Config>& shared,
                                              const ProjectMaps& maps, int warp, int first, int step, int rank) {
-  constexpr int kPasses = Config::kColumns / 64;  // over 32 rows
+  constexpr int kPasses = kProjectColumns / 64;  // over 32 rows
   const ProjectSelector<Config> selector{args, shared, warp};
   const int tiles = args.row_units * args.columns;
   std::uint32_t parity = 0;
 #pragma unroll 1
   for (int index = first; index < tiles; index += step, parity ^= 1) {
-    const ProjectTile at = project_tile<Config::kCluster, Config::kColumns>(args, index, rank);
+    const ProjectTile at = project_tile<Config::kCluster>(args, index, rank);
 #pragma unroll 1
     for (int unit = 0; unit < 4 * kPasses; ++unit) {
       const int part = unit / kPasses;
@@ -357,35 +349,19 @@ __global__ void __cluster_dims__(Config::kCluster, 1, 1) __launch_bounds__(Confi
     fence_barrier_init();
   }
   if (threadIdx.x < 16) shared.pairs[threadIdx.x] = stored_pair(threadIdx.x);
-  if (args.bias == nullptr && threadIdx.x < Config::kColumns)
+  if (args.bias == nullptr && threadIdx.x < kProjectColumns)
     shared.bias[0][threadIdx.x] = shared.bias[1][threadIdx.x] = 0;
   __syncthreads();
   cluster_sync<Config::kCluster>();
-  // In every branch's end: nobody arrives at the barriers of a block that has gone.
-  if constexpr (Config::kWide) {
-    const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x >> 5), 0);
-    if (warpgroup > 0)
-      multiply_tiles<Config>(args, shared, warpgroup - 1, first, step);
-    else if (warp > 0)
-      select_tiles<Config>(args, shared, maps, warp - 1, first, step, rank);
-    else if (threadIdx.x == 0)
-      produce_stages<Config>(args, shared, maps, first, step, rank);
-    __syncwarp();
-    cluster_sync<Config::kCluster>();
-  } else if (warpgroup == 0) {
-    registers_shrink<Config::kProducerRegisters>();
-    if (threadIdx.x == 0) produce_stages<Config>(args, shared, maps, first, step, rank);
-    __syncwarp();
-    cluster_sync<Config::kCluster>();
-  } else if (warpgroup == 3) {
-    registers_grow<Config::kSelectRegisters>();
-    select_tiles<Config>(args, shared, maps, static_cast<int>(threadIdx.x >> 5) & 3, first, step, rank);
-    cluster_sync<Config::kCluster>();
-  } else {
-    registers_grow<Config::kProductRegisters>();
+  const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x >> 5), 0);
+  if (warpgroup > 0)
     multiply_tiles<Config>(args, shared, warpgroup - 1, first, step);
-    cluster_sync<Config::kCluster>();
-  }
+  else if (warp > 0)
+    select_tiles<Config>(args, shared, maps, warp - 1, first, step, rank);
+  else if (threadIdx.x == 0)
+    produce_stages<Config>(args, shared, maps, first, step, rank);
+  __syncwarp();
+  cluster_sync<Config::kCluster>();  // nobody arrives at the barriers of a block that has gone
 }
 
 }  // namespace sfa::flash

@@ -11,16 +11,13 @@
 namespace sfa::flash {
 namespace {
 
-constexpr int kCluster = 2, kLag = 1;
-constexpr int kColumns64 = 192;
+constexpr int kCluster = 2, kStages = 3, kLag = 1;
+constexpr int kMostKept = 16;  // features of a sorting network
 /// Column tiles whose weights stay in L2 while rows pass by.
 constexpr int kColumnGroup = 12;
 
 template <int kD, int kKeep>
-using Config =
-    std::conditional_t<kD == 64 && kColumns64 == 192, ProjectConfig<kD, kKeep, 192, kCluster, 4, kLag, false>,
-                       ProjectConfig<kD, kKeep, 256, kCluster, 3, kLag, true>>;
-constexpr int kMostStages = 4;
+using Config = ProjectConfig<kD, kKeep, kCluster, kStages, kLag>;
 
 constexpr int round_up(int x, int to) {
   return (x + to - 1) / to * to;
@@ -37,7 +34,6 @@ struct Entries {
   int count, tokens;
 };
 
-template <class Config>
 ProjectArgs make_args(const ProjectSelectParams& p, const Entries& entries) {
   ProjectArgs a;
   a.selected[0] = {static_cast<unsigned short*>(p.q_values), p.q_indices, p.H, p.k_q};
@@ -50,7 +46,7 @@ ProjectArgs make_args(const ProjectSelectParams& p, const Entries& entries) {
   a.row = a.begin[2] + a.width[2];
   a.columns = 0;
   for (int i = 0; i < 3; ++i) {
-    a.tiles[i] = (a.width[i] + Config::kColumns - 1) / Config::kColumns;
+    a.tiles[i] = (a.width[i] + kProjectColumns - 1) / kProjectColumns;
     a.columns += a.tiles[i];
   }
   const int groups = (a.columns + kColumnGroup - 1) / kColumnGroup;
@@ -94,10 +90,10 @@ CUtensorMap operand_map(const void* data, int features, const Entries& entries, 
 template <class Config>
 cudaError_t launch(const ProjectSelectParams& p, cudaStream_t stream) {
   const Entries entries = flattens(p) ? Entries{1, p.B * p.T} : Entries{p.B, p.T};
-  const ProjectArgs args = make_args<Config>(p, entries);
+  const ProjectArgs args = make_args(p, entries);
   ProjectMaps maps;
   maps.input = operand_map(p.x, p.I, entries, kProjectRows);
-  maps.weight = operand_map(p.weight, p.I, {1, args.row}, Config::kColumns / kCluster);
+  maps.weight = operand_map(p.weight, p.I, {1, args.row}, kProjectColumns / kCluster);
   maps.rows[1] = rows_map(p.k_dense, args.width[1], p.k_stride, entries, Config::kPassRows);
   maps.rows[0] = p.q_dense == nullptr ? maps.rows[1]  // not used
                                       : rows_map(p.q_dense, args.width[0], p.q_stride, entries, Config::kPassRows);
@@ -118,7 +114,7 @@ cudaError_t launch(const ProjectSelectParams& p, cudaStream_t stream) {
 
 template <int kD>
 cudaError_t launch_for_k(const ProjectSelectParams& p, cudaStream_t stream) {
-  return std::max(p.k_q, p.k_k) <= 8 ? launch<Config<kD, 8>>(p, stream) : launch<Config<kD, kMaxKeep>>(p, stream);
+  return std::max(p.k_q, p.k_k) <= 8 ? launch<Config<kD, 8>>(p, stream) : launch<Config<kD, kMostKept>>(p, stream);
 }
 
 void require_pointer(const void* pointer, const char* name) {
@@ -130,8 +126,8 @@ void require_pointer(const void* pointer, const char* name) {
 
 bool project_select_supported(const ProjectSelectParams& p) {
   const int most = p.rule == Selection::topk_2of4 ? p.D / 2 : p.D;
-  return selection_supported(p.D) && p.Dv > 0 && p.Dv % 64 == 0 && p.k_q >= 1 && p.k_q <= std::min(kMaxKeep, most) &&
-         p.k_k >= 1 && p.k_k <= kMaxKeep && p.I % 8 == 0 && p.I >= 64 * kMostStages && p.H > 0 && p.G > 0;
+  return selection_supported(p.D) && p.Dv > 0 && p.Dv % 64 == 0 && p.k_q >= 1 && p.k_q <= std::min(kMostKept, most) &&
+         p.k_k >= 1 && p.k_k <= kMostKept && p.I % 8 == 0 && p.I >= 64 * kStages && p.H > 0 && p.G > 0;
 }
 
 void project_select(const ProjectSelectParams& p, void* stream) {

@@ -7,20 +7,31 @@
 
 #include <algorithm>
 
-#include "attention/flash/select_stage.cuh"
+#include "attention/flash/select_segment.cuh"
 #include "core/error.h"
 
 namespace sfa::flash {
 namespace {
 
 constexpr int kTokens = 64;  // a block
+constexpr int kMaxKeep = 16;
 constexpr int kBlocksPerSm = 6;
 
-/// 16-byte piece `piece` of segment `segment`: eight neighbouring lanes reading the same piece of theirs meet no bank
-/// twice.
-__device__ __forceinline__ int piece_at(int segment, int piece) {
-  return segment * 8 + (piece ^ (segment & 7));
-}
+/// Where row `row` of 64 puts the value words and the metadata of its features 16 sub .. 16 sub + 15.
+template <int kD>
+struct CompressedLayout {
+  static __device__ __forceinline__ int thread_of(int row, int q) { return (row / 16) * 32 + (row % 8) * 4 + q; }
+  /// 16-byte pieces change places so that rows do not meet in a bank; the copy to memory puts them back.
+  static __device__ __forceinline__ int staged(int piece) { return piece ^ (piece >> 3 & 3); }
+  static __device__ __forceinline__ int value_word(int row, int sub, int group) {
+    return staged(sub / 2 * 128 + thread_of(row, group)) * 4 + sub % 2 * 2 + row / 8 % 2;
+  }
+  /// In units of 16 bits.
+  static __device__ __forceinline__ int meta_half(int row, int sub) {
+    const int word = kD / 32 * 512 + sub / 4 * 128 + thread_of(row, sub % 4);
+    return (staged(word / 4) * 4 + word % 4) * 2 + row / 8 % 2;
+  }
+};
 
 /// Shared memory of a block; k features a row.
 template <int kD, int kHeads>
@@ -85,22 +96,20 @@ struct Selector {
   template <bool k2of4>
   __device__ __forceinline__ void select() const {
     const int lane = threadIdx.x % kLanes, row = threadIdx.x / kLanes;
-    const Segment own{segments() + threadIdx.x * 8, static_cast<int>(threadIdx.x & 7)};
-    unsigned x[kSegmentWords];
-    own.read(x);
-    const Choice choice = choose_features<k2of4, kKeep, kLanes>(x, p.k, lane);
-    if (p.values != nullptr || p.indices != nullptr) {
-      const int at = row * p.k + sum_below<kLanes>(choice.chosen.count(), lane);
-      stage_support(own, choice.chosen, lane, values() + at, indices() + at);
-    }
-    zero_outside(x, choice.chosen);
+    Chosen<kLanes> chosen;
+    chosen.template choose<k2of4, kKeep>(segments(), threadIdx.x, p.k, lane);
+    if (p.values != nullptr || p.indices != nullptr)
+      chosen.stage_support(segments(), threadIdx.x, values() + row * p.k, indices() + row * p.k, lane);
+    chosen.zero_rest();
     if constexpr (k2of4) {
-      if (p.compressed != nullptr)
-        stage_compressed<kD, kTokens>(
-            reinterpret_cast<unsigned*>(memory + Layout::kCompressed) + row % kHeads * (compressed_block_bytes(kD) / 4),
-            reinterpret_cast<const unsigned*>(memory + Layout::kPairs), x, choice.kept, row / kHeads, lane);
+      if (p.compressed != nullptr) {
+        auto* staging =
+            reinterpret_cast<unsigned*>(memory + Layout::kCompressed) + row % kHeads * (compressed_block_bytes(kD) / 4);
+        chosen.template stage_compressed<CompressedLayout<kD>>(
+            staging, reinterpret_cast<const unsigned*>(memory + Layout::kPairs), row / kHeads, lane);
+      }
     }
-    if (p.dense != nullptr) own.write(x);
+    if (p.dense != nullptr) chosen.write(segments(), threadIdx.x);
   }
 
   /// A token's heads are neighbours in [B, T, heads, k].
@@ -148,8 +157,7 @@ struct Selector {
       const std::int64_t block = (static_cast<std::int64_t>(batch) * p.heads + head0 + h) * blocks + first / kTokens;
       auto* target = static_cast<uint4*>(p.compressed) + block * kPieces;
       const auto* source = reinterpret_cast<const uint4*>(memory + Layout::kCompressed) + h * kPieces;
-      for (int i = threadIdx.x; i < kPieces; i += kThreads)
-        target[i] = source[CompressedLayout<kD, kTokens>::staged(i)];
+      for (int i = threadIdx.x; i < kPieces; i += kThreads) target[i] = source[CompressedLayout<kD>::staged(i)];
     }
   }
 

@@ -8,6 +8,8 @@
 //      max(a[i], b[kKeep - 1 - i]), a bitonic list that log2(kKeep) steps sort again; so on until one list is left
 //   2. the same with the lanes of a row, by shuffles
 //   3. the k largest of the low and the high list together are max(low[i], high[k - 1 - i]); their minimum is the k-th
+// Two lanes that want kKeep features join their own low and high list first and sort what is left, half as many words:
+// then step 3 stands between the lanes. Under the 2-of-4 rule the two best of every four go in, as sorted pairs.
 // More than 16 features are counted instead: the threshold grows bit by bit while at least k magnitudes reach it.
 //
 // Comparisons come as sign bits: (m | 0x8000) - t has bit 15 set exactly when m >= t, for both halves in one
@@ -63,11 +65,12 @@ __device__ __forceinline__ void merge_odd_even(unsigned* a) {
   }
 }
 
-template <int N>
+/// N words; every kSorted neighbours of them are sorted already.
+template <int N, int kSorted>
 __device__ __forceinline__ void sort_descending(unsigned* a) {
-  if constexpr (N > 1) {
-    sort_descending<N / 2>(a);
-    sort_descending<N / 2>(a + N / 2);
+  if constexpr (N > kSorted) {
+    sort_descending<N / 2, kSorted>(a);
+    sort_descending<N / 2, kSorted>(a + N / 2);
     merge_odd_even<N, 1>(a);
   }
 }
@@ -81,20 +84,63 @@ __device__ __forceinline__ void sort_bitonic(unsigned* a) {
       if ((i & step) == 0) order(a[i], a[i + step]);
 }
 
-/// The k-th largest magnitude of the row, in both halves of the word. m: magnitudes of this lane, destroyed. k <=
-/// kKeep.
-template <int kKeep, int kLanes>
+/// The two best of every four neighbours: words 4 i .. 4 i + 3 hold two groups of four, and become word 2 i, the best
+/// of either, and word 2 i + 1, the second.
+__device__ __forceinline__ void best_of_four(unsigned (&m)[kSegmentWords]) {
+#pragma unroll
+  for (int i = 0; i < kSegmentWords / 4; ++i) {
+    const unsigned* group = m + 4 * i;
+    const unsigned larger[2] = {__vmaxu2(group[0], group[1]), __vmaxu2(group[2], group[3])},
+                   smaller[2] = {__vminu2(group[0], group[1]), __vminu2(group[2], group[3])};
+    const unsigned a = permute(larger[0], larger[1], 0x5410), b = permute(larger[0], larger[1], 0x7632),
+                   c = permute(smaller[0], smaller[1], 0x5410), d = permute(smaller[0], smaller[1], 0x7632);
+    m[2 * i] = __vmaxu2(a, b);
+    m[2 * i + 1] = __vmaxu2(__vminu2(a, b), __vmaxu2(c, d));
+  }
+}
+
+/// The k-th of two neighbouring lanes, of which each holds its k largest low halves and its k largest high ones.
+template <int k>
+__device__ __forceinline__ unsigned kth_of_two_lanes(const unsigned (&m)[kSegmentWords]) {
+  constexpr int kHalf = k / 2;
+  unsigned best[kHalf], e[kHalf];  // the lane's k best, bitonic: 0, 1, .. in low halves, k - 1, k - 2, .. in high ones
+#pragma unroll
+  for (int i = 0; i < kHalf; ++i) best[i] = __vmaxu2(m[i], swap_halves(m[k - 1 - i]));
+    // The step that orders i and i + k/2; the larger ones go on as a list of low halves, the smaller ones of high
+    // halves.
+#pragma unroll
+  for (int i = 0; i < kHalf / 2; ++i) {
+    const unsigned opposite = swap_halves(best[kHalf - 1 - i]);
+    const unsigned larger = __vmaxu2(best[i], opposite), smaller = __vminu2(best[i], opposite);
+    e[i] = permute(larger, smaller, 0x5410);
+    e[kHalf - 1 - i] = permute(larger, smaller, 0x7632);
+  }
+  sort_bitonic<kHalf>(e);
+  unsigned least = 0xffffffffu;
+#pragma unroll
+  for (int i = 0; i < kHalf; ++i)
+    least = __vminu2(least, __vmaxu2(e[i], swap_halves(__shfl_xor_sync(0xffffffffu, e[kHalf - 1 - i], 1))));
+  return __vminu2(least, swap_halves(least));
+}
+
+/// The k-th largest magnitude of the row, under the 2-of-4 rule of those that it leaves, in both halves of the word.
+/// m: magnitudes of this lane, destroyed. k <= kKeep.
+template <int kKeep, int kLanes, bool k2of4>
 __device__ __forceinline__ unsigned kth_by_network(unsigned (&m)[kSegmentWords], int k) {
+  constexpr int kWords = k2of4 ? kSegmentWords / 2 : kSegmentWords;
+  if constexpr (k2of4) best_of_four(m);
 #pragma unroll
-  for (int group = 0; group < kSegmentWords; group += kKeep) sort_descending<kKeep>(m + group);
+  for (int group = 0; group < kWords; group += kKeep) sort_descending<kKeep, k2of4 ? 2 : 1>(m + group);
 #pragma unroll
-  for (int width = kKeep; width < kSegmentWords; width *= 2)
+  for (int width = kKeep; width < kWords; width *= 2)
 #pragma unroll
-    for (int at = 0; at < kSegmentWords; at += 2 * width) {
+    for (int at = 0; at < kWords; at += 2 * width) {
 #pragma unroll
       for (int i = 0; i < kKeep; ++i) m[at + i] = __vmaxu2(m[at + i], m[at + width + kKeep - 1 - i]);
       sort_bitonic<kKeep>(m + at);
     }
+  if constexpr (kLanes == 2)
+    if (k == kKeep) return kth_of_two_lanes<kKeep>(m);
 #pragma unroll
   for (int step = 1; step < kLanes; step *= 2) {
     unsigned other[kKeep];
@@ -176,8 +222,8 @@ __device__ __forceinline__ unsigned kth_by_counting(const unsigned (&x)[kSegment
   return t;
 }
 
-/// The two best of each group of four neighbours, ties to the lower index. m: magnitudes, of which the others become 0.
-__device__ __forceinline__ Mask keep_two_of_four(unsigned (&m)[kSegmentWords]) {
+/// The two best of each group of four neighbours, ties to the lower index. m: magnitudes.
+__device__ __forceinline__ Mask two_of_four(const unsigned (&m)[kSegmentWords]) {
   unsigned part[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -200,8 +246,6 @@ __device__ __forceinline__ Mask keep_two_of_four(unsigned (&m)[kSegmentWords]) {
           const unsigned uncrossed = swap_halves(crossed);           // x1 >= x2, x0 >= x3
           keep[i][0] = (straight & crossed) | (within_a & (straight | crossed));
           keep[i][1] = (~straight & ~uncrossed) | (within_b & (~straight | ~uncrossed));
-          m[at] = a & permute(keep[i][0], 0, 0xbb99);
-          m[at + 1] = b & permute(keep[i][1], 0, 0xbb99);
         }
         bits |= permute(keep[0][0], keep[1][0], 0xfdb9) & 0x02010201u << 4 * group;
         bits |= permute(keep[0][1], keep[1][1], 0xfdb9) & 0x02010201u << (4 * group + 2);

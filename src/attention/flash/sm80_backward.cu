@@ -54,6 +54,8 @@ void check(const BackwardParams& p) {
           "attention backward: {} rows of {} heads and {} sequences are too many for one launch", std::max(s.Tq, s.Tk),
           s.H, s.B);
   require(p.scale > 0, "attention backward: the scale must be positive, not {}", p.scale);
+  require(p.q_sparse.values == nullptr && p.k_sparse.values == nullptr,
+          "attention backward: only the kernels for sm_90a take sparse rows");
   require(p.lse != nullptr, "attention backward: lse must be set");
   require(p.workspace != nullptr && reinterpret_cast<std::uintptr_t>(p.workspace) % 256 == 0,
           "attention backward: the workspace must be set and aligned to 256 bytes");

@@ -33,13 +33,9 @@ class SfaPostingList final : public SfaAttention {
     if (ctx.planning) return;
     if constexpr (kHasCuda) {
       cuda_ops::build_posting_lists(ctx, a.k, dims_.Dqk, lists);
-      cuda_ops::posting_list_forward(ctx, {.q = a.q,
-                                           .v = a.k.v,
-                                           .lists = lists,
-                                           .ranges = a.ranges,
-                                           .scale = dims_.scale(),
-                                           .out = a.out,
-                                           .lse = a.lse});
+      cuda_ops::posting_list_forward(
+          ctx,
+          {.q = a.q, .v = a.k.v, .lists = lists, .ranges = a.ranges, .scale = scale(), .out = a.out, .lse = a.lse});
     }
   }
 

@@ -1,5 +1,7 @@
 #include "attention/sfa/sfa.h"
 
+#include <algorithm>
+
 #include "attention/cost.h"
 #include "attention/reference.h"
 #include "ops/select/select.h"
@@ -54,7 +56,7 @@ class SfaReference final : public SfaAttention {
             .k = rows,
             .v = k.v,
             .ranges = ranges,
-            .scale = dims_.scale(),
+            .scale = scale(),
             .q_indices = mask ? q.indices : Tensor{},
             .k_indices = mask ? k.indices : Tensor{},
             .out = out,
@@ -64,13 +66,18 @@ class SfaReference final : public SfaAttention {
 
 }  // namespace
 
+ActiveFeatures SfaAttention::room(const AttentionConfig& config) {
+  return {std::max(config.k_q, config.k_from), std::max(config.k_k, config.k_from)};
+}
+
 AttentionState SfaAttention::plan_supports(const Tensor& qkv, Arena& saved, std::int64_t B, std::int64_t T) const {
   AttentionState s;
   s.qkv = qkv;
-  s.q.values = saved.take(dtype_, {B, T, dims_.H, config_.k_q});
-  s.q.indices = saved.take(DType::u8, {B, T, dims_.H, config_.k_q});
-  s.k.values = saved.take(dtype_, {B, T, dims_.G, config_.k_k});
-  s.k.indices = saved.take(DType::u8, {B, T, dims_.G, config_.k_k});
+  const ActiveFeatures most = room(config_);
+  s.q.values = saved.take(dtype_, {B, T, dims_.H, most.q});
+  s.q.indices = saved.take(DType::u8, {B, T, dims_.H, most.q});
+  s.k.values = saved.take(dtype_, {B, T, dims_.G, most.k});
+  s.k.indices = saved.take(DType::u8, {B, T, dims_.G, most.k});
   s.out = saved.take(dtype_, {B, T, dims_.H, dims_.Dv});
   s.lse = saved.take(DType::f32, {B, dims_.H, T});
   return s;
@@ -79,8 +86,8 @@ AttentionState SfaAttention::plan_supports(const Tensor& qkv, Arena& saved, std:
 void SfaAttention::select_rows(Context& ctx, AttentionState& s, const Tensor& q, const Tensor& k,
                                bool zero_fill) const {
   const bool two_of_four = config_.selection == "topk_2of4", pairs = config_.selection == "topk_pairs";
-  select_topk(ctx, {q, config_.k_q, two_of_four, s.q.values, s.q.indices, zero_fill ? q : Tensor{}, pairs});
-  select_topk(ctx, {k, config_.k_k, false, s.k.values, s.k.indices, zero_fill ? k : Tensor{}, pairs});
+  select_topk(ctx, {q, features_of(s.q.values), two_of_four, s.q.values, s.q.indices, zero_fill ? q : Tensor{}, pairs});
+  select_topk(ctx, {k, features_of(s.k.values), false, s.k.values, s.k.indices, zero_fill ? k : Tensor{}, pairs});
 }
 
 KvCache SfaAttention::plan_cache(Arena& arena, std::int64_t B, std::int64_t capacity) const {
@@ -104,10 +111,12 @@ AttentionCost SfaAttention::cost(std::int64_t T) const {
   const double H = static_cast<double>(dims_.H), G = static_cast<double>(dims_.G), Dqk = static_cast<double>(dims_.Dqk),
                Dv = static_cast<double>(dims_.Dv), k_q = config_.k_q, k_k = config_.k_k;
   const double shared = k_q * k_k / Dqk;  // features that a pair has in common, uniform supports
+  const double values = config_.int8_cache() ? int8_row_bytes(dims_.Dv) : element * Dv;
+  const ActiveFeatures most = room(config_);
   return {.forward_flops = 2 * pairs * H * (shared + Dv),
           .backward_flops = 2 * pairs * H * (3 * shared + 2 * Dv),
-          .saved_bytes_per_token = H * k_q * (element + 1) + G * k_k * (element + 1) + element * (G + H) * Dv + 4 * H,
-          .kv_bytes_per_token = G * (k_k * (element + 1) + element * Dv)};
+          .saved_bytes_per_token = (H * most.q + G * most.k) * (element + 1) + element * (G + H) * Dv + 4 * H,
+          .kv_bytes_per_token = G * (k_k * (element + 1) + values)};
 }
 
 std::string sfa_reference_why_not(const AttentionConfig&, const AttentionDims& dims, DType) {

@@ -20,6 +20,10 @@ class SfaAttention : public Attention {
   [[nodiscard]] AttentionCost cost(std::int64_t T) const override;
 
  protected:
+  /// The most features that are ever selected, which supports are planned for.
+  static ActiveFeatures room(const AttentionConfig& config);
+  /// What prepare() selects into a support's tensor.
+  static int features_of(const Tensor& support) { return static_cast<int>(support.dim(3)); }
   /// Takes from `saved` what every implementation keeps for backward: values and indices of Q and K, O and the
   /// log-sum-exp. The packed projection `qkv`, taken by the caller, is put beside them.
   AttentionState plan_supports(const Tensor& qkv, Arena& saved, std::int64_t B, std::int64_t T) const;

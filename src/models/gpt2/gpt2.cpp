@@ -10,9 +10,7 @@
 
 namespace sfa {
 
-Gpt2::Gpt2(ModelConfig config, Device device, DType dtype)
-    : Model(std::move(config), device, dtype),
-      attention_(make_attention(config_.attention, config_.attention_dims(), device, dtype)) {
+Gpt2::Gpt2(ModelConfig config, Device device, DType dtype) : Model(std::move(config), device, dtype) {
   declare_parameters();
 }
 
@@ -103,6 +101,7 @@ Gpt2::Activations Gpt2::plan_activations(Arena& saved, Arena& scratch, std::int6
   a.branch = rows();
   // What blocks share, newest block's values in it: outputs of norms and gelu, or all but the input.
   const bool share_outputs = recompute == "ops";
+  const bool one_for_all = blocks == 1 || recompute == "block";
   const Tensor y = share_outputs ? rows() : Tensor{}, up = share_outputs ? saved.take(dtype_, {N, F}) : Tensor{};
   const std::size_t mark = scratch.mark();
   for (std::int64_t l = 0; l < blocks; ++l) {
@@ -115,7 +114,8 @@ Gpt2::Activations Gpt2::plan_activations(Arena& saved, Arena& scratch, std::int6
     scratch.release(mark);  // what lives inside one layer's attention is shared by all layers
     BlockActivations b;
     b.norm1 = norm(input, share_outputs ? y : rows());
-    b.attention = attention_->plan(saved, scratch, B, T);
+    b.attention =
+        (one_for_all ? widest_attention() : attention(static_cast<std::size_t>(l))).plan(saved, scratch, B, T);
     b.norm2 = norm(rows(), share_outputs ? y : rows());
     b.up_pre = saved.take(dtype_, {N, F});
     b.up = share_outputs ? up : saved.take(dtype_, {N, F});
@@ -137,7 +137,7 @@ void Gpt2::forward(Context& ctx, Arena& scratch, const ModelInput& batch) {
   Tensor residual = acts_.embedded, branch;
   for (std::size_t l = 0; l < acts_.blocks.size(); ++l) {
     const PartScope part(ctx, "block", static_cast<std::int64_t>(l), "forward");
-    gpt2_block_forward(ctx, {config_, *attention_, weights_.blocks[l], scratch}, acts_.blocks[l], residual, branch,
+    gpt2_block_forward(ctx, {config_, attention(l), weights_.blocks[l], scratch}, acts_.blocks[l], residual, branch,
                        acts_.branch, ranges);
     if (on_attention && !ctx.planning) on_attention(static_cast<std::int64_t>(l), acts_.blocks[l].attention);
     residual = acts_.blocks[l].norm2.residual;
@@ -151,7 +151,7 @@ void Gpt2::forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput&
   Arena& scratch = arenas.scratch;
   const std::int64_t B = batch.tokens.dim(0), T = batch.tokens.dim(1), N = B * T, C = config_.hidden_size;
   const Ranges ranges{.causal = true, .window = config_.attention.window, .first_key = batch.first_key};
-  attention_->distill(distillation(loss_scale));
+  distill_attention(distillation(loss_scale));
   forward(ctx, scratch, batch);
 
   ArenaScope scope(scratch);
@@ -173,7 +173,7 @@ void Gpt2::forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput&
     const Tensor before = l > 0 ? bias_of_block(l - 1) : Tensor{};
     gpt2_block_backward(ctx,
                         {.config = config_,
-                         .attention = *attention_,
+                         .attention = attention(l),
                          .weights = weights_.blocks[l],
                          .scratch = scratch,
                          .d_branch_bias = before,
@@ -186,7 +186,7 @@ void Gpt2::forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput&
 }
 
 void Gpt2::evaluate(Context& ctx, ModelArenas& arenas, const ModelInput& batch, const EvaluateOutput& out) {
-  attention_->distill({});
+  distill_attention({});
   forward(ctx, arenas.scratch, batch);
   classifier_loss(ctx, {acts_.norm_f.y, weights_.wte, batch.targets, config_.vocab_size, 1.0f, out.losses, Tensor{},
                         Tensor{}, arenas.scratch, out.greedy});
@@ -194,7 +194,7 @@ void Gpt2::evaluate(Context& ctx, ModelArenas& arenas, const ModelInput& batch, 
 
 std::unique_ptr<Generation> Gpt2::start_generation(Context& ctx, std::int64_t B, std::int64_t capacity,
                                                    std::int64_t chunk) {
-  return start_cached_generation(ctx, *this, *attention_, B, capacity, chunk);
+  return start_cached_generation(ctx, *this, attention_of_blocks(), B, capacity, chunk);
 }
 
 Tensor Gpt2::feed(Context& ctx, Generation& generation, const Tensor& tokens) {
@@ -209,7 +209,7 @@ Tensor Gpt2::feed(Context& ctx, Generation& generation, const Tensor& tokens) {
   embedding_forward(ctx, tokens, weights_.wte, weights_.wpe, g.place(), acts.embedded.view({B, n, C}));
   Tensor residual = acts.embedded, branch;
   for (std::size_t l = 0; l < weights_.blocks.size(); ++l) {
-    gpt2_block_forward(ctx, {config_, *attention_, weights_.blocks[l], scratch, &g.caches[l]}, block, residual, branch,
+    gpt2_block_forward(ctx, {config_, attention(l), weights_.blocks[l], scratch, &g.caches[l]}, block, residual, branch,
                        acts.branch, ranges);
     residual = block.norm2.residual;
     branch = acts.branch;
@@ -223,17 +223,17 @@ ModelCost Gpt2::cost(std::int64_t T) const {
   const double C = static_cast<double>(config_.hidden_size), L = static_cast<double>(config_.num_hidden_layers),
                V = static_cast<double>(config_.vocab_size), F = static_cast<double>(config_.intermediate_size);
   const AttentionDims d = config_.attention_dims();
-  const AttentionCost a = attention_->cost(T);
+  const AttentionCost a = attention_cost(T);
   const double matrices =
       L * (static_cast<double>(d.row()) * C + C * static_cast<double>(d.H * d.Dv) + 2 * C * F) + V * C;
   c.parameters = static_cast<double>(parameters_.count()) -
                  static_cast<double>(config_.padded_vocab_size() - config_.vocab_size) * C;
-  c.attention_flops_per_token = L * a.forward_flops / static_cast<double>(T);
+  c.attention_flops_per_token = a.forward_flops / static_cast<double>(T);
   c.forward_flops_per_token = 2 * matrices + c.attention_flops_per_token;
-  c.attention_backward_flops_per_token = L * a.backward_flops / static_cast<double>(T);
-  c.attention_saved_bytes_per_token = L * a.saved_bytes_per_token;
+  c.attention_backward_flops_per_token = a.backward_flops / static_cast<double>(T);
+  c.attention_saved_bytes_per_token = a.saved_bytes_per_token;
   c.backward_flops_per_token = 4 * matrices + c.attention_backward_flops_per_token;
-  c.kv_bytes_per_token = L * a.kv_bytes_per_token;
+  c.kv_bytes_per_token = a.kv_bytes_per_token;
   return c;
 }
 

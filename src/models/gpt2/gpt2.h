@@ -64,7 +64,6 @@ class Gpt2 final : public Model {
                                const std::string& recompute) const;
   void forward(Context& ctx, Arena& scratch, const ModelInput& batch);
 
-  std::unique_ptr<Attention> attention_;
   Weights weights_, gradients_;
   Activations acts_;
 };

@@ -8,9 +8,7 @@
 
 namespace sfa {
 
-Qwen3::Qwen3(ModelConfig config, Device device, DType dtype)
-    : Model(std::move(config), device, dtype),
-      attention_(make_attention(config_.attention, config_.attention_dims(), device, dtype)) {
+Qwen3::Qwen3(ModelConfig config, Device device, DType dtype) : Model(std::move(config), device, dtype) {
   declare_parameters();
 }
 
@@ -119,6 +117,7 @@ Qwen3::Activations Qwen3::plan_activations(Arena& saved, Arena& scratch, std::in
   a.embedded = rows();
   a.branch = rows();
   const bool share_outputs = use == Use::training && config_.recompute == "ops";
+  const bool one_for_all = use == Use::generation || config_.recompute == "block";
   const Tensor gated = saved.take(dtype_, {N, F}), y = share_outputs ? rows() : Tensor{};
   const std::size_t mark = scratch.mark();
   for (std::int64_t l = 0; l < blocks; ++l) {
@@ -135,7 +134,8 @@ Qwen3::Activations Qwen3::plan_activations(Arena& saved, Arena& scratch, std::in
       b.qkv = saved.take(dtype_, {B, T, d.row()});
       b.qk_rstd = saved.take(DType::f32, {N, d.H + d.G});
     }
-    b.attention = attention_->plan(saved, scratch, B, T);
+    b.attention =
+        (one_for_all ? widest_attention() : attention(static_cast<std::size_t>(l))).plan(saved, scratch, B, T);
     b.norm2 = norm(rows(), share_outputs ? y : rows());
     b.gate_up = saved.take(dtype_, {N, 2 * F});
     b.gated = gated;
@@ -157,7 +157,7 @@ void Qwen3::forward(Context& ctx, Arena& scratch, const ModelInput& batch) {
   Tensor residual = acts_.embedded, branch;
   for (std::size_t l = 0; l < acts_.blocks.size(); ++l) {
     const PartScope part(ctx, "block", static_cast<std::int64_t>(l), "forward");
-    qwen3_block_forward(ctx, {config_, *attention_, weights_.blocks[l], scratch}, acts_.blocks[l], residual, branch,
+    qwen3_block_forward(ctx, {config_, attention(l), weights_.blocks[l], scratch}, acts_.blocks[l], residual, branch,
                         acts_.branch, ranges);
     if (on_attention && !ctx.planning) on_attention(static_cast<std::int64_t>(l), acts_.blocks[l].attention);
     residual = acts_.blocks[l].norm2.residual;
@@ -171,7 +171,7 @@ void Qwen3::forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput
   Arena& scratch = arenas.scratch;
   const std::int64_t B = batch.tokens.dim(0), T = batch.tokens.dim(1), N = B * T, C = config_.hidden_size;
   const Ranges ranges{.causal = true, .window = config_.attention.window, .first_key = batch.first_key};
-  attention_->distill(distillation(loss_scale));
+  distill_attention(distillation(loss_scale));
   forward(ctx, scratch, batch);
 
   ArenaScope scope(scratch);
@@ -188,7 +188,7 @@ void Qwen3::forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput
     const PartScope part(ctx, "block", static_cast<std::int64_t>(l), "backward");
     qwen3_block_backward(ctx,
                          {.config = config_,
-                          .attention = *attention_,
+                          .attention = attention(l),
                           .weights = weights_.blocks[l],
                           .scratch = scratch,
                           .branch = acts_.branch,
@@ -200,7 +200,7 @@ void Qwen3::forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput
 }
 
 void Qwen3::evaluate(Context& ctx, ModelArenas& arenas, const ModelInput& batch, const EvaluateOutput& out) {
-  attention_->distill({});
+  distill_attention({});
   forward(ctx, arenas.scratch, batch);
   classifier_loss(ctx, {acts_.norm_f.y, weights_.head, batch.targets, config_.vocab_size, 1.0f, out.losses, Tensor{},
                         Tensor{}, arenas.scratch, out.greedy});
@@ -208,7 +208,7 @@ void Qwen3::evaluate(Context& ctx, ModelArenas& arenas, const ModelInput& batch,
 
 std::unique_ptr<Generation> Qwen3::start_generation(Context& ctx, std::int64_t B, std::int64_t capacity,
                                                     std::int64_t chunk) {
-  return start_cached_generation(ctx, *this, *attention_, B, capacity, chunk);
+  return start_cached_generation(ctx, *this, attention_of_blocks(), B, capacity, chunk);
 }
 
 Tensor Qwen3::feed(Context& ctx, Generation& generation, const Tensor& tokens) {
@@ -221,8 +221,8 @@ Tensor Qwen3::feed(Context& ctx, Generation& generation, const Tensor& tokens) {
   embedding_forward(ctx, tokens, weights_.wte, Tensor{}, 0, acts.embedded.view({B, n, C}));
   Tensor residual = acts.embedded, branch;
   for (std::size_t l = 0; l < weights_.blocks.size(); ++l) {
-    qwen3_block_forward(ctx, {config_, *attention_, weights_.blocks[l], scratch, &g.caches[l]}, block, residual, branch,
-                        acts.branch, ranges);
+    qwen3_block_forward(ctx, {config_, attention(l), weights_.blocks[l], scratch, &g.caches[l]}, block, residual,
+                        branch, acts.branch, ranges);
     residual = block.norm2.residual;
     branch = acts.branch;
   }
@@ -235,19 +235,19 @@ ModelCost Qwen3::cost(std::int64_t T) const {
   const double C = static_cast<double>(config_.hidden_size), L = static_cast<double>(config_.num_hidden_layers),
                V = static_cast<double>(config_.vocab_size), F = static_cast<double>(config_.intermediate_size);
   const AttentionDims d = config_.attention_dims();
-  const AttentionCost a = attention_->cost(T);
+  const AttentionCost a = attention_cost(T);
   const double maps = config_.rope_projection == "none" ? 0 : static_cast<double>((d.H + d.G) * d.Dqk * d.Dqk);
   const double matrices =
       L * (static_cast<double>(d.row()) * C + C * static_cast<double>(d.H * d.Dv) + 3 * C * F + maps) + V * C;
   c.parameters =
       static_cast<double>(parameters_.count()) -
       static_cast<double>(config_.padded_vocab_size() - config_.vocab_size) * C * (config_.tie_word_embeddings ? 1 : 2);
-  c.attention_flops_per_token = L * a.forward_flops / static_cast<double>(T);
+  c.attention_flops_per_token = a.forward_flops / static_cast<double>(T);
   c.forward_flops_per_token = 2 * matrices + c.attention_flops_per_token;
-  c.attention_backward_flops_per_token = L * a.backward_flops / static_cast<double>(T);
-  c.attention_saved_bytes_per_token = L * a.saved_bytes_per_token;
+  c.attention_backward_flops_per_token = a.backward_flops / static_cast<double>(T);
+  c.attention_saved_bytes_per_token = a.saved_bytes_per_token;
   c.backward_flops_per_token = 4 * matrices + c.attention_backward_flops_per_token;
-  c.kv_bytes_per_token = L * a.kv_bytes_per_token;
+  c.kv_bytes_per_token = a.kv_bytes_per_token;
   return c;
 }
 

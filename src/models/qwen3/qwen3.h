@@ -73,7 +73,6 @@ class Qwen3 final : public Model {
   Activations plan_activations(Arena& saved, Arena& scratch, std::int64_t B, std::int64_t T, Use use) const;
   void forward(Context& ctx, Arena& scratch, const ModelInput& batch);
 
-  std::unique_ptr<Attention> attention_;
   Weights weights_, gradients_;
   Activations acts_;
 };

@@ -7,13 +7,13 @@
 // blocks is fixed, not the card's, so that the bits do not depend on the card.
 #include <algorithm>
 #include <bit>
-#include <cmath>
 
 #include "cuda/columns.h"
 #include "cuda/launch.h"
 #include "cuda/reduce.cuh"
 #include "cuda/registers.cuh"
 #include "cuda/vector.cuh"
+#include "ops/qk_norm_rope/norm_rotation.cuh"
 #include "ops/qk_norm_rope/qk_norm_rope_cuda.h"
 
 namespace sfa::cuda_ops {
@@ -21,22 +21,9 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kMaxHalf = 128;                  // pairs of a head: D up to 256
 constexpr int kTile = 4;                       // tokens of a block at a time
 constexpr std::int64_t kForwardBlocks = 528;   // four for each of 132 multiprocessors
 constexpr std::int64_t kBackwardBlocks = 396;  // three
-
-// Turns of the pairs from one position to the next, f_i / (2 pi).
-struct Turns {
-  double per_position[kMaxHalf];
-};
-
-Turns turns_of(std::int64_t D, double theta) {
-  Turns turns{};
-  const std::vector<double> radians = rope_frequencies(D, theta);
-  for (std::size_t i = 0; i < radians.size(); ++i) turns.per_position[i] = radians[i] / (2 * 3.14159265358979323846);
-  return turns;
-}
 
 struct Shape {
   std::int64_t N, T, first_position;
@@ -70,8 +57,8 @@ struct Angles {
   __device__ __forceinline__ void set(const Shape& s, std::int64_t tile, int which) {
     for (int v = static_cast<int>(threadIdx.x); v < kTile * s.half; v += kThreads) {
       const int token = v / s.half, i = v - token * s.half;
-      const double turn = static_cast<double>(position_of(s, tile * kTile + token)) * turns[i];
-      sincospif(2.0f * static_cast<float>(turn - rint(turn)), &sine[which][token][i], &cosine[which][token][i]);
+      angle_at(static_cast<double>(position_of(s, tile * kTile + token)), turns[i], sine[which][token][i],
+               cosine[which][token][i]);
     }
     __syncthreads();
   }
@@ -160,11 +147,9 @@ __device__ __forceinline__ void heads_forward(const ForwardPointers<T>& p, const
 #pragma unroll
   for (int i = 0; i < S::PER; ++i)
 #pragma unroll
-    for (int j = 0; j < S::WIDTH; ++j) {
-      const float a = to_float(x.low[i].v[j]), b = to_float(x.high[i].v[j]);
-      squares += a * a + b * b;
-    }
-  const float rstd = __frsqrt_rn(warp_sum<S::LANES>(squares) * s.per_feature + p.eps);
+    for (int j = 0; j < S::WIDTH; ++j)
+      squares = add_squares(squares, to_float(x.low[i].v[j]), to_float(x.high[i].v[j]));
+  const float rstd = rstd_of<S::LANES>(squares, s.per_feature, p.eps);
   if (!unit.live) return;
   if (p.rstd != nullptr && threadIdx.x % S::LANES == 0) p.rstd[unit.n() * (s.H + s.G) + unit.head] = rstd;
   const T* weight = unit.queries ? p.q_weight : p.k_weight;
@@ -173,17 +158,17 @@ __device__ __forceinline__ void heads_forward(const ForwardPointers<T>& p, const
   for (int i = 0; i < S::PER; ++i) {
     const int c = S::pair(i);
     if (c >= s.half) continue;
-    float low[S::WIDTH], high[S::WIDTH];
-    load(low, weight + c);
-    load(high, weight + s.half + c);
+    float low[S::WIDTH], high[S::WIDTH], low_weight[S::WIDTH], high_weight[S::WIDTH];
+    load(low_weight, weight + c);
+    load(high_weight, weight + s.half + c);
     float cosine[S::WIDTH], sine[S::WIDTH];
     load(cosine, cosines + c);
     load(sine, sines + c);
 #pragma unroll
     for (int j = 0; j < S::WIDTH; ++j) {
-      const float a = to_float(x.low[i].v[j]) * rstd * low[j], b = to_float(x.high[i].v[j]) * rstd * high[j];
-      low[j] = a * cosine[j] - b * sine[j];
-      high[j] = b * cosine[j] + a * sine[j];
+      low[j] = to_float(x.low[i].v[j]);
+      high[j] = to_float(x.high[i].v[j]);
+      norm_and_rotate(low[j], high[j], rstd, low_weight[j], high_weight[j], cosine[j], sine[j]);
     }
     store(to + c, low);
     store(to + s.half + c, high);

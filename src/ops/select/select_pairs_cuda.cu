@@ -10,9 +10,9 @@
 #include "cuda/launch.h"
 #include "cuda/reduce.cuh"
 #include "cuda/vector.cuh"
+#include "ops/select/pairs_network.cuh"
 #include "ops/select/select_pairs.cuh"
 #include "ops/select/select_rows.cuh"
-#include "ops/select/sort_network.cuh"
 
 namespace sfa::cuda_ops {
 namespace {
@@ -21,11 +21,6 @@ constexpr int kThreads = 256;
 constexpr int kEach = 4;
 
 using Key = unsigned long long;
-
-__device__ __forceinline__ std::uint32_t norm_bits(float low, float high) {
-  const float norm = __fmaf_rn(low, low, __fmul_rn(high, high));
-  return isnan(norm) ? 0x7fc00000u : __float_as_uint(norm);
-}
 
 // 0 is left for pairs that cannot be chosen (any more).
 __device__ __forceinline__ Key sort_key(float low, float high, int i) {
@@ -118,73 +113,29 @@ __global__ void __launch_bounds__(kThreads) select_kernel(const Pointers<T> p) {
   write<T, VECTORS>(p.dense.row(row) + p.half, first, p.half, high);
 }
 
-constexpr int kWide = 8;      // pairs of a lane
-constexpr int kMaxPairs = 8;  // chosen of a row
-
-// The sum of `own` over the lanes of a row that come before this one.
-template <int LANES>
-__device__ __forceinline__ int before(int own, int place_in_row) {
-  int sum = own;
-#pragma unroll
-  for (int step = 1; step < LANES; step *= 2) {
-    const int other = __shfl_up_sync(kAllLanes, sum, step, LANES);
-    if (place_in_row >= step) sum += other;
-  }
-  return sum - own;
-}
-
-// Bit e: pair e of this lane is chosen.
-template <int LANES>
-__device__ __forceinline__ unsigned choose(const std::uint32_t (&key)[kWide], int pairs, int place_in_row) {
-  std::uint32_t top[kMaxPairs];
-#pragma unroll
-  for (int e = 0; e < kWide; ++e) top[e] = key[e];
-  sort_4(top);
-  sort_4(top + 4);
-  merge_4_4(top);
-  merge_lanes<LANES>(top);
-  std::uint32_t threshold = top[0];
-#pragma unroll
-  for (int i = 1; i < kMaxPairs; ++i)
-    if (i < pairs) threshold = top[i];
-  int left = pairs;  // places for pairs that equal the threshold
-#pragma unroll
-  for (int i = 0; i < kMaxPairs; ++i)
-    if (i < pairs && top[i] > threshold) --left;
-  unsigned above = 0, equal = 0;
-#pragma unroll
-  for (int e = 0; e < kWide; ++e) {
-    above |= key[e] > threshold ? 1u << e : 0u;
-    equal |= key[e] == threshold ? 1u << e : 0u;
-  }
-  const int allowed = max(0, left - before<LANES>(__popc(equal), place_in_row));
-  while (__popc(equal) > allowed) equal &= ~(0x80000000u >> __clz(static_cast<int>(equal)));
-  return above | equal;
-}
-
 template <int LANES>
 __global__ void __launch_bounds__(kThreads) select_wide_kernel(const Pointers<bf16> p) {
   constexpr int kWarps = kThreads / 32, kRows = 32 / LANES;  // rows a warp
-  __shared__ bf16 values[kWarps][kRows * 2 * kMaxPairs];
-  __shared__ std::uint8_t indices[kWarps][kRows * 2 * kMaxPairs];
+  __shared__ bf16 values[kWarps][kRows * 2 * kMaxSortedPairs];
+  __shared__ std::uint8_t indices[kWarps][kRows * 2 * kMaxSortedPairs];
   const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int place_in_row = static_cast<int>(lane % LANES), first = place_in_row * kWide;
+  const int place_in_row = static_cast<int>(lane % LANES), first = place_in_row * kPairsOfLane;
   const std::uint32_t first_row = (blockIdx.x * kWarps + warp) * kRows;
   if (first_row >= p.rows) return;
   const std::uint32_t own_row = first_row + lane / LANES;
   const bool live = own_row < p.rows;
   const std::uint32_t row = live ? own_row : p.rows - 1;  // spare lanes of the last warp work along without storing
 
-  using Pack = Vector<bf16, kWide>;
+  using Pack = Vector<bf16, kPairsOfLane>;
   const bf16* from = p.x.row(row) + first;
   Pack low = *reinterpret_cast<const Pack*>(from), high = *reinterpret_cast<const Pack*>(from + p.half);
-  std::uint32_t key[kWide];
+  std::uint32_t key[kPairsOfLane];
 #pragma unroll
-  for (int e = 0; e < kWide; ++e) key[e] = norm_bits(to_float(low.v[e]), to_float(high.v[e]));
-  const unsigned chosen = choose<LANES>(key, p.pairs, place_in_row);
+  for (int e = 0; e < kPairsOfLane; ++e) key[e] = norm_bits(to_float(low.v[e]), to_float(high.v[e]));
+  const unsigned chosen = choose_pairs<LANES>(key, p.pairs, place_in_row);
   int place = static_cast<int>(lane / LANES) * 2 * p.pairs + before<LANES>(__popc(chosen), place_in_row);
 #pragma unroll
-  for (int e = 0; e < kWide; ++e) {
+  for (int e = 0; e < kPairsOfLane; ++e) {
     if ((chosen >> e & 1u) == 0) {
       low.v[e] = high.v[e] = from_float<bf16>(0.0f);
       continue;
@@ -211,7 +162,8 @@ __global__ void __launch_bounds__(kThreads) select_wide_kernel(const Pointers<bf
 
 // False, with nothing queued, when the case is not one of select_wide_kernel's.
 bool select_wide(CudaState& state, const Select& args, const Pointers<bf16>& p) {
-  if (p.pairs > kMaxPairs || !aligned_rows(args.x, kWide) || !aligned_rows(args.dense, kWide)) return false;
+  if (p.pairs > kMaxSortedPairs || !aligned_rows(args.x, kPairsOfLane) || !aligned_rows(args.dense, kPairsOfLane))
+    return false;
   const auto launch = [&]<int LANES>() {
     select_wide_kernel<LANES><<<blocks_for(p.rows, kThreads / LANES), kThreads, 0, state.stream>>>(p);
     SFA_LAUNCH_CHECK();

@@ -23,7 +23,8 @@ flash_cpu::SparseRows sparse_rows_of(const Tensor& values, const Tensor& indices
 
 // The parts that forward and backward arguments have in common.
 template <class Args>
-Problem problem_of(const Context& ctx, const Args& a, const AttentionDims& dims, bool sparse) {
+Problem problem_of(const Context& ctx, const Args& a, const Attention& attention, bool sparse) {
+  const AttentionDims& dims = attention.dims();
   Problem p;
   p.B = a.out.dim(0);
   p.H = dims.H;
@@ -32,7 +33,7 @@ Problem problem_of(const Context& ctx, const Args& a, const AttentionDims& dims,
   p.Tk = a.k.v.dim(1);
   p.Dqk = static_cast<int>(dims.Dqk);
   p.Dv = static_cast<int>(dims.Dv);
-  p.scale = dims.scale();
+  p.scale = attention.scale();
   p.sparse = sparse;
   p.round_bf16 = ctx.round_bf16;
   require(p.Tk < (std::int64_t{1} << 31), "attention over {} keys: at most 2^31 - 1 are served", p.Tk);
@@ -56,12 +57,12 @@ Problem problem_of(const Context& ctx, const Args& a, const AttentionDims& dims,
   return p;
 }
 
-void run_forward(const Context& ctx, const Attention::Forward& a, const AttentionDims& dims, bool sparse) {
-  flash_cpu::forward(problem_of(ctx, a, dims, sparse), a.scratch, ctx.planning);
+void run_forward(const Context& ctx, const Attention::Forward& a, const Attention& attention, bool sparse) {
+  flash_cpu::forward(problem_of(ctx, a, attention, sparse), a.scratch, ctx.planning);
 }
 
-void run_backward(const Context& ctx, const Attention::Backward& a, const AttentionDims& dims, bool sparse) {
-  Problem p = problem_of(ctx, a, dims, sparse);
+void run_backward(const Context& ctx, const Attention::Backward& a, const Attention& attention, bool sparse) {
+  Problem p = problem_of(ctx, a, attention, sparse);
   p.d_out = rows_of(a.d_out);
   p.d_q = rows_of(a.d_q);
   p.d_k = rows_of(a.d_k);
@@ -72,8 +73,8 @@ void run_backward(const Context& ctx, const Attention::Backward& a, const Attent
 class DenseFlashCpu final : public DenseAttention {
  public:
   using DenseAttention::DenseAttention;
-  void core(Context& ctx, const Forward& a) const override { run_forward(ctx, a, dims_, false); }
-  void core_backward(Context& ctx, const Backward& a) const override { run_backward(ctx, a, dims_, false); }
+  void core(Context& ctx, const Forward& a) const override { run_forward(ctx, a, *this, false); }
+  void core_backward(Context& ctx, const Backward& a) const override { run_backward(ctx, a, *this, false); }
 };
 
 class SfaFlashCpu final : public SfaAttention {
@@ -101,10 +102,10 @@ class SfaFlashCpu final : public SfaAttention {
   }
 
   void core(Context& ctx, const Forward& a) const override {
-    run_forward(ctx, a, dims_, true);
+    run_forward(ctx, a, *this, true);
   }
   void core_backward(Context& ctx, const Backward& a) const override {
-    run_backward(ctx, a, dims_, true);
+    run_backward(ctx, a, *this, true);
   }
 };
 
