@@ -6,9 +6,8 @@
 //   three warps of selection    under the next tile's products: of 32 tokens and 64 features (a pass) each takes every
 //                               third; features are selected, rows zero-filled in place or compressed, everything
 //                               leaves in whole lines
-//   a warp of producer          x and W by TMA, 64 features of x a stage; a block of the cluster fetches half of W's
-//   rows
-//                               for both
+//   a warp of producer          x and W by TMA, 64 features of x a stage; a block of the cluster fetches half of the
+//                               rows of W for both
 // One product instruction for 256 columns needs more registers than a thread of four warpgroups has: hence three.
 // The second warpgroup of products starts kLag stages behind the first, so that the ends of their tiles fall apart and
 // the tensor cores stay busy.
