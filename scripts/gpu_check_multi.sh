@@ -104,6 +104,28 @@ done
 run half "$GPUS" train.max_steps=10 train.schedule=constant dist.zero=1 && run full 1 train.schedule=constant &&
   cp -r half resumed && run resumed 1 train.schedule=constant resume=auto && within "saved on $GPUS cards, resumed on 1" resumed full 1e-5
 
+step "Context parallel: $GPUS cards share every sequence"
+for arch in gpt2 qwen3; do
+  for attention in dense sfa; do
+    name=${arch}_$attention options=(model.arch=$arch model.attention.type=$attention)
+    [ $attention = dense ] || options+=(model.attention.k=8)
+    [ $arch = gpt2 ] || options+=(model.num_key_value_heads=2 data.document_mask=true)
+    # Where rounding decides which of two features as large as each other is kept, sfa's losses leave each other whatever the reason for
+    # the rounding: what another micro-batch on one card does to them is no more than context parallelism may.
+    limit=1e-5
+    run "$name" 1 "${options[@]}"
+    [ $attention = dense ] || { run "${name}_micro" 1 "${options[@]}" data.micro_batch_size=2 && limit=$(awk -v d="$(apart "${name}_micro" "$name")" 'BEGIN {print (4 * d > 1e-5) ? 4 * d : 1e-5}'); }
+    run "${name}_cp" "$GPUS" "${options[@]}" dist.context_parallel="$GPUS" &&
+      within "$arch, $attention, 1 card and one sequence on $GPUS, fp32" "${name}_cp" "$name" "$limit"
+    run "${name}_bf" 1 "${options[@]}" train.dtype=bf16 && run "${name}_bfcp" "$GPUS" "${options[@]}" train.dtype=bf16 dist.context_parallel="$GPUS" &&
+      within "$arch, $attention, 1 card and one sequence on $GPUS, bf16" "${name}_bfcp" "${name}_bf" 2e-2
+  done
+done
+run cpagain "$GPUS" model.attention.type=sfa model.attention.k=8 train.dtype=bf16 dist.context_parallel="$GPUS" && {
+  if diff <(losses cpagain) <(losses gpt2_sfa_bfcp) >/dev/null && (cd cpagain && sha256sum step_*/rank_*.h5) | diff - <(cd gpt2_sfa_bfcp && sha256sum step_*/rank_*.h5) >/dev/null
+  then passed 'two runs of shared sequences, the same losses and weights to the bit'; else failed 'two runs of shared sequences differ'; fi
+}
+
 step 'Started without MPI; faults'
 unset MASTER_ADDR MASTER_PORT
 export SFA_RENDEZVOUS=$WORK/meet
@@ -162,6 +184,25 @@ Y
   }
   speed speed1 1 0
   for zero in 0 1 2; do speed "speed_zero$zero" "$GPUS" $zero; done
+
+  step 'Long context: GPT-2 124M, bf16, sequences of 32,768 tokens, 4 a step, on one card and shared by all'
+  # long NAME N ATTENTION: tokens a second; the same step whatever N is.
+  long() {
+    local name=$1 n=$2 attention=$3 options=() line rate
+    [ "$attention" = dense ] || options=(model.attention.k=8)
+    ranks "$n" timeout 120 "$SFA" train speed.yaml output_dir="$name" model.max_position_embeddings=32768 data.seq_len=32768 data.batch_size=4 data.micro_batch_size=1 \
+      train.max_steps=8 model.attention.type="$attention" "${options[@]}" dist.context_parallel="$n" >"$name.log" 2>&1 || { failed "$name"; tail -5 "$name.log"; return; }
+    line=$(grep tokens_per_sec "$name/metrics.jsonl" | tail -1)
+    rate=$(sed -n 's/.*"tokens_per_sec":\([0-9.e+]*\).*/\1/p' <<<"$line")
+    [ "$n" -gt 1 ] || one=$rate
+    TABLE+=("$(awk -v n="$n" -v a="$attention" -v r="$rate" -v o="$one" -v s="$(sed -n 's/.*"step_ms":\([0-9.e+]*\).*/\1/p' <<<"$line")" \
+      'BEGIN {printf "%d cards a sequence of 32,768  %-5s  %10.0f tok/s  %8.2f ms/step  %6.2f %% of %d x one card", n, a, r, s, 100 * r / (n * o), n}')  $(grep -o 'memory: .*' "$name.log" | head -1)")
+    rm -rf "$name"
+    say "${TABLE[-1]}"
+  }
+  for attention in dense sfa; do
+    for n in 1 "$GPUS"; do long "long_${attention}_$n" "$n" $attention; done
+  done
 fi
 
 step 'Result'

@@ -237,7 +237,7 @@ std::string html_report(const ReportData& data, const ReportOptions& options) {
       "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"
       "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><title>Runs compared</title><style>";
   page += kStyle;
-  page += "</style></head><body>\n<h1>Runs compared</h1>\n";
+  page += fmt::format("</style></head><body>\n<h1>{}</h1>\n", data.runs.empty() ? "Attention timed" : "Runs compared");
   if (!data.runs.empty()) {
     page += fmt::format("<p class=\"note\">{} run(s) of {} variant(s), held against {}; on {}; sfa {}.</p>\n",
                         data.runs.size(), data.groups.size(), html_escaped(data.groups.front().label),

@@ -82,6 +82,7 @@ RunPlan plan_run(const Config& whole, Device device, std::optional<std::size_t> 
   plan.config = config;
   plan.ranks = ranks;
   plan.device = device;
+  plan.stored = memory.model->dtype();
   plan.dtype = name_of(memory.round_bf16 ? DType::bf16 : memory.model->dtype());
   plan.parameters = parameter_groups(*memory.model);
   std::int64_t counted = 0;
@@ -132,6 +133,14 @@ std::string plan_table(const RunPlan& p) {
       flops_text(step * (cost.forward_flops_per_token + cost.backward_flops_per_token)),
       grouped(static_cast<std::int64_t>(cost.kv_bytes_per_token)),
       grouped(static_cast<std::int64_t>(cost.attention_saved_bytes_per_token)));
+  if (c.dist.context_parallel > 1) {
+    const RingBytes hop = ring_bytes_a_hop(c, p.stored);
+    out += fmt::format(
+        "ring of {} ranks: {} tokens of a sequence a rank; a hop of a layer carries {} of keys and values, backward {} "
+        "of their gradients too\n",
+        c.dist.context_parallel, c.data.seq_len / c.dist.context_parallel, bytes_text(hop.forward),
+        bytes_text(hop.backward_gradients));
+  }
   if (!p.room) return out + "\nWhat fits is not known: say how much memory there is, for example --memory 141GB\n";
   out += fmt::format("\nlargest micro-batch within {}: ", bytes_text(static_cast<double>(*p.room)));
   if (p.fits.any == 0) return out + "none, not even one sequence\n";
@@ -180,6 +189,11 @@ nlohmann::ordered_json plan_json(const RunPlan& p) {
               {"memory_there", nullptr},
               {"largest_micro_batch_size", nullptr},
               {"largest_micro_batch_size_of_batch", nullptr}};
+  if (c.dist.context_parallel > 1) {
+    const RingBytes hop = ring_bytes_a_hop(c, p.stored);
+    out["context_parallel"] = c.dist.context_parallel;
+    out["ring_hop_bytes"] = {{"keys", hop.forward}, {"gradients", hop.backward_gradients}};
+  }
   if (p.room) {
     out["memory_there"] = *p.room;
     out["largest_micro_batch_size"] = p.fits.any;

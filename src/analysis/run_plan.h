@@ -23,8 +23,9 @@ std::vector<ParameterGroup> parameter_groups(const Model& model);
 struct RunPlan {
   Config config;
   Device device = Device::cpu;
-  int ranks = 1;      // memory is that of the first, which has the most
-  std::string dtype;  // of weights and activations
+  int ranks = 1;              // memory is that of the first, which has the most
+  std::string dtype;          // of weights and activations
+  DType stored = DType::f32;  // as they are kept: a CPU that imitates bf16 keeps f32
   std::vector<ParameterGroup> parameters;
   std::int64_t vocabulary_padding = 0;  // elements
   MemoryPlan memory;

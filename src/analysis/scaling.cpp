@@ -38,6 +38,32 @@ void take_bytes(ScalingInput& input, const ParameterList& list, double gradient_
   input.weight_bytes = static_cast<double>(list.flat_size()) * weight_element;
 }
 
+ScalingInput::Ring ring_of(const Config& config, const Model& model, double micro_step_s) {
+  ScalingInput::Ring ring;
+  ring.ranks = static_cast<int>(config.dist.context_parallel);
+  ring.layers = config.model.num_hidden_layers;
+  ring.hop = ring_bytes_a_hop(config, model.dtype());
+  const ModelCost c = model.cost(config.data.seq_len);
+  ring.attention_s = micro_step_s * (c.attention_flops_per_token + c.attention_backward_flops_per_token) /
+                     (c.forward_flops_per_token + c.backward_flops_per_token);
+  return ring;
+}
+
+namespace {
+
+// What a rank waits for its ring in one micro-step. A third of the work is forward.
+double ring_wait(const ScalingInput::Ring& ring, const Link& link) {
+  if (ring.ranks == 1) return 0;
+  const double hops = ring.ranks - 1, layers = static_cast<double>(ring.layers);
+  const double work = ring.attention_s / layers / ring.ranks / ring.ranks;  // of a hop, forward and backward
+  const auto time = [&](double bytes) { return bytes / link.bytes_per_second + link.latency_s; };
+  const double keys = time(ring.hop.forward), gradients = time(ring.hop.backward_gradients);
+  return layers *
+         (hops * (std::max(0.0, keys - work / 3) + std::max(0.0, keys + gradients - work * 2 / 3)) + gradients);
+}
+
+}  // namespace
+
 ScalingPoint predict_step(const ScalingInput& in, int ranks, std::int64_t zero) {
   const double n = ranks, share = (n - 1) / n;
   const Link& link = ranks > in.ranks_per_machine ? in.between : in.inside;
@@ -47,13 +73,15 @@ ScalingPoint predict_step(const ScalingInput& in, int ranks, std::int64_t zero) 
     return passes * share * bytes / link.bytes_per_second + buckets * std::log2(n) * link.latency_s;
   };
   const double passes = zero == 0 ? 2 : 1;
-  const double backward = in.micro_step_s * 2 / 3;
+  const double micro_step = in.micro_step_s / in.ring.ranks, backward = micro_step * 2 / 3;
   const double outside = time(in.gradient_bytes - in.block_gradient_bytes, passes);
   const double beside = std::max(0.0, time(in.block_gradient_bytes, passes) - backward);
   const double weights = zero > 0 ? time(in.weight_bytes, 1) : 0.0;
   ScalingPoint p{ranks, zero, 0, 0, 1};
-  p.exposed_s = outside + weights + beside * static_cast<double>(zero == 2 ? in.micro_steps : 1);
-  const double work = static_cast<double>(in.micro_steps) * in.micro_step_s;
+  const double waits = ring_wait(in.ring, in.ring.ranks > in.ranks_per_machine ? in.between : in.inside);
+  const double micro_steps = static_cast<double>(in.micro_steps);
+  p.exposed_s = outside + weights + beside * (zero == 2 ? micro_steps : 1) + waits * micro_steps;
+  const double work = micro_steps * micro_step;
   p.step_s = work + in.update_s / (zero > 0 ? n : 1) + p.exposed_s;
   p.efficiency = (work + in.update_s) / p.step_s;
   return p;

@@ -5,7 +5,10 @@
 // each bucket with log2(N) latencies more. The blocks' sums go on beside the backward pass of the last micro-step, two
 // thirds of it, and of every micro-step with dist.zero=2; what lies outside of blocks (embeddings, summed at the end)
 // and what does not fit beside backward is waited for, and so are the weights that dist.zero=1 and 2 gather after the
-// update. It knows nothing of stragglers, of networks that others use, nor of what NCCL's kernels take from the card.
+// update. With dist.context_parallel=P a micro-step takes a P-th of its time on each of P ranks; of the hops of keys,
+// values and their gradients round the ring what attention's work of a hop does not cover is waited for, and the last
+// hop of gradients. It knows nothing of stragglers, of networks that others use, nor of what NCCL's kernels take from
+// the card.
 #pragma once
 
 #include <string>
@@ -13,6 +16,7 @@
 
 #include "config/config.h"
 #include "models/parameters.h"
+#include "train/context_ring.h"
 
 namespace sfa {
 
@@ -32,7 +36,16 @@ struct ScalingInput {
   double bucket_bytes = 0;
   int ranks_per_machine = 8;
   Link inside, between;  // of machines
+  /// dist.context_parallel: ranks that share a sequence, and what their ring carries (attention/ring/ring_attention.h).
+  struct Ring {
+    int ranks = 1;
+    std::int64_t layers = 0;
+    RingBytes hop;
+    double attention_s = 0;  // of micro_step_s
+  } ring = {};
 };
+/// `ring` for a configuration whose micro-step on one rank took `micro_step_s`, attention's part by its share of FLOPs.
+ScalingInput::Ring ring_of(const Config& config, const Model& model, double micro_step_s);
 /// Bytes of a model, from its list of parameters.
 void take_bytes(ScalingInput& input, const ParameterList& list, double gradient_element, double weight_element);
 

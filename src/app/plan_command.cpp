@@ -2,6 +2,8 @@
 // --micro-step-ms 105]
 #include <fmt/core.h>
 
+#include <algorithm>
+
 #include "analysis/run_plan.h"
 #include "analysis/scaling.h"
 #include "app/commands.h"
@@ -45,7 +47,7 @@ std::optional<std::size_t> room_of(const Options& o, Device device) {
   return std::min(there.free + context, there.total);
 }
 
-// Every rank does what the file asks of one: the batch grows with the ranks.
+// Every rank does what the file asks of one, or every group of ranks that share sequences: the batch grows with them.
 void predict(const Config& config, const Options& o, Device device) {
   ScalingInput in;
   in.micro_step_s = o.micro_step_ms / 1000;
@@ -55,7 +57,10 @@ void predict(const Config& config, const Options& o, Device device) {
   in.ranks_per_machine = o.ranks_per_machine;
   in.inside = parse_link(o.links.front());
   in.between = parse_link(o.links.back());
-  const TrainingMemory one(config, device);
+  Config alone = config;
+  alone.dist.context_parallel = 1;
+  const TrainingMemory one(alone, device);
+  in.ring = ring_of(config, *one.model, in.micro_step_s);
   const auto element = [](const Tensor& t) { return static_cast<double>(size_of(t.dtype)); };
   take_bytes(in, one.model->parameters(), element(one.buffers.gradients), element(one.buffers.params));
   fmt::print("\nsteps of {} micro-steps of {} sequences a rank, {:.2f} ms each, links {} and {}\n", in.micro_steps,
@@ -65,8 +70,9 @@ void predict(const Config& config, const Options& o, Device device) {
   for (const int ranks : o.ranks)
     for (const std::int64_t zero : {0, 1, 2}) {
       Config many = config;
-      many.data.batch_size *= ranks;
+      many.data.batch_size *= std::max<std::int64_t>(1, ranks / config.dist.context_parallel);
       many.dist.zero = zero;
+      if (many.dist.context_parallel > 1) many = for_ranks(many, ranks);
       const ScalingPoint p = predict_step(in, ranks, zero);
       const std::size_t memory = plan_memory(many, TrainingMemory(many, device, {0, ranks})).total();
       fmt::print("{:>6} {:>5} {:>11.2f} {:>12.2f} {:>9.1f} % {:>14}\n", ranks, zero, p.step_s * 1000,
@@ -78,7 +84,8 @@ void plan(const Options& o) {
   Config config = load_config(o.config, o.overrides);
   take_vocabulary(config);
   const Device device = device_of(o.device.empty() ? config.device : o.device);
-  const RunPlan result = plan_run(config, device, room_of(o, device), o.links.empty() ? o.ranks.front() : 1);
+  const RunPlan result = plan_run(config, device, room_of(o, device),
+                                  o.links.empty() ? o.ranks.front() : static_cast<int>(config.dist.context_parallel));
   fmt::print("{}", o.json ? plan_json(result).dump(2) + "\n" : plan_table(result));
   if (!o.links.empty()) predict(config, o, device);
 }

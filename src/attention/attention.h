@@ -29,6 +29,7 @@ namespace sfa {
 
 struct LinearForward;
 struct QkNormRope;
+class KeyRing;
 
 /// `model.attention` of the configuration, validated.
 struct AttentionConfig {
@@ -61,11 +62,15 @@ struct AttentionDims {
 ///   hi = causal ? clamp(p + 1, 0, Tk) : Tk
 ///   lo = max(0, window > 0 ? p + 1 - window : 0, first_key ? first_key[b, i] : 0)
 /// A row that sees no key gets O = 0 and log-sum-exp -inf.
+/// With a ring the rows are those of ring/key_ring.h, and position and window are those in the whole sequence.
 struct Ranges {
   bool causal = true;
   std::int64_t query_offset = 0;
   std::int64_t window = 0;
-  Tensor first_key;  // optional [B, Tq] i32, non-decreasing along Tq: first key of the row's document
+  // Optional [B, Tq] i32, non-decreasing along Tq: first key of the row's document. With a ring [2N, B, Tq], entry s
+  // counting from the first key of chunk s, from 0 to the chunk's length.
+  Tensor first_key;
+  KeyRing* ring = nullptr;  // the other keys are on other ranks; for attention_forward and attention_backward
 
   struct Span {
     std::int64_t lo, hi;
@@ -227,7 +232,7 @@ void attention_backward(Context& ctx, const Attention& attention, AttentionState
                         const Tensor& d_out, const Tensor& d_qkv, Arena& scratch);
 
 /// (out, lse) becomes the attention over the union of the keys behind (out, lse) and (other_out, other_lse), which must
-/// be disjoint. out, other_out: [B, T, H, Dv]; lse, other_lse: [B, H, T] f32.
+/// be disjoint. out, other_out: [B, T, H, Dv], of one type or out f32; lse, other_lse: [B, H, T] f32.
 void attention_merge(Context& ctx, const Tensor& out, const Tensor& lse, const Tensor& other_out,
                      const Tensor& other_lse);
 

@@ -26,9 +26,9 @@ struct Shape {
   std::int64_t lse_b, lse_h, other_b, other_h;
 };
 
-template <class T>
+template <class T, class Other>
 __global__ void __launch_bounds__(kThreads)
-    merge_kernel(const Shape s, T* out, float* lse, const T* __restrict__ other_out,
+    merge_kernel(const Shape s, T* out, float* lse, const Other* __restrict__ other_out,
                  const float* __restrict__ other_lse) {
   const std::int64_t row = blockIdx.x * std::int64_t{kWarps} + threadIdx.x / 32;
   if (row >= s.B * s.steps * s.H) return;
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kThreads)
   const float keep = mine == -INFINITY ? 0.0f : expf(mine - joined),
               add = other == -INFINITY ? 0.0f : expf(other - joined);
   T* to = out + s.out.at(b, t, h);
-  const T* from = other_out + s.other_out.at(b, t, h);
+  const Other* from = other_out + s.other_out.at(b, t, h);
   for (std::int64_t c = threadIdx.x % 32; c < s.D; c += 32)
     to[c] = from_float<T>(keep * to_float(to[c]) + add * to_float(from[c]));
   __syncwarp();  // every lane has read the old log-sum-exp
@@ -63,9 +63,15 @@ void attention_merge(Context& ctx, const Tensor& out, const Tensor& lse, const T
                 .other_h = other_lse.stride[1]};
   const std::int64_t rows = s.B * s.steps * s.H;
   if (rows == 0) return;
-  for_float_type(out.dtype, "attention_merge", [&]<class T>() {
-    merge_kernel<T><<<blocks_for(rows, kWarps), kThreads, 0, ctx.cuda().stream>>>(
-        s, data_of<T>(out), data_of<float>(lse), data_of<const T>(other_out), data_of<const float>(other_lse));
+  const auto launch = [&]<class T, class Other>() {
+    merge_kernel<T, Other><<<blocks_for(rows, kWarps), kThreads, 0, ctx.cuda().stream>>>(
+        s, data_of<T>(out), data_of<float>(lse), data_of<const Other>(other_out), data_of<const float>(other_lse));
+  };
+  for_float_type(other_out.dtype, "attention_merge", [&]<class Other>() {
+    if (out.dtype == DType::f32)
+      launch.template operator()<float, Other>();
+    else
+      launch.template operator()<Other, Other>();
   });
   SFA_LAUNCH_CHECK();
 }

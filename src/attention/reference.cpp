@@ -118,6 +118,7 @@ void round_rows(const Tensor& t) {
 void merge_cpu(const Context& ctx, const Tensor& out, const Tensor& lse, const Tensor& other_out,
                const Tensor& other_lse) {
   const std::int64_t B = out.dim(0), T = out.dim(1), H = out.dim(2), Dv = out.dim(3);
+#pragma omp parallel for collapse(3) schedule(static)
   for (std::int64_t b = 0; b < B; ++b)
     for (std::int64_t h = 0; h < H; ++h)
       for (std::int64_t i = 0; i < T; ++i) {
@@ -182,6 +183,8 @@ void attention_reference_backward(Context& ctx, const ReferenceBackward& args) {
 
 void attention_merge(Context& ctx, const Tensor& out, const Tensor& lse, const Tensor& other_out,
                      const Tensor& other_lse) {
+  require(out.shape == other_out.shape && (out.dtype == other_out.dtype || out.dtype == DType::f32),
+          "internal error: attention_merge: {} into {}", other_out, out);
   if (ctx.planning) return;
   if constexpr (kHasCuda) {
     if (ctx.on_cuda()) return cuda_ops::attention_merge(ctx, out, lse, other_out, other_lse);

@@ -9,6 +9,7 @@
 #include "attention/flash/attention_flash.h"
 #include "attention/flash/cpu/flash_cpu.h"
 #include "attention/posting/posting_list.h"
+#include "attention/ring/ring_attention.h"
 #include "attention/sfa/sfa.h"
 #include "core/observer.h"
 #include "ops/int8_rows/int8_rows.h"
@@ -161,6 +162,7 @@ void attention_forward(Context& ctx, const Attention& attention, AttentionState&
   }
   if (attention.config().as_cached == "int8") round_as_cached(ctx, state.k);
   const OpScope scope(ctx, [&] { return attention_work("forward", attention, state, false); });
+  if (ranges.ring != nullptr) return ring_core(ctx, attention, state, ranges, scratch);
   attention.core(ctx, {state.q, state.k, ranges, state.out, state.lse, scratch});
 }
 
@@ -197,7 +199,10 @@ void attention_backward(Context& ctx, const Attention& attention, AttentionState
   distill_towards_teacher(ctx, attention, state, d_out);
   const PackedViews d = packed_views(d_qkv, attention.dims());
   const OpScope scope(ctx, [&] { return attention_work("backward", attention, state, true); });
-  attention.core_backward(ctx, {state.q, state.k, ranges, state.out, state.lse, d_out, d.q, d.k, d.v, scratch});
+  if (ranges.ring != nullptr)
+    ring_core_backward(ctx, attention, state, ranges, d_out, d, scratch);
+  else
+    attention.core_backward(ctx, {state.q, state.k, ranges, state.out, state.lse, d_out, d.q, d.k, d.v, scratch});
   attention.prepare_backward(ctx, state, d_qkv);
 }
 

@@ -344,6 +344,18 @@ void validate_train(TrainConfig& t) {
   check_positive(static_cast<double>(t.log_every), "train.log_every");
 }
 
+void validate_context_parallel(const Config& c) {
+  const std::int64_t chunks = 2 * c.dist.context_parallel;
+  require(c.data.seq_len % chunks == 0,
+          "dist.context_parallel: data.seq_len = {} tokens can't be cut into {} equal chunks, two a rank",
+          c.data.seq_len, chunks);
+  require(c.model.attention.distill_lambda == 0,
+          "dist.context_parallel: the dense teacher of train.distill.lambda does not see the keys of other ranks");
+  require(
+      !c.train.noise_scale,
+      "dist.context_parallel: train.noise_scale compares gradients of whole sequences, a rank has those of its part");
+}
+
 void validate(Config& c) {
   require(!c.output_dir.empty(), "output_dir: is not set; it names the folder of the run");
   check_not_negative(static_cast<double>(c.seed), "seed");
@@ -375,6 +387,8 @@ void validate(Config& c) {
   check_not_negative(static_cast<double>(c.checkpoint.keep_last), "checkpoint.keep_last");
   check_not_negative(static_cast<double>(c.checkpoint.keep_every), "checkpoint.keep_every");
   require(c.dist.zero >= 0 && c.dist.zero <= 2, "dist.zero: {} is none of 0, 1 and 2", c.dist.zero);
+  check_count(c.dist.context_parallel, "dist.context_parallel");
+  if (c.dist.context_parallel > 1) validate_context_parallel(c);
   check_count(c.dist.bucket_mb, "dist.bucket_mb");
   check_positive(c.dist.timeout_s, "dist.timeout_s");
 }

@@ -76,6 +76,7 @@ struct CheckpointConfig {
 
 struct DistConfig {
   std::int64_t zero = 0;
+  std::int64_t context_parallel = 1;
   std::string reduce_dtype = "auto";
   std::int64_t bucket_mb = 25;
   double timeout_s = 45;

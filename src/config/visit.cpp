@@ -294,6 +294,11 @@ void visit_config(Config& c, ConfigVisitor& v) {
          {},
          {}},
         c.dist.zero);
+  v.key({"dist.context_parallel",
+         "ranks that share every sequence, for long contexts; divides the ranks, and twice it divides data.seq_len",
+         {},
+         {}},
+        c.dist.context_parallel);
   v.key({"dist.reduce_dtype",
          "sums of gradients over ranks: in the gradients' type, or bf16 gradients in fp32",
          {"auto", "fp32"},

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "cuda/sm90_barrier.cuh"
+#include "cuda/sm90_tma.cuh"
 
 namespace sfa::sm90 {
 
@@ -16,6 +17,16 @@ __device__ __forceinline__ void store_matrix_x4(std::uint32_t address, std::uint
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r0), "r"(r1),
                "r"(r2), "r"(r3)
                : "memory");
+}
+
+/// A box from shared to global memory that nobody reads soon: it is the first to leave L2.
+__device__ __forceinline__ void tma_store_4d_streaming(const CUtensorMap* map, const void* source, int c0, int c1,
+                                                       int c2, int c3) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.global.shared::cta.bulk_group.L2::cache_hint [%0, {%2, %3, %4, %5}], [%1], %6;" ::"l"(
+          map),
+      "r"(smem_address(source)), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "l"(kEvictFirst)
+      : "memory");
 }
 
 /// `bytes` contiguous bytes from shared to global memory, as part of the issuing thread's current bulk group.

@@ -19,6 +19,7 @@ const LoaderOptions& checked(const LoaderOptions& o) {
   require(o.batch_size % (o.micro_batch_size * o.world_size) == 0,
           "batch_size {} is not a multiple of micro_batch_size {} times {} rank{}", o.batch_size, o.micro_batch_size,
           o.world_size, o.world_size == 1 ? "" : "s");
+  require_parts(o.seq_len, o.part.parts);
   require(o.start_sample >= 0 && o.prefetch >= 1, "internal error: start_sample {} and prefetch {}", o.start_sample,
           o.prefetch);
   return o;
@@ -80,7 +81,7 @@ Loader::~Loader() {
   thread_.join();
 }
 
-void Loader::fill(Batch& batch, std::int64_t micro_step) {
+void Loader::fill(Batch& batch, std::int64_t micro_step) const {
   const LoaderOptions& o = options_;
   const std::int64_t per_micro = std::int64_t{o.world_size} * o.micro_batch_size;
   const std::int64_t step = micro_step / micro_steps(), micro = micro_step % micro_steps();
@@ -107,7 +108,12 @@ void Loader::work() {
     }
     std::exception_ptr failure;
     try {
-      fill(batch, micro_step);
+      if (options_.part.parts == 1) {
+        fill(batch, micro_step);
+      } else {
+        fill(whole_, micro_step);
+        take_part(whole_, options_.part, batch);
+      }
     } catch (...) {
       failure = std::current_exception();
     }

@@ -21,6 +21,7 @@
 #include <thread>
 #include <vector>
 
+#include "data/sequence_part.h"
 #include "data/token_file.h"
 
 namespace sfa {
@@ -32,7 +33,7 @@ struct Batch {
   std::vector<std::int32_t> tokens;     // [B, T] inputs
   std::vector<std::int32_t> targets;    // [B, T] the token after each input; -1 is not to be predicted
   std::vector<std::int32_t> first_key;  // [B, T] index within the row of the first token of the token's document; empty
-                                        // unless document_mask was asked for
+                                        // unless document_mask was asked for. Of a part: sequence_part.h
   std::int64_t num_targets = 0;         // targets that are not -1
   std::int64_t target_bytes = 0;        // bytes of text they stand for (end of text counts none); validation only
 };
@@ -65,6 +66,7 @@ struct LoaderOptions {
   int batch_size = 0;        // samples an optimizer step over all ranks
   int micro_batch_size = 0;  // B: samples a rank and micro-step
   int rank = 0, world_size = 1;
+  SequencePart part = {};  // of several ranks with the same rows: batches are then as take_part leaves them
   std::uint64_t seed = 0;
   std::int64_t start_sample = 0;  // global sample index of the first optimizer step's first sample
   bool shuffle = true;
@@ -119,7 +121,7 @@ class Loader {
 
  private:
   void work();
-  void fill(Batch& batch, std::int64_t micro_step);
+  void fill(Batch& batch, std::int64_t micro_step) const;
 
   LoaderOptions options_;
   ShardSet shards_;
@@ -132,6 +134,7 @@ class Loader {
   std::exception_ptr failure_;
   bool stop_ = false;
 
+  Batch whole_;  // of the prefetch thread: rows before take_part
   Batch current_;
   std::int64_t handed_out_ = 0;
   double wait_ms_ = 0.0;
@@ -146,6 +149,7 @@ struct ValidationOptions {
   int seq_len = 0, batch_size = 0;  // T and B
   int rank = 0, world_size = 1;
   bool document_mask = false;
+  SequencePart part = {};  // as in LoaderOptions
 };
 
 /// The tail if any file has one, else everything: what to validate on when the files hold validation data only.
@@ -172,7 +176,7 @@ class ValidationSet {
   std::vector<std::vector<std::int64_t>> document_starts_;
   std::vector<std::uint32_t> bytes_of_;  // [V]; empty when the shards do not say
   std::int64_t total_targets_ = 0;
-  Batch batch_;
+  Batch batch_, part_;
 };
 
 }  // namespace sfa

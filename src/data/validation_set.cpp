@@ -60,10 +60,12 @@ const Batch& ValidationSet::batch(std::int64_t i) {
              o.document_mask ? &document_starts_[file] : nullptr);
     batch_.num_targets += targets;
   }
+  Batch& mine = o.part.parts == 1 ? batch_ : part_;
+  if (o.part.parts > 1) take_part(batch_, o.part, part_);
   if (!bytes_of_.empty())
-    for (const std::int32_t target : batch_.targets)
-      if (target >= 0) batch_.target_bytes += bytes_of_[static_cast<std::size_t>(target)];
-  return batch_;
+    for (const std::int32_t target : mine.targets)
+      if (target >= 0) mine.target_bytes += bytes_of_[static_cast<std::size_t>(target)];
+  return mine;
 }
 
 }  // namespace sfa

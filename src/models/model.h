@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "attention/attention.h"
+#include "attention/ring/key_ring.h"
 #include "core/arena.h"
 #include "core/context.h"
 #include "models/parameters.h"
@@ -56,7 +57,7 @@ struct ModelConfig {
 struct ModelInput {
   Tensor tokens;     // [B,T] i32
   Tensor targets;    // [B,T] i32, -1 = not counted
-  Tensor first_key;  // optional [B,T] i32: document masks (Ranges::first_key)
+  Tensor first_key;  // optional, Ranges::first_key: document masks
 };
 
 struct ModelArenas {
@@ -131,6 +132,10 @@ class Model {
   };
   Distill distill;
 
+  /// Set: other ranks hold the rest of each sequence, and a batch's rows are those of attention/ring/key_ring.h. To be
+  /// set before plan(), and not for generation.
+  KeyRing* ring = nullptr;
+
   /// train.k_anneal: from now on blocks select as many features as the way from config().attention.k_from down to their
   /// own k has at `done`, from 0 to 1 (annealed_k); before the first call their own.
   void anneal_k(double done);
@@ -151,6 +156,10 @@ class Model {
   /// Tells on_gradients_final of the parameters whose names begin with `prefix`; they lie side by side.
   void say_final(const Context& ctx, std::string_view prefix) const;
 
+  /// What the rows of a batch see.
+  [[nodiscard]] Ranges ranges_of(const ModelInput& batch) const {
+    return {.window = config_.attention.window, .first_key = batch.first_key, .ring = ring};
+  }
   /// For the attention of one micro-step; evaluate() passes loss_scale 0.
   [[nodiscard]] Distillation distillation(float loss_scale) const;
   Model(ModelConfig config, Device device, DType dtype);

@@ -102,7 +102,7 @@ MicroBatches largest_micro_batch(const Config& config, Device device, std::size_
     const std::int64_t middle = good + (bad - good) / 2;
     (fits(middle) ? good : bad) = middle;
   }
-  const std::int64_t share = config.data.batch_size / place.size;
+  const std::int64_t share = config.data.batch_size / group_place(config, place).groups;
   MicroBatches found{good, std::min(good, share)};
   while (share % found.divisor != 0) --found.divisor;
   return found;

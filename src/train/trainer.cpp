@@ -67,13 +67,15 @@ Beginning::Beginning(Config c, const MemoryLimits& limits, Communicator& ranks)
       start(config),
       state((config = start.with_vocabulary(config, shards)), choose_device(config.device), limits, &ranks) {
   const DataConfig& d = config.data;
+  const GroupPlace place = group_place(config, {ranks.rank(), ranks.size()});
   ValidationOptions v{.paths = {d.val.empty() ? d.train : d.val},
                       .split = Split::val,
                       .seq_len = static_cast<int>(d.seq_len),
                       .batch_size = static_cast<int>(d.micro_batch_size),
-                      .rank = ranks.rank(),
-                      .world_size = ranks.size(),
-                      .document_mask = d.document_mask};
+                      .rank = place.group,
+                      .world_size = place.groups,
+                      .document_mask = d.document_mask,
+                      .part = place.part};
   if (!d.val.empty()) {
     const ShardSet own(v.paths);
     require(own.tokenizer_hash() == shards.tokenizer_hash(),
@@ -135,13 +137,15 @@ void Run::open_folder() {
 
 void Run::open_loader() {
   const DataConfig& d = config_.data;
+  const GroupPlace place = group_place(config_, {ranks_.rank(), ranks_.size()});
   loader_ = std::make_unique<Loader>(LoaderOptions{.paths = {d.train},
                                                    .split = Split::train,
                                                    .seq_len = static_cast<int>(d.seq_len),
                                                    .batch_size = static_cast<int>(d.batch_size),
                                                    .micro_batch_size = static_cast<int>(d.micro_batch_size),
-                                                   .rank = ranks_.rank(),
-                                                   .world_size = ranks_.size(),
+                                                   .rank = place.group,
+                                                   .world_size = place.groups,
+                                                   .part = place.part,
                                                    .seed = static_cast<std::uint64_t>(config_.seed),
                                                    .start_sample = next_sample_,
                                                    .shuffle = d.shuffle,
@@ -341,8 +345,18 @@ int Run::go() {
                static_cast<double>(state_.memory().bytes()) / (1 << 30));
   spdlog::info("memory: {}", describe(state_.memory().parts()));
   if (!alone())
-    spdlog::info("{} ranks over {}, {} sequences a rank and micro-step, dist.zero {}", ranks_.size(), ranks_.backend(),
-                 config_.data.micro_batch_size, config_.dist.zero);
+    spdlog::info("{} ranks over {}, {} sequences a {} and micro-step, dist.zero {}", ranks_.size(), ranks_.backend(),
+                 config_.data.micro_batch_size, config_.dist.context_parallel > 1 ? "group" : "rank",
+                 config_.dist.zero);
+  if (const TrainingMemory& memory = state_.memory(); memory.ring != nullptr) {
+    const int together = memory.ring->size();
+    const RingBytes hop = ring_bytes_a_hop(config_, state_.model().dtype());
+    spdlog::info(
+        "{} ranks share a sequence: a hop of a layer carries {} of keys and values, backward {} of their "
+        "gradients too{}",
+        together, bytes_text(hop.forward), bytes_text(hop.backward_gradients),
+        state_.context().on_cuda() ? "; no CUDA graphs" : "");
+  }
   if (step_ >= last) {
     spdlog::info("the run is complete: {} of {} steps are done", step_, last);
     return 0;

@@ -60,16 +60,30 @@ TrainingMemory::TrainingMemory(const Config& config, Device device, RankPlace pl
   if (config.dist.zero > 0 && place.size > 1)
     owners = split_evenly(model->parameters().flat_size(), place.size, ParameterList::kAlignment);
   if (config.dist.zero == 2 && place.size > 1) gradient_places = gradients_in_turns(model->parameters());
+  if (config.dist.context_parallel > 1) {
+    require(place.size % config.dist.context_parallel == 0, "internal error: dist.context_parallel={} on {} ranks",
+            config.dist.context_parallel, place.size);
+    ring = std::make_unique<ContextRing>(group_place(config, place));
+    model->ring = ring.get();
+  }
   plan();
   model->anneal_k(0);  // the step that takes most
-  count_model(*model, arenas, config.data.micro_batch_size, config.data.seq_len, true);
+  count_model(*model, arenas, rows(), row_tokens(), true);
   model->anneal_k(1);
+}
+
+// A micro-batch as the model sees it: with a ring two chunks a sequence.
+std::int64_t TrainingMemory::rows() const {
+  return config_.data.micro_batch_size * (ring != nullptr ? 2 : 1);
+}
+std::int64_t TrainingMemory::row_tokens() const {
+  return ring != nullptr ? config_.data.seq_len / (2 * ring->size()) : config_.data.seq_len;
 }
 
 // Everything but the model's activations and scratch. Runs twice: counting, and on the memory.
 void TrainingMemory::plan() {
   const TrainConfig& t = config_.train;
-  const std::int64_t B = config_.data.micro_batch_size, T = config_.data.seq_len;
+  const std::int64_t B = rows(), T = row_tokens();
   const bool rounded = model->dtype() != DType::f32 || round_bf16;
   const std::int64_t n = model->parameters().flat_size();
   const FlatRange owned = owners.empty() ? FlatRange{0, n} : owners[static_cast<std::size_t>(place_.rank)];
@@ -88,7 +102,9 @@ void TrainingMemory::plan() {
                                           optimizer_memory_);
   io.tokens = batches_.take(DType::i32, {B, T});
   io.targets = batches_.take(DType::i32, {B, T});
-  if (config_.data.document_mask) io.first_key = batches_.take(DType::i32, {B, T});
+  if (config_.data.document_mask)
+    io.first_key =
+        ring != nullptr ? batches_.take(DType::i32, {2 * ring->size(), B, T}) : batches_.take(DType::i32, {B, T});
   io.losses = batches_.take(DType::f32, {B * T});
   io.loss_total = batches_.take(DType::i64, {1});
   if (config_.model.attention.distill_lambda > 0) io.distance_total = batches_.take(DType::i64, {1});
@@ -97,15 +113,20 @@ void TrainingMemory::plan() {
 void TrainingMemory::bind() {
   for (Arena* a : {&weights_, &gradients_, &optimizer_memory_, &batches_}) a->bind();
   plan();
-  bind_model(*model, arenas, config_.data.micro_batch_size, config_.data.seq_len);
+  bind_model(*model, arenas, rows(), row_tokens());
 }
 
 Config for_ranks(Config config, int ranks) {
   DataConfig& d = config.data;
+  const std::int64_t together = config.dist.context_parallel;
+  require(ranks % together == 0,
+          "dist.context_parallel: {} rank{} can't be shared out into groups of {}, which share a sequence each", ranks,
+          ranks == 1 ? "" : "s", together);
   if (ranks == 1) return config;
-  require(d.batch_size % ranks == 0, "data.batch_size: {} sequences can't be shared evenly among {} ranks",
-          d.batch_size, ranks);
-  const std::int64_t share = d.batch_size / ranks;
+  const std::int64_t groups = ranks / together;
+  require(d.batch_size % groups == 0, "data.batch_size: {} sequences can't be shared evenly among {} {}", d.batch_size,
+          groups, together == 1 ? "ranks" : "groups of ranks");
+  const std::int64_t share = d.batch_size / groups;
   d.micro_batch_size = std::min(d.micro_batch_size, share);
   while (share % d.micro_batch_size != 0) --d.micro_batch_size;
   require(config.dist.reduce_dtype == "auto" || config.dist.zero < 2 || config.train.grad_dtype == "fp32",

@@ -11,6 +11,7 @@
 #include "dist/sharded_gradients.h"
 #include "models/model.h"
 #include "optim/optimizer.h"
+#include "train/context_ring.h"
 
 namespace sfa {
 
@@ -18,11 +19,6 @@ namespace sfa {
 struct MemoryPart {
   std::string name;
   std::size_t bytes = 0;
-};
-
-/// Which of how many ranks: with dist.zero each keeps a part of the optimizer's state.
-struct RankPlace {
-  int rank = 0, size = 1;
 };
 
 class TrainingMemory {
@@ -42,16 +38,19 @@ class TrainingMemory {
 
   /// A micro-batch and its losses on the device.
   struct Io {
-    Tensor tokens, targets, first_key;  // [B,T] i32; first_key empty without data.document_mask
-    Tensor losses;                      // [B*T] f32
-    Tensor loss_total;                  // [1]: the bits of a double
-    Tensor distance_total;              // the same, of train.distill; empty without it
+    Tensor tokens, targets;  // [B,T] i32
+    Tensor first_key;        // i32, as in Ranges; empty without data.document_mask
+    Tensor losses;           // [B*T] f32
+    Tensor loss_total;       // [1]: the bits of a double
+    Tensor distance_total;   // the same, of train.distill; empty without it
   };
 
   /// dist.zero: the part of the flat buffer that each rank updates; empty when every rank updates all.
   std::vector<FlatRange> owners;
   /// What the model's gradients lie in: buffers.gradients, or with dist.zero=2 memory in which blocks take turns.
   FlatMemory model_gradients;
+  /// dist.context_parallel: the ranks that share sequences with this one; null = none.
+  std::unique_ptr<ContextRing> ring;
   GradientPlaces gradient_places;  // dist.zero=2
   Tensor staging;                  // dist.reduce_dtype: what bf16 gradients are summed over ranks in, or empty
   std::unique_ptr<Model> model;
@@ -65,6 +64,8 @@ class TrainingMemory {
 
  private:
   void plan();
+  [[nodiscard]] std::int64_t rows() const;
+  [[nodiscard]] std::int64_t row_tokens() const;
   [[nodiscard]] std::vector<const Arena*> all_arenas() const;
 
   Config config_;
@@ -73,7 +74,7 @@ class TrainingMemory {
 };
 
 /// The configuration of one of `ranks` ranks: micro-batches no larger than its share of data.batch_size, and dividing
-/// it. Throws Error when the batch can't be shared among so many.
+/// it; with dist.context_parallel the share of its group. Throws Error when the batch can't be shared among so many.
 Config for_ranks(Config config, int ranks);
 
 }  // namespace sfa

@@ -51,9 +51,12 @@ TrainingState::TrainingState(const Config& config, Device device, const MemoryLi
   memory_.bind();
   if (config.model.attention.distill_lambda > 0) distill_every_ = t.distill_every;
   if (config.model.attention.k_from > 0) k_steps_ = t.k_anneal_until * static_cast<double>(t.max_steps);
-  graphs_ = device == Device::cuda && t.cuda_graphs;
+  // What ranks exchange stays outside of graphs, and a ring exchanges inside of every layer.
+  graphs_ = device == Device::cuda && t.cuda_graphs && memory_.ring == nullptr;
   if (communicator_ == nullptr) return;
-  all_micro_steps_ = config.data.batch_size / (config.data.micro_batch_size * communicator_->size());
+  if (memory_.ring != nullptr) memory_.ring->connect(*communicator_);
+  all_micro_steps_ =
+      config.data.batch_size / (config.data.micro_batch_size * group_place(config, place_of(communicator_)).groups);
   const Tensor& gradients = memory_.buffers.gradients;
   const auto element = static_cast<std::int64_t>(size_of(gradients.dtype));
   if (config.dist.zero == 2)
@@ -94,7 +97,7 @@ double TrainingState::take_exchange_ms() {
                  ? cuda_ops::milliseconds_between(backward_done_.get(), exchange_done_.get())
                  : 0;
   }
-  return std::exchange(exchange_ms_, 0);
+  return std::exchange(exchange_ms_, 0) + (memory_.ring != nullptr ? memory_.ring->take_wait_ms() : 0);
 }
 
 // Each rank has brought its part up to date.

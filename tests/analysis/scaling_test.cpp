@@ -67,5 +67,38 @@ TEST(Scaling, SlowerLinksAndMoreRanksWaitLonger) {
   EXPECT_THROW(parse_link("-3"), Error);
 }
 
+// Ranks that share sequences: each has a part of the work, waits for what its ring carries beyond that, and sfa's keys
+// are fewer bytes.
+TEST(Scaling, SharedSequences) {
+  ModelConfig model;
+  model.vocab_size = 50257;
+  model.max_position_embeddings = 32768;
+  Config config;
+  config.model = model;
+  config.data.seq_len = 32768;
+  config.data.micro_batch_size = 1;
+  double waits[2] = {};
+  for (const bool sparse : {false, true}) {
+    config.model.attention.type = sparse ? "sfa" : "dense";
+    config.model.k = sparse ? 8 : 0;
+    config.model.resolve();
+    const auto made = make_model(config.model, Device::cpu, DType::f32);
+    ScalingInput in = gpt2_124m();
+    in.micro_step_s = 0.4;
+    config.dist.context_parallel = 4;
+    in.ring = ring_of(config, *made, in.micro_step_s);
+    EXPECT_GT(in.ring.attention_s, 0.5 * in.micro_step_s);
+    EXPECT_LT(in.ring.attention_s, in.micro_step_s);
+    const ScalingPoint fast = predict_step(in, 4, 0);
+    EXPECT_GT(fast.efficiency, 0.9);
+    EXPECT_LT(fast.step_s, 8 * in.micro_step_s / 4 * 1.1);
+    in.inside = parse_link("1");
+    const ScalingPoint slow = predict_step(in, 4, 0);
+    EXPECT_GT(slow.exposed_s, 4 * fast.exposed_s);
+    waits[sparse ? 1 : 0] = slow.exposed_s;
+  }
+  EXPECT_LT(waits[1], 0.8 * waits[0]);
+}
+
 }  // namespace
 }  // namespace sfa::test

@@ -3,7 +3,7 @@
 //   flash_backward_check check [D [T]]   cases only: of head size D (0: all), of at most T tokens (for
 //                                        compute-sanitizer)
 //   flash_backward_check sm80 [T]        those of the sm_80 kernels alone
-//   flash_backward_check sm90            those of the kernels for sm_90a alone
+//   flash_backward_check sm90 [T]        those of the kernels for sm_90a alone
 //   flash_backward_check time [D [heads together ...]]   timings only, "backward D N TFLOPs ms" a line and
 //                                        "sfa D N ..." from sparse rows, the making of full ones included
 //   flash_backward_check once D H N heads together ...  one sequence, one run each, "once D N TFLOPs ms" a line
@@ -375,7 +375,10 @@ int main(int argc, char** argv) {
   try {
     int failures = 0;
     if (mode == "time_sizes") time_sizes(hopper);
-    if (mode == "sm90") failures = check_all(sm90_cases(), only, 1 << 30) + check_sparse(only, 1 << 30);
+    if (mode == "sm90") {
+      const int longest = argc > 2 ? only : 1 << 30;
+      failures = check_all(sm90_cases(), 0, longest) + check_sparse(0, longest);
+    }
     if (mode == "once" && argc > 4) {  // D heads N [heads together ...]
       std::vector<int> together;
       for (int i = 5; i < argc; ++i) together.push_back(std::atoi(argv[i]));

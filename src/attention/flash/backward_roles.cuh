@@ -5,6 +5,8 @@
 // workspace in the order of the key tiles: the first one stores, the next ones add (bulk reduction in L2), each after
 // `turn` says that its predecessor has finished; the last one reads the sum back and writes dQ in bf16. So bits do not
 // depend on timing, no pass zeroes or converts the sum, and nothing but a staging buffer waits for the predecessor.
+// K, V and the gradients pass through L2 once, as the first to leave it; Q, dO and the sums of dQ are met again by the
+// next key tiles.
 // A block waits only for lower tasks, and tasks are taken in order, so the lowest unfinished task always runs on.
 #pragma once
 
@@ -88,7 +90,7 @@ __device__ void backward_produce(const BackwardArgs& args, BackwardShared<Tile>&
 #pragma unroll
           for (int p = 0; p < kPanels; ++p)
             sm90::tma_load_4d(rows + p * kBackwardKeys * 128, kScores ? &args.k : &args.v, &shared.kv_full, p * 64,
-                              task.key_tile * kBackwardKeys, task.group, task.batch);
+                              task.key_tile * kBackwardKeys, task.group, task.batch, sm90::kEvictFirst);
         }
       }
     }
@@ -123,8 +125,8 @@ __device__ __forceinline__ void write_dq(const BackwardArgs& args, BackwardShare
   if (final) {
 #pragma unroll
     for (int part = 0; part < kBackwardConsumers; ++part)
-      sm90::tma_store_4d(&args.d_q, staging[part], Tile::kRows == 128 ? 0 : part * 64,
-                         tile * Tile::kRows + (Tile::kRows == 128 ? part * 64 : 0), head, task.batch);
+      sm90::tma_store_4d_streaming(&args.d_q, staging[part], Tile::kRows == 128 ? 0 : part * 64,
+                                   tile * Tile::kRows + (Tile::kRows == 128 ? part * 64 : 0), head, task.batch);
   } else if (before > 0) {
     sm90::tma_reduce_add_bulk_f32(sum, staging, kBytes);
   } else {
@@ -153,10 +155,10 @@ __device__ __forceinline__ void write_key_gradients(const BackwardArgs& args, Ba
     if (p >= Tile::kGradientPanels) break;
 #pragma unroll
     for (int part = 0; part < kBackwardConsumers; ++part)
-      sm90::tma_store_4d(p < kValuePanels ? &args.d_v : &args.d_k,
-                         shared.staging[use.index][part] + i * Tile::kPanelBytes,
-                         (p < kValuePanels ? p : p - kValuePanels) * 64, task.key_tile * kBackwardKeys + part * 64,
-                         task.group, task.batch);
+      sm90::tma_store_4d_streaming(p < kValuePanels ? &args.d_v : &args.d_k,
+                                   shared.staging[use.index][part] + i * Tile::kPanelBytes,
+                                   (p < kValuePanels ? p : p - kValuePanels) * 64,
+                                   task.key_tile * kBackwardKeys + part * 64, task.group, task.batch);
   }
   sm90::tma_store_commit();
   sm90::tma_store_wait_read<0>();

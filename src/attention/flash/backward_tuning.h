@@ -50,8 +50,15 @@ inline constexpr int kBackwardFmaExponentials = 0;
 ///            n = 4096       438   504   495   496
 ///            n = 16384      500   528   493   492
 ///            n = 65536      535   527   522   524
+/// Beyond that fewer and fewer: the blocks of a head follow each other at distances that grow at random as long as they
+/// walk, and what a block reads is still in L2 only while the distance to the one before it is shorter than
+/// (L2 / heads together). d = 64, TFLOP/s with 12, 6, 3, 2, 1 heads together:
+///   n = 262144              492     -   470   487   464
+///   n = 524288              414   479   484   485   479
+///   n = 1048576             339   365     -     -   484
 inline constexpr long long kBackwardFlightBytes = 96ll << 20;
 inline constexpr int kBackwardMinHeads = 12;
 inline constexpr int kBackwardMaxHeads = 48;
+inline constexpr long long kBackwardMinTokens = 1ll << 20;
 
 }  // namespace sfa::flash

@@ -110,7 +110,8 @@ void check(const BackwardParams& p) {
 /// How many key/value heads to interleave; backward_tuning.h says why.
 int heads_together(const Shape& s) {
   const std::int64_t bytes = std::int64_t{s.Tq} * (s.H / s.G) * (2 * (s.Dqk + s.Dv) + 4 * s.Dqk);
-  const std::int64_t fit = std::clamp<std::int64_t>(kBackwardFlightBytes / bytes, kBackwardMinHeads, kBackwardMaxHeads);
+  const std::int64_t least = std::clamp<std::int64_t>(kBackwardMinTokens / s.Tq, 1, kBackwardMinHeads);
+  const std::int64_t fit = std::clamp<std::int64_t>(kBackwardFlightBytes / bytes, least, kBackwardMaxHeads);
   return static_cast<int>(std::min<std::int64_t>(fit, std::int64_t{s.B} * s.G));
 }
 

@@ -11,8 +11,10 @@
 namespace sfa::flash {
 namespace {
 
-// The rows are those of the layer, and every tensor is where the kernel expects it.
+// The rows are those of the layer, every tensor is where the kernel expects it, and the pass is worth it.
 bool fits(const QkNormRope& r, const AttentionDims& dims, const AttentionState& s) {
+  // A block of compressed rows that holds one token is filled faster by a pass of its own.
+  if (!s.q.compressed.empty() && r.x.dim(1) == 1) return false;
   return r.x.dtype == DType::bf16 && r.H == dims.H && r.G == dims.G && r.D == dims.Dqk && r.x.dim(2) == dims.row() &&
          r.y.data == s.qkv.data && r.y.dim(2) == dims.row() && r.x.contiguous() && s.k.v.contiguous();
 }

@@ -21,16 +21,19 @@ namespace sfa::flash {
 namespace {
 
 constexpr int kWarps = 4;
-constexpr int kBlocksPerSm = 6;
+// Blocks an SM, and with them registers a thread: queries under topk_2of4 need more of these.
+constexpr int blocks_per_sm(RotatedRule rule) {
+  return rule == RotatedRule::two_of_four ? 5 : 6;
+}
 constexpr std::int64_t kMinBlocks = 4096;  // work is split among more blocks until there are so many
 
 /// Grid: x tiles of tokens, y parts of a tile's groups of heads, z batch.
-template <int kD, int kKeep, bool kPairs>
-__global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm)
+template <int kD, int kKeep, RotatedRule kRule>
+__global__ void __launch_bounds__(kWarps * 32, blocks_per_sm(kRule))
     rotate_select_kernel(const __grid_constant__ RotateSelectParams p, const __grid_constant__ cuda_ops::Turns turns,
                          int bytes_of_warp) {
   extern __shared__ __align__(16) unsigned char memory[];
-  using Warp = RotateSelectWarp<kD, kKeep, kPairs>;
+  using Warp = RotateSelectWarp<kD, kKeep, kRule>;
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   auto* pairs = reinterpret_cast<unsigned*>(memory + kWarps * bytes_of_warp);
   if (threadIdx.x < 16) pairs[threadIdx.x] = stored_pair(threadIdx.x);
@@ -40,10 +43,10 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm)
   work.run(turns, static_cast<int>(blockIdx.y), static_cast<int>(gridDim.y));
 }
 
-template <int kD, int kKeep, bool kPairs>
+template <int kD, int kKeep, RotatedRule kRule>
 cudaError_t launch(const RotateSelectParams& p, cudaStream_t stream) {
-  using Warp = RotateSelectWarp<kD, kKeep, kPairs>;
-  const auto kernel = rotate_select_kernel<kD, kKeep, kPairs>;
+  using Warp = RotateSelectWarp<kD, kKeep, kRule>;
+  const auto kernel = rotate_select_kernel<kD, kKeep, kRule>;
   const int bytes_of_warp = Warp::bytes(std::max(p.q.k, p.k.k)), bytes = kWarps * bytes_of_warp + 64;
   const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (status != cudaSuccess) return status;
@@ -56,15 +59,20 @@ cudaError_t launch(const RotateSelectParams& p, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
+template <int kD, RotatedRule kRule>
+cudaError_t launch_for_k(const RotateSelectParams& p, cudaStream_t stream) {
+  const int k = std::max(p.q.k, p.k.k);
+  if constexpr (kRule != RotatedRule::pairs)
+    if (k <= 8) return launch<kD, 8, kRule>(p, stream);
+  static_assert(cuda_ops::kMaxSortedPairs == 8);
+  return k <= 16 ? launch<kD, 16, kRule>(p, stream) : launch<kD, 0, kRule>(p, stream);
+}
+
 template <int kD>
 cudaError_t launch_for(const RotateSelectParams& p, cudaStream_t stream) {
-  const int k = std::max(p.q.k, p.k.k);
-  if (p.pairs)
-    return k <= 2 * cuda_ops::kMaxSortedPairs ? launch<kD, 2 * cuda_ops::kMaxSortedPairs, true>(p, stream)
-                                              : launch<kD, 0, true>(p, stream);
-  if (k <= 8) return launch<kD, 8, false>(p, stream);
-  if (k <= 16) return launch<kD, 16, false>(p, stream);
-  return launch<kD, 0, false>(p, stream);
+  if (p.pairs) return launch_for_k<kD, RotatedRule::pairs>(p, stream);
+  if (p.q.rule == Selection::topk_2of4) return launch_for_k<kD, RotatedRule::two_of_four>(p, stream);
+  return launch_for_k<kD, RotatedRule::topk>(p, stream);
 }
 
 bool aligned(const void* pointer) {

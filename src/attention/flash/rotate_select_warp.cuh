@@ -10,10 +10,14 @@
 
 namespace sfa::flash {
 
+/// What is selected: `two_of_four` is for queries, keys take the k largest beside it.
+enum class RotatedRule : std::uint8_t { topk, two_of_four, pairs };
+
 /// kKeep: no less than both k, or 0 for any.
-template <int kD, int kKeep, bool kPairs>
+template <int kD, int kKeep, RotatedRule kRule>
 struct RotateSelectWarp {
   using Tile = RotateSelectTile<kD>;
+  static constexpr bool kPairs = kRule == RotatedRule::pairs, kTwoOfFour = kRule == RotatedRule::two_of_four;
   static constexpr int kTokens = Tile::kTokens, kHeads = Tile::kHeads;
   static constexpr int kHeadLanes = Tile::kHeadLanes, kRowLanes = kD / kSegment;
   static constexpr int kSegmentBytes = kTokens * kHeads * kD * 2, kAngleBytes = 32 * 64;
@@ -185,8 +189,8 @@ struct RotateSelectWarp {
       *reinterpret_cast<Pack*>(own_piece(h, 1)) = rotated.high;
     });
     __syncwarp();
-    if (g.of.rule == Selection::topk_2of4)
-      fresh().template select<true>(g);
+    if (kTwoOfFour && g.of.rule == Selection::topk_2of4)
+      fresh().template select<kTwoOfFour>(g);
     else
       fresh().template select<false>(g);
   }
@@ -228,7 +232,7 @@ struct RotateSelectWarp {
   /// What the group left in shared memory goes where it belongs; `next` is on its way before the last part.
   __device__ __forceinline__ void store(const Group& g) const {
     const Tile out{lane, batch, first, p.T};
-    if (!kPairs && g.of.compressed != nullptr)
+    if (kTwoOfFour && g.of.compressed != nullptr)
       out.store_compressed(g.of, g.head, g.heads(), reinterpret_cast<const uint4*>(memory));
     else if (!kPairs && g.of.dense != nullptr)
       out.store_rows(static_cast<unsigned short*>(g.of.dense) + g.head * kD, p.row, g.heads(), segments());

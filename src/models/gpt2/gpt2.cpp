@@ -132,8 +132,10 @@ void Gpt2::plan(ModelArenas& arenas, std::int64_t B, std::int64_t T) {
 void Gpt2::forward(Context& ctx, Arena& scratch, const ModelInput& batch) {
   const std::int64_t B = batch.tokens.dim(0), T = batch.tokens.dim(1), C = config_.hidden_size;
   require(B * T == acts_.embedded.dim(0), "internal error: a step of {} x {} tokens was not planned", B, T);
-  const Ranges ranges{.causal = true, .window = config_.attention.window, .first_key = batch.first_key};
-  embedding_forward(ctx, batch.tokens, weights_.wte, weights_.wpe, 0, acts_.embedded.view({B, T, C}));
+  const Ranges ranges = ranges_of(batch);
+  for (const RowRun& run : RowRuns(ring, B, T))
+    embedding_forward(ctx, run.of(batch.tokens), weights_.wte, weights_.wpe, run.first_position,
+                      run.of(acts_.embedded.view({B, T, C})));
   Tensor residual = acts_.embedded, branch;
   for (std::size_t l = 0; l < acts_.blocks.size(); ++l) {
     const PartScope part(ctx, "block", static_cast<std::int64_t>(l), "forward");
@@ -150,7 +152,7 @@ void Gpt2::forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput&
                             const Tensor& losses) {
   Arena& scratch = arenas.scratch;
   const std::int64_t B = batch.tokens.dim(0), T = batch.tokens.dim(1), N = B * T, C = config_.hidden_size;
-  const Ranges ranges{.causal = true, .window = config_.attention.window, .first_key = batch.first_key};
+  const Ranges ranges = ranges_of(batch);
   distill_attention(distillation(loss_scale));
   forward(ctx, scratch, batch);
 
@@ -182,7 +184,9 @@ void Gpt2::forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput&
                         gradients_.blocks[l], acts_.blocks[l], d_residual, ranges);
     say_final(ctx, "h." + std::to_string(l) + ".");
   }
-  embedding_backward(ctx, {batch.tokens, d_residual.view({B, T, C}), gradients_.wte, gradients_.wpe, scratch});
+  for (const RowRun& run : RowRuns(ring, B, T))
+    embedding_backward(ctx, {run.of(batch.tokens), run.of(d_residual.view({B, T, C})), gradients_.wte,
+                             gradients_.wpe.slice(0, run.first_position, T), scratch});
 }
 
 void Gpt2::evaluate(Context& ctx, ModelArenas& arenas, const ModelInput& batch, const EvaluateOutput& out) {

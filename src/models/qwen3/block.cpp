@@ -47,7 +47,8 @@ void d_linear(Context& ctx, const Tensor& d_y, const Tensor& x, const Tensor& we
 }
 
 // Rows as projected -> normed and rotated. rstd is for backward, which leaves it out when it makes the rows again.
-QkNormRope norm_and_rotation(const Qwen3BlockContext& block, const Tensor& x, const Tensor& y, const Tensor& rstd) {
+QkNormRope norm_and_rotation(const Qwen3BlockContext& block, const Tensor& x, const Tensor& y, const Tensor& rstd,
+                             std::int64_t first_position) {
   const AttentionDims& d = block.attention.dims();
   return {.x = x,
           .H = d.H,
@@ -57,33 +58,37 @@ QkNormRope norm_and_rotation(const Qwen3BlockContext& block, const Tensor& x, co
           .k_weight = block.weights.k_norm,
           .eps = static_cast<float>(block.config.rms_norm_eps),
           .theta = block.config.rope_theta,
-          .first_position = block.cache ? block.cache->length : 0,
+          .first_position = first_position,
           .y = y,
           .rstd = rstd};
 }
 
-void norm_and_rotate(Context& ctx, const Qwen3BlockContext& block, const Tensor& x, const Tensor& y,
-                     const Tensor& rstd) {
-  qk_norm_rope_forward(ctx, norm_and_rotation(block, x, y, rstd));
+void norm_and_rotate(Context& ctx, const Qwen3BlockContext& block, const KeyRing* ring, const Tensor& x,
+                     const Tensor& y, const Tensor& rstd) {
+  for (const RowRun& run : RowRuns(ring, x.dim(0), x.dim(1)))
+    qk_norm_rope_forward(ctx, norm_and_rotation(block, run.of(x), run.of(y), run.of(rstd, x.dim(1)),
+                                                block.cache ? block.cache->length : run.first_position));
 }
 
 // d_x may be d_y.
 void d_norm_and_rotate(Context& ctx, const Qwen3BlockContext& block, const Qwen3::Block& gradients,
-                       const Qwen3::BlockActivations& acts, const Tensor& d_y, const Tensor& d_x) {
+                       const Qwen3::BlockActivations& acts, const KeyRing* ring, const Tensor& d_y, const Tensor& d_x) {
   const AttentionDims& d = block.attention.dims();
-  qk_norm_rope_backward(ctx, {.d_y = d_y,
-                              .x = acts.qkv,
-                              .H = d.H,
-                              .G = d.G,
-                              .D = d.Dqk,
-                              .q_weight = block.weights.q_norm,
-                              .k_weight = block.weights.k_norm,
-                              .theta = block.config.rope_theta,
-                              .rstd = acts.qk_rstd,
-                              .d_x = d_x,
-                              .d_q_weight = gradients.q_norm,
-                              .d_k_weight = gradients.k_norm,
-                              .scratch = block.scratch});
+  for (const RowRun& run : RowRuns(ring, d_y.dim(0), d_y.dim(1)))
+    qk_norm_rope_backward(ctx, {.d_y = run.of(d_y),
+                                .x = run.of(acts.qkv),
+                                .H = d.H,
+                                .G = d.G,
+                                .D = d.Dqk,
+                                .q_weight = block.weights.q_norm,
+                                .k_weight = block.weights.k_norm,
+                                .theta = block.config.rope_theta,
+                                .rstd = run.of(acts.qk_rstd, d_y.dim(1)),
+                                .d_x = run.of(d_x),
+                                .d_q_weight = gradients.q_norm,
+                                .d_k_weight = gradients.k_norm,
+                                .scratch = block.scratch,
+                                .first_position = run.first_position});
 }
 
 Tensor rows_like(Arena& scratch, const Tensor& t) {
@@ -129,14 +134,17 @@ void self_attention(Context& ctx, const Qwen3BlockContext& block, Qwen3::BlockAc
   AttentionState& state = acts.attention;
   const Tensor projected = acts.qkv.empty() ? state.qkv : acts.qkv;
   linear(ctx, acts.norm1.y, block.weights.qkv, projected.view({acts.norm1.y.dim(0), -1}));
-  if (block.weights.q_rope.empty()) {
-    const QkNormRope rotation = norm_and_rotation(block, projected, state.qkv, acts.qk_rstd);
+  if (block.weights.q_rope.empty() && ranges.ring == nullptr) {
+    const QkNormRope rotation =
+        norm_and_rotation(block, projected, state.qkv, acts.qk_rstd, block.cache ? block.cache->length : 0);
     return attend(ctx, block, state, ranges, {.rotation = &rotation});
   }
-  {
+  if (block.weights.q_rope.empty()) {
+    norm_and_rotate(ctx, block, ranges.ring, projected, state.qkv, acts.qk_rstd);
+  } else {
     ArenaScope scope(block.scratch);
     const Tensor rotated = rows_like(block.scratch, state.qkv);
-    norm_and_rotate(ctx, block, projected, rotated, acts.qk_rstd);
+    norm_and_rotate(ctx, block, ranges.ring, projected, rotated, acts.qk_rstd);
     rope_projection(ctx, block, rotated, state.qkv);
   }
   attend(ctx, block, state, ranges, {});
@@ -144,13 +152,13 @@ void self_attention(Context& ctx, const Qwen3BlockContext& block, Qwen3::BlockAc
 
 // The gradient of what attention read, in d_qkv, becomes that of the projected rows.
 void d_queries_keys_values(Context& ctx, const Qwen3BlockContext& block, const Qwen3::Block& gradients,
-                           const Qwen3::BlockActivations& acts, const Tensor& d_qkv) {
-  if (block.weights.q_rope.empty()) return d_norm_and_rotate(ctx, block, gradients, acts, d_qkv, d_qkv);
+                           const Qwen3::BlockActivations& acts, const KeyRing* ring, const Tensor& d_qkv) {
+  if (block.weights.q_rope.empty()) return d_norm_and_rotate(ctx, block, gradients, acts, ring, d_qkv, d_qkv);
   ArenaScope scope(block.scratch);
   const Tensor rotated = rows_like(block.scratch, d_qkv), d_rotated = rows_like(block.scratch, d_qkv);
-  norm_and_rotate(ctx, block, acts.qkv, rotated, Tensor{});
+  norm_and_rotate(ctx, block, ring, acts.qkv, rotated, Tensor{});
   d_rope_projection(ctx, block, gradients, rotated, d_qkv, d_rotated);
-  d_norm_and_rotate(ctx, block, gradients, acts, d_rotated, d_qkv);
+  d_norm_and_rotate(ctx, block, gradients, acts, ring, d_rotated, d_qkv);
 }
 
 // The block but its last two steps: what backward needs.
@@ -206,7 +214,7 @@ void qwen3_block_backward(Context& ctx, const Qwen3BlockContext& block, const Qw
   const Tensor d_qkv = rows_like(scratch, acts.attention.qkv);
   d_linear(ctx, d_residual, out.view({N, -1}), w.proj, d_out.view({N, -1}), gradients.proj, scratch);
   attention_backward(ctx, block.attention, acts.attention, ranges, d_out, d_qkv, scratch);
-  d_queries_keys_values(ctx, block, gradients, acts, d_qkv);
+  d_queries_keys_values(ctx, block, gradients, acts, ranges.ring, d_qkv);
   if (again_outputs) norm_again(ctx, block, w.norm1, acts.norm1);
   d_linear(ctx, d_qkv.view({N, -1}), acts.norm1.y, w.qkv, d_y, gradients.qkv, scratch);
   qwen3_norm_backward(ctx, {w.norm1, gradients.norm1, acts.norm1, d_y, d_residual, d_residual}, scratch);

@@ -152,7 +152,7 @@ void Qwen3::plan(ModelArenas& arenas, std::int64_t B, std::int64_t T) {
 void Qwen3::forward(Context& ctx, Arena& scratch, const ModelInput& batch) {
   const std::int64_t B = batch.tokens.dim(0), T = batch.tokens.dim(1), C = config_.hidden_size;
   require(B * T == acts_.embedded.dim(0), "internal error: a step of {} x {} tokens was not planned", B, T);
-  const Ranges ranges{.causal = true, .window = config_.attention.window, .first_key = batch.first_key};
+  const Ranges ranges = ranges_of(batch);
   embedding_forward(ctx, batch.tokens, weights_.wte, Tensor{}, 0, acts_.embedded.view({B, T, C}));
   Tensor residual = acts_.embedded, branch;
   for (std::size_t l = 0; l < acts_.blocks.size(); ++l) {
@@ -170,7 +170,7 @@ void Qwen3::forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput
                              const Tensor& losses) {
   Arena& scratch = arenas.scratch;
   const std::int64_t B = batch.tokens.dim(0), T = batch.tokens.dim(1), N = B * T, C = config_.hidden_size;
-  const Ranges ranges{.causal = true, .window = config_.attention.window, .first_key = batch.first_key};
+  const Ranges ranges = ranges_of(batch);
   distill_attention(distillation(loss_scale));
   forward(ctx, scratch, batch);
 
