@@ -168,7 +168,7 @@ HASH=$([ -d src ] && [ ! -f CUDA_SOURCE_HASH ] && cuda_source_hash || cat CUDA_S
 say "card: $(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | head -1)"
 step 'CUDA against the CPU'
 for name in test_core test_ops test_optim test_attention test_models test_eval test_hf test_gpu; do run_gtest $name; done
-for name in flash_forward_check flash_backward_check flash_decode_check; do run_check $name check; done
+for name in flash_forward_check flash_backward_check flash_decode_check project_select_check; do run_check $name check; done
 step 'Training on the card against training on the CPU'
 train_check
 
@@ -186,6 +186,7 @@ if [ $BENCH = yes ]; then
   if binary=$(program flash_decode_check); then
     if [ $TORCH = yes ]; then figures 'decoding beside cuDNN' "$PYTHON" scripts/bench/decode_vs_cudnn.py "$binary"; else figures 'decoding' "$binary" time; fi
   fi
+  if binary=$(program project_select_check); then figures 'projection with selection' "$binary" time; fi
   if binary=$(program bench_gpu_ops); then figures 'ops of GPT-2 124M' "$binary"; fi
   if [ -n "$DATA" ]; then SFA=$(program sfa) figures 'GPT-2 124M training' bash scripts/bench/train_gpu.sh "$DATA"; fi
 fi

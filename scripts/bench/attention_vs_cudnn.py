@@ -5,7 +5,8 @@
 
 Shapes and types come from our own figures, so that every shape is timed by all of them in one run. The rivals get the better of two
 layouts: heads packed as a QKV product leaves them, and [B, H, T, D] contiguous. Medians of event timings. A ratio is the rival's time over
-ours: above 1, ours is faster. SFA's time includes its selection.
+ours: above 1, ours is faster. SFA's time includes its selection. With --hidden everybody's forward begins with the projection of that many
+features into the packed rows (the rivals': torch.nn.functional.linear), behind which SFA may select in the same kernel.
 """
 import argparse
 import json
@@ -45,7 +46,29 @@ def operands(row, packed):
     return tuple(t.transpose(1, 2) for t in qkv.split([heads, kv_heads, kv_heads], 2))
 
 
+def time_projected(row, backend, reps):
+    """Projection and attention on its packed rows."""
+    batch, n, d, heads, kv_heads, hidden = (row[key] for key in ("batch", "n", "d", "heads", "kv_heads", "hidden"))
+    make = lambda *shape: torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
+    x, weight, bias = make(batch, n, hidden), make((heads + 2 * kv_heads) * d, hidden), make((heads + 2 * kv_heads) * d)
+    gqa = {"enable_gqa": True} if heads != kv_heads else {}
+
+    def forward():
+        rows = torch.nn.functional.linear(x, weight, bias).view(batch, n, heads + 2 * kv_heads, d)
+        q, k, v = (t.transpose(1, 2) for t in rows.split([heads, kv_heads, kv_heads], 2))
+        torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, **gqa)
+
+    try:
+        with sdpa_kernel(backend), torch.no_grad():
+            return median_ms(forward, reps)
+    except RuntimeError as error:
+        print(f"# {backend}: {str(error).splitlines()[0]}")
+        return None
+
+
 def time_rival(row, backend, reps):
+    if row["hidden"]:
+        return time_projected(row, backend, reps)
     best = None
     gqa = {"enable_gqa": True} if row["heads"] != row["kv_heads"] else {}
     for packed in (False,) if row["op"] == "decode" else (True, False):
@@ -77,6 +100,7 @@ def ours(args, op):
         command += ["--heads", args.heads] if args.heads else []
         command += ["--kv-cache", args.kv_cache] if op == "decode" else []
         command += ["--batch", str(args.batch)] if args.batch else []
+        command += ["--hidden", str(args.hidden)] if args.hidden else []
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         with open(path) as file:
             return json.load(file)["rows"]
@@ -94,11 +118,12 @@ def main():
     parser.add_argument("--kv-cache", default="full", help="decode: full, int8")
     parser.add_argument("--heads", default="")
     parser.add_argument("--batch", type=int, default=0)
+    parser.add_argument("--hidden", type=int, default=0, help="features of the projection that everybody's forward begins with")
     parser.add_argument("--reps", type=int, default=20)
     parser.add_argument("--json", default="", help="write all figures to this file")
     args = parser.parse_args()
     print(torch.cuda.get_device_name(), "torch", torch.__version__, "cuDNN", torch.backends.cudnn.version())
-    print(f"{'op':8} {'variant':22} {'n':>7} {'B':>4} {'ms':>9} {'selection':>9} {'to dense':>9}" +
+    print(f"{'op':8} {'variant':22} {'n':>7} {'B':>4} {'ms':>9} {'selection':>9} {'projected':>9} {'to dense':>9}" +
           "".join(f" {name + ' ms':>9} {'to ' + name:>8}" for name in BACKENDS))
     rows, rivals = [], {}
     for op in args.op.split(","):
@@ -110,7 +135,7 @@ def main():
             row["rivals_ms"] = rivals[shape]
             rows.append(row)
             variant = row["type"] + (" int8" if row["kv_cache"] == "int8" else "") + (f" k={row['k']} {row['selection']}" if row["type"] == "sfa" else "") + f" d={row['d']}"
-            line = f"{op:8} {variant:22} {row['n']:7} {row['batch']:4} {row['ms']:9.4f} {row['selection_ms']:9.4f}"
+            line = f"{op:8} {variant:22} {row['n']:7} {row['batch']:4} {row['ms']:9.4f} {row['selection_ms']:9.4f} {row['projection_ms']:9.4f}"
             line += f" {row['ratio_to_dense']:9.3f}" if row["ratio_to_dense"] else f" {'':9}"
             for ms in rivals[shape].values():
                 line += f" {ms:9.4f} {ms / row['ms']:8.3f}" if ms else f" {'-':>9} {'-':>8}"

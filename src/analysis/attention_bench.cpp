@@ -9,6 +9,7 @@
 #include "attention/cost.h"
 #include "core/rng.h"
 #include "core/stopwatch.h"
+#include "ops/linear/linear.h"
 
 namespace sfa {
 namespace {
@@ -110,7 +111,10 @@ class Layer {
 
   AttentionTiming run() {
     if (c_.op == AttentionOp::decode) return decode();
+    require(c_.hidden == 0 || (c_.op == AttentionOp::forward && c_.supports == nullptr),
+            "the projection is timed in front of a forward pass over random rows");
     plan(c_.n, nullptr);
+    if (c_.hidden > 0) return project();
     fill(c_.n, 0);
     const auto restore = [&] { restore_rows(); };
     const auto prepare = [&] { attention_->prepare(ctx_, state_); };
@@ -133,6 +137,12 @@ class Layer {
  private:
   void take(std::int64_t T) {
     state_ = attention_->plan(saved_, scratch_, c_.B, T);
+    if (c_.hidden > 0) {
+      x_ = inputs_.take(c_.dtype, {c_.B * T, c_.hidden});
+      weight_ = inputs_.take(c_.dtype, {c_.dims.row(), c_.hidden});
+      bias_ = inputs_.take(c_.dtype, {c_.dims.row()});
+      return;
+    }
     rows_ = inputs_.take(c_.dtype, {c_.B, T, c_.dims.row()});
     if (c_.op != AttentionOp::backward) return;
     d_out_ = inputs_.take(c_.dtype, {c_.B, T, c_.dims.H, c_.dims.Dv});
@@ -165,6 +175,29 @@ class Layer {
   // Selection may work in place; the projection would have written the rows anew.
   void restore_rows() {
     ctx_.copy(state_.qkv.data, ctx_.device(), rows_.data, ctx_.device(), static_cast<std::size_t>(rows_.bytes()));
+  }
+
+  // Projection, selection and core, as a model calls them.
+  AttentionTiming project() {
+    fill_random(ctx_, x_);
+    fill_random(ctx_, weight_);
+    fill_random(ctx_, bias_);
+    const LinearForward projection{x_, weight_, bias_, state_.qkv.view({c_.B * c_.n, -1}), Tensor{}};
+    const auto linear = [&] { linear_forward(ctx_, projection); };
+    const auto prepare = [&] {
+      if (attention_->prepare_projected(ctx_, projection, state_)) return;
+      linear();
+      attention_->prepare(ctx_, state_);
+    };
+    const auto time = [&](const std::function<void()>& work) {
+      return time_calls(
+          ctx_, c_.repetitions, [] {}, work);
+    };
+    AttentionTiming t =
+        describe(time([&] { attention_forward(ctx_, *attention_, state_, ranges_, scratch_, {&projection}); }));
+    t.projection_ms = time(linear).median;
+    if (c_.config.type != "dense") t.selection_ms = time(prepare).median - t.projection_ms;
+    return t;
   }
 
   // The cache is filled as a prefill does it, a stretch at a time; then one token a sequence is timed again and again
@@ -239,7 +272,7 @@ class Layer {
   std::unique_ptr<Attention> attention_;
   Arena saved_, scratch_, inputs_;
   AttentionState state_;
-  Tensor rows_, d_out_, d_qkv_;
+  Tensor rows_, d_out_, d_qkv_, x_, weight_, bias_;
   Ranges ranges_;
 };
 

@@ -1,5 +1,6 @@
 // Times one layer's attention through the public interface: preparation (selection) and core, forward, backward or one
-// step of decoding over a filled cache.
+// step of decoding over a filled cache. With the projection that makes the packed rows in front, when asked for: an
+// implementation may select features in it.
 #pragma once
 
 #include <cstdint>
@@ -22,13 +23,15 @@ struct AttentionCase {
   std::int64_t n = 1024;  // causal length; decode: keys in the cache, for one new token a sequence
   DType dtype = DType::f32;
   const SupportDump* supports = nullptr;  // null: normally distributed rows
+  std::int64_t hidden = 0;                // forward: begin with the projection of so many features; 0: without
   int repetitions = 20;                   // fewer when they would take longer than about a second
 };
 
 /// Medians. Bytes and FLOPs are of one call; a multiply-add counts as two.
 struct AttentionTiming {
-  double ms = 0;            // of the whole call, selection included
-  double selection_ms = 0;  // of prepare() alone, measured apart
+  double ms = 0;             // of the whole call, selection (and with `hidden` the projection) included
+  double projection_ms = 0;  // of the projection alone, measured apart
+  double selection_ms = 0;   // of prepare() alone, measured apart; with `hidden` what it adds to the projection
   int repetitions = 0;
   double dense_flops = 0;     // what dense attention would need: causal half, n^2 / 2 pairs
   double executed_flops = 0;  // what this implementation multiplies, zeros included; over the same pairs

@@ -22,7 +22,7 @@ struct Options {
   std::string op = "forward", device = "auto", impl = "auto", dtype = "auto", heads, supports = "random", json, plot;
   std::vector<std::string> types{"dense", "sfa"}, selections{"topk"}, caches{"full"}, n{"1024..4096"};
   std::vector<std::int64_t> d{64}, k{8};
-  std::int64_t batch_tokens = 32768, batch = 0, window = 0;
+  std::int64_t batch_tokens = 32768, batch = 0, window = 0, hidden = 0;
   int repetitions = 20;
 };
 
@@ -120,7 +120,10 @@ std::int64_t batch_of(const Options& o, std::int64_t n) {
 }
 
 void print_header(const Options& o, const std::string& device) {
-  fmt::print("{}, {}, {}\n", device, o.op, o.supports == "random" ? "random rows" : "rows of " + o.supports);
+  fmt::print("{}, {}, {}\n", device, o.op,
+             o.hidden > 0             ? fmt::format("projection of {} features included", o.hidden)
+             : o.supports == "random" ? "random rows"
+                                      : "rows of " + o.supports);
   fmt::print("{:<22} {:>7} {:>4} {:>5} {:>10} {:>10} {:>9} {:>9} {:>8} {:>10} {:>11} {:>8}\n", "variant", "n", "B",
              "H/G", "ms", "selection", "TFLOP/s", "executed", "GB/s", "saved MiB", "scratch MiB", "to dense");
 }
@@ -151,7 +154,9 @@ nlohmann::ordered_json json_of(const Options& o, const Row& r) {
                                 {"heads", c.dims.H},
                                 {"kv_heads", c.dims.G},
                                 {"supports", o.supports},
+                                {"hidden", c.hidden},
                                 {"ms", r.t.ms},
+                                {"projection_ms", r.t.projection_ms},
                                 {"selection_ms", r.t.selection_ms},
                                 {"repetitions", r.t.repetitions},
                                 {"tflops_dense_equivalent", r.t.dense_flops / seconds * 1e-12},
@@ -210,6 +215,7 @@ void bench(const Options& o) {
                       .n = n,
                       .dtype = dtype,
                       .supports = dump ? &*dump : nullptr,
+                      .hidden = o.hidden,
                       .repetitions = o.repetitions},
                 .t = {},
                 .dense_ms = {}};
@@ -262,6 +268,11 @@ void add_bench_attention(CLI::App& group) {
       ->capture_default_str();
   command->add_option("--batch", o->batch, "sequences, instead of --batch-tokens")->check(CLI::PositiveNumber);
   command->add_option("--window", o->window, "keys a query sees; 0 = all before it")->check(CLI::NonNegativeNumber);
+  command
+      ->add_option("--hidden", o->hidden,
+                   "forward: include the projection of so many features into the packed rows; 0 = without")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   command->add_option("--supports", o->supports, "random, or a file made by `sfa analyze support`")
       ->capture_default_str();
   command->add_option("--repetitions", o->repetitions, "timed calls at most; the median counts")

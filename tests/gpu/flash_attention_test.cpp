@@ -5,6 +5,7 @@
 
 #include "attention/attention.h"
 #include "gpu/twins.h"
+#include "ops/linear/linear.h"
 
 namespace sfa::test {
 namespace {
@@ -198,6 +199,59 @@ TEST_F(FlashAttentionGpu, EightBitValuesStayWithinHalfAScale) {
     EXPECT_GT(difference, 0.0) << "nothing was rounded";
     // Errors of elements are as good as independent: a row's rounding has 1 / sqrt(12) of a scale, and a mean less.
     EXPECT_LT(std::sqrt(difference / norm), 0.02);
+  }
+}
+
+// The projection handed to attention, which may select features in the same kernel, against the projection followed by
+// attention. Sums are of small integers, exact in any order: both give the same bits.
+TEST_F(FlashAttentionGpu, TheProjectionHandedOverGivesTheSameBits) {
+  type_ = DType::bf16;
+  std::vector<FlashCase> list;
+  for (const char* selection : {"topk", "topk_2of4", "topk_pairs"})
+    for (const auto& [dims, k] : {std::pair{AttentionDims{4, 2, 64, 64}, 8},
+                                  {AttentionDims{2, 2, 128, 128}, 16},
+                                  {AttentionDims{3, 1, 64, 128}, 4},
+                                  {AttentionDims{2, 2, 128, 128}, 20},
+                                  {AttentionDims{2, 1, 96, 96}, 12}})
+      for (const std::int64_t B : {1, 5})
+        list.push_back({config_of("auto", "sfa", k, selection), dims, B, 4100 / B + 1});
+  const std::int64_t I = 256;
+  for (const FlashCase& c : list) {
+    SCOPED_TRACE(describe(c));
+    const auto integers = [&](std::initializer_list<std::int64_t> dims, std::uint64_t stream, std::int32_t most) {
+      Owned t = make(Device::cuda, DType::bf16, dims);
+      std::vector<float> values;
+      for (const std::int32_t i : integer_values(stream, t.t.numel(), 2 * most + 1))
+        values.push_back(static_cast<float>(i - most) / 8);
+      assign(*gpu_, t.t, values);
+      return t;
+    };
+    const Owned x = integers({c.B * c.T, I}, 1, 2), weight = integers({c.dims.row(), I}, 2, 2),
+                bias = integers({c.dims.row()}, 3, 20), d_out = integers({c.B, c.T, c.dims.H, c.dims.Dv}, 4, 8);
+    PlannedLayer apart(*gpu_, c, DType::bf16, "auto"), together(*gpu_, c, DType::bf16, "auto");
+    const Ranges ranges;
+    const auto projection = [&](PlannedLayer& layer) {
+      return LinearForward{x.t, weight.t, bias.t, layer.state.qkv.view({c.B * c.T, -1}), Tensor{}};
+    };
+    linear_forward(*gpu_, projection(apart));
+    attention_forward(*gpu_, *apart.attention, apart.state, ranges, apart.scratch);
+    const LinearForward handed = projection(together);
+    attention_forward(*gpu_, *together.attention, together.state, ranges, together.scratch, {&handed});
+    const auto same = [&](const Tensor& a, const Tensor& b, const char* what) {
+      EXPECT_TRUE(bytes_of(*gpu_, a) == bytes_of(*gpu_, b)) << what;
+    };
+    same(apart.state.q.values, together.state.q.values, "values of queries");
+    same(apart.state.q.indices, together.state.q.indices, "indices of queries");
+    same(apart.state.k.values, together.state.k.values, "values of keys");
+    same(apart.state.k.indices, together.state.k.indices, "indices of keys");
+    same(apart.state.k.v, together.state.k.v, "v");
+    same(apart.state.out, together.state.out, "out");
+    same(apart.state.lse, together.state.lse, "log-sum-exp");
+    const Owned d_apart = make(Device::cuda, DType::bf16, {c.B, c.T, c.dims.row()}),
+                d_together = make(Device::cuda, DType::bf16, {c.B, c.T, c.dims.row()});
+    attention_backward(*gpu_, *apart.attention, apart.state, ranges, d_out.t, d_apart.t, apart.scratch);
+    attention_backward(*gpu_, *together.attention, together.state, ranges, d_out.t, d_together.t, together.scratch);
+    same(d_apart.t, d_together.t, "gradient of the packed rows");
   }
 }
 

@@ -1,6 +1,8 @@
 // From the project's tensors to the arguments of the CUDA kernels, and what dense and sfa keep.
 #include "attention/flash/attention_flash.h"
 
+#include <algorithm>
+
 #include "attention/cost.h"
 #include "attention/dense/dense.h"
 #include "attention/flash/decode_attention.h"
@@ -9,10 +11,13 @@
 #include "attention/flash/flash_sm80.h"
 #include "attention/flash/flash_tensors.h"
 #include "attention/flash/prepare_rotated.h"
+#include "attention/flash/project_select.h"
 #include "attention/flash/select24.h"
 #include "attention/sfa/sfa.h"
 #include "core/build_config.h"
 #include "core/device_cuda.h"
+#include "core/observer.h"
+#include "ops/linear/linear.h"
 #include "ops/select/select.h"
 
 namespace sfa {
@@ -204,6 +209,7 @@ class SfaFlash final : public SfaAttention {
   SfaFlash(const AttentionConfig& config, const AttentionDims& dims, DType dtype, Kernels kernels)
       : SfaAttention(config, dims, dtype),
         compressed_(two_of_four() && multiplies_compressed(kernels, dims)),
+        projects_(kernels.forward_sm90 && config.selection == "topk"),
         kernels_(kernels) {}
 
   // The packed projection is scratch: its rows are zero-filled in place for the forward core, and filled again from the
@@ -231,6 +237,26 @@ class SfaFlash final : public SfaAttention {
   }
   bool prepare_rotated(Context& ctx, const QkNormRope& rotation, AttentionState& s) const override {
     return flash::prepare_rotated(ctx, rotation, config_, dims_, s);
+  }
+
+  // Where one kernel is faster than the product and a pass of selection (docs/kernels_select.md): not with few rows,
+  // which leave tensor cores idle whatever the tiles; not where selection takes longer than the products that hide it.
+  bool prepare_projected(Context& ctx, const LinearForward& projection, AttentionState& s) const override {
+    if constexpr (kHasCuda) {
+      if (!projects_ || projection.x.dim(0) < kProjectedRows) return false;
+      const flash::ProjectSelectParams p = projection_of(projection, s);
+      if (!flash::project_select_supported(p) || std::max(p.k_q, p.k_k) > p.D / 8) return false;
+      if (ctx.planning) return true;
+      const OpScope scope(ctx, [&] {
+        return product_work(
+            "linear forward, features selected", projection.x.dim(0), projection.weight.dim(0), projection.x.dim(1),
+            bytes_of({projection.x, projection.weight, projection.bias, s.q.values, s.q.indices, s.k.values,
+                      s.k.indices, s.k.dense, s.k.v, compressed_ ? s.q.compressed : s.q.dense}));
+      });
+      flash::project_select(p, cuda_ops::stream(ctx));
+      return true;
+    }
+    return false;
   }
 
   KvCache plan_cache(Arena& arena, std::int64_t B, std::int64_t capacity) const override {
@@ -302,6 +328,36 @@ class SfaFlash final : public SfaAttention {
     }
   }
 
+  [[nodiscard]] flash::ProjectSelectParams projection_of(const LinearForward& projection,
+                                                         const AttentionState& s) const {
+    const PackedViews views = packed_views(s.qkv, dims_);
+    flash::ProjectSelectParams p;
+    p.B = static_cast<int>(s.qkv.dim(0));
+    p.T = static_cast<int>(s.qkv.dim(1));
+    p.I = static_cast<int>(projection.x.dim(1));
+    p.H = static_cast<int>(dims_.H);
+    p.G = static_cast<int>(dims_.G);
+    p.D = static_cast<int>(dims_.Dqk);
+    p.Dv = static_cast<int>(dims_.Dv);
+    p.x = projection.x.data;
+    p.weight = projection.weight.data;
+    p.bias = projection.bias.data;
+    p.k_q = static_cast<int>(s.q.values.dim(3));
+    p.k_k = static_cast<int>(s.k.values.dim(3));
+    p.rule = two_of_four() ? flash::Selection::topk_2of4 : flash::Selection::topk;
+    p.q_values = s.q.values.data;
+    p.q_indices = s.q.indices.as<std::uint8_t>();
+    p.k_values = s.k.values.data;
+    p.k_indices = s.k.indices.as<std::uint8_t>();
+    (compressed_ ? p.q_compressed : p.q_dense) = compressed_ ? s.q.compressed.data : views.q.data;
+    p.k_dense = views.k.data;
+    p.v = s.k.v.data;
+    p.q_stride = strides_of(views.q);
+    p.k_stride = strides_of(views.k);
+    p.v_stride = strides_of(s.k.v);
+    return p;
+  }
+
   static flash::SelectParams selection_of(const Tensor& rows, const Tensor& values, const Tensor& indices) {
     flash::SelectParams p;
     p.B = static_cast<int>(rows.dim(0));
@@ -317,7 +373,10 @@ class SfaFlash final : public SfaAttention {
     return p;
   }
 
+  static constexpr std::int64_t kProjectedRows = 4096;  // fewer are projected by themselves
+
   bool compressed_;  // queries are multiplied 2 of 4; otherwise, under either selection, as zero-filled rows
+  bool projects_;    // the projection may select features itself: topk alone
   FlashKernels kernels_;
 };
 
