@@ -214,7 +214,7 @@ TEST_F(FlashAttentionGpu, TheProjectionHandedOverGivesTheSameBits) {
                                   {AttentionDims{2, 2, 128, 128}, 20},
                                   {AttentionDims{2, 1, 96, 96}, 12}})
       for (const std::int64_t B : {1, 5})
-        list.push_back({config_of("auto", "sfa", k, selection), dims, B, 4100 / B + 1});
+        list.push_back({config_of("auto", "sfa", k, selection), dims, B, 8200 / B + 1});
   const std::int64_t I = 256;
   for (const FlashCase& c : list) {
     SCOPED_TRACE(describe(c));

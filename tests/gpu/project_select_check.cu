@@ -153,8 +153,10 @@ void time_shapes() {
   line("topk", {32, 1024, 2048, 16, 16, 128, 128, 16, 16, kTopk, false, false});
   line("topk_2of4", {32, 1024, 2048, 16, 16, 128, 128, 16, 16, kTwoOfFour, true, false});
   line("topk_2of4", {32, 1024, 2048, 16, 8, 128, 128, 16, 16, kTwoOfFour, true, false});
-  for (const int N : {1024, 2048, 4096, 8192})
+  for (const int N : {1024, 2048, 4096, 8192, 16384}) {
+    line("topk", {1, N, 768, 12, 12, 64, 64, 8, 8, kTopk, false, false});
     line("topk_2of4", {1, N, 768, 12, 12, 64, 64, 8, 8, kTwoOfFour, true, false});
+  }
 }
 
 }  // namespace

@@ -373,7 +373,7 @@ class SfaFlash final : public SfaAttention {
     return p;
   }
 
-  static constexpr std::int64_t kProjectedRows = 4096;  // fewer are projected by themselves
+  static constexpr std::int64_t kProjectedRows = 8192;  // fewer are projected by themselves
 
   bool compressed_;  // queries are multiplied 2 of 4; otherwise, under either selection, as zero-filled rows
   bool projects_;    // the projection may select features itself: topk alone
