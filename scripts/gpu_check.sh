@@ -79,7 +79,7 @@ run_gtest() {
     failed=$((${failed:-0} + 1))
     passed=${passed:-$(grep -c '^\[       OK' "$log" || true)}
   fi
-  if [ "${failed:-0}" -gt 0 ]; then grep -E '^\[  FAILED  \]|Failure|^sfa' "$log" | sort -u | head -20; fi
+  if [ "${failed:-0}" -gt 0 ]; then { grep -E '^\[  FAILED  \]|Failure|^sfa|error while loading' "$log" || true; } | sort -u | head -20; fi
   check "$1" "${passed:-0}" "${failed:-0}" "${skipped:-0}"
 }
 
@@ -90,7 +90,7 @@ run_check() {
   if timeout -k 5 150 "$binary" ${2:-} >"$log" 2>&1; then
     check "$1" 1 0 0
   else
-    grep -i -E 'fail|error' "$log" | head -10
+    { grep -i -E 'fail|error' "$log" || true; } | head -10
     check "$1" 0 1 0
   fi
 }
