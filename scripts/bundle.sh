@@ -37,7 +37,7 @@ WORK=$(mktemp -d)
 trap 'rm -rf "$WORK"' EXIT
 TOP=$WORK/sfa_bundle
 mkdir -p "$TOP/bin" "$TOP/lib"
-for program in "$BUILD/sfa" "$BUILD"/tests/test_{core,ops,optim,attention,models,gpu} "$BUILD"/tests/*_check "$BUILD"/tests/bench/bench_*; do
+for program in "$BUILD/sfa" "$BUILD"/tests/test_{core,ops,optim,attention,models,eval,hf,gpu} "$BUILD"/tests/*_check "$BUILD"/tests/bench/bench_*; do
   if [ -f "$program" ] && [ -x "$program" ]; then strip -s -o "$TOP/bin/$(basename "$program")" "$program"; fi
 done
 
