@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <fstream>
 #include <set>
 
@@ -58,6 +59,16 @@ Line& line_of(std::vector<Line>& lines, const std::string& label) {
   return *at;
 }
 
+// What is read of a row has the type that the benchmark writes.
+bool well_formed(const json& row) {
+  if (!row.is_object()) return false;
+  for (const char* key : {"op", "type", "selection", "kv_cache"})
+    if (row.contains(key) && !row[key].is_string()) return false;
+  for (const char* key : {"batch", "heads", "d", "k", "n"})
+    if (row.contains(key) && !row[key].is_number_integer()) return false;
+  return true;
+}
+
 /// One file, checked.
 struct Measured {
   std::string file, device, op;
@@ -66,9 +77,11 @@ struct Measured {
 
   explicit Measured(const std::string& path) : file(path) {
     std::ifstream in(path);
-    require(in.good(), "--latency: {} can't be read", path);
+    require(in.good() && std::filesystem::is_regular_file(path), "--latency: {} can't be read", path);
     const json whole = json::parse(in, nullptr, false);
-    require(whole.is_object() && whole.contains("rows") && whole["rows"].is_array() && !whole["rows"].empty(),
+    require(whole.is_object() && whole.contains("rows") && whole["rows"].is_array() && !whole["rows"].empty() &&
+                std::all_of(whole["rows"].begin(), whole["rows"].end(), well_formed) &&
+                (!whole.contains("device") || whole["device"].is_string()),
             "--latency: {} is no file of `sfa bench attention --json`", path);
     rows = whole["rows"];
     device = whole.value("device", "?");

@@ -26,6 +26,7 @@ std::string command_of(const Options& o) {
 void compare(const Options& o) {
   if (o.runs.empty() && (o.html.empty() || o.latency.empty()))
     throw UsageError("runs: at least one folder is needed, or --html and --latency");
+  if (!o.latency.empty() && o.html.empty()) throw UsageError("--latency: is for the report, which --html names");
   std::vector<RunSummary> runs;
   for (const std::string& folder : o.runs) runs.push_back(read_run(folder));
   if (!o.html.empty())

@@ -71,6 +71,10 @@ void resolve_features(ModelConfig& m) {
   resolve_layers(m);
   require(a.k_from >= 0, "train.k_anneal.from: must not be negative, got {}", a.k_from);
   check_features(m, a.k_from, true, "train.k_anneal.from");
+  std::int64_t least = std::min(a.k_q, a.k_k);
+  for (const std::int64_t k : m.k_by_layer) least = std::min(least, k);
+  require(a.k_from == 0 || a.k_from > least,
+          "train.k_anneal.from: k comes down from here to {}, so it must be more, got {}", least, a.k_from);
 }
 
 }  // namespace
@@ -107,8 +111,8 @@ void ModelConfig::resolve() {
   AttentionConfig& a = attention;
   require(k >= 0 && k <= kMost, "model.attention.k: must be from 1 to qk_head_dim = {}, got {}", qk_head_dim, k);
   require(a.window >= 0, "model.attention.window: must not be negative, got {}", a.window);
-  require(a.score_scale >= 0, "model.attention.score_scale: must be positive, or 0 for 1/sqrt(qk_head_dim), got {}",
-          a.score_scale);
+  require(a.score_scale == 0 || (a.score_scale >= 1e-4 && a.score_scale <= 1e4),
+          "model.attention.score_scale: must be from 1e-4 to 1e4, or 0 for 1/sqrt(qk_head_dim), got {}", a.score_scale);
   require(a.kv_cache == "full" || a.kv_cache == "int8",
           "model.attention.kv_cache: '{}' is not known; there are full and int8", a.kv_cache);
   if (a.type != "sfa") {

@@ -38,11 +38,14 @@ class ContextRing final : public KeyRing {
   /// Milliseconds that the host waited in here since the last call: on the CPU, where an exchange is through when it
   /// returns.
   double take_wait_ms();
+  /// Whether waiting counts: validation's is no training step's.
+  void count_waits(bool count) { counts_waits_ = count; }
 
  private:
   Communicator* communicator_ = nullptr;
   int first_rank_;
   double wait_ms_ = 0;
+  bool counts_waits_ = true;
 };
 
 }  // namespace sfa

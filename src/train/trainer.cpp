@@ -303,6 +303,8 @@ void Run::validate(std::int64_t done) {
   if (!validation_) return;
   const auto started = Clock::now();
   const PhaseScope phase(ranks_.control(), Phase::validate);
+  ContextRing* ring = state_.memory().ring.get();
+  if (ring != nullptr) ring->count_waits(false);
   state_.model().anneal_k(1);  // the model as it will be used, whatever this step trained with
   PerplexityRun run{state_.context(),
                     state_.model(),
@@ -333,6 +335,7 @@ void Run::validate(std::int64_t done) {
   if (first_rank()) metrics_->write(object);
   spdlog::info("step {}  val/loss {:.4f}  val/ppl {:.3f}{}  ({} tokens)", done, r.loss, r.perplexity,
                average.tokens > 0 ? fmt::format("  val/ema_loss {:.4f}", average.loss) : "", r.tokens);
+  if (ring != nullptr) ring->count_waits(true);
   interval_start_ += Clock::now() - started;  // validation is not training time
 }
 

@@ -242,6 +242,13 @@ TEST_F(Report, LatencyAloneWithRivals) {
   for (const char* absent : {"FA2", "<h2>Runs</h2>", "KV bytes"}) EXPECT_EQ(page.find(absent), std::string::npos);
   EXPECT_EQ(sfa({"compare"}).code, 2);
   EXPECT_EQ(sfa({"compare", "--html", at("r.html")}).code, 2);
+  EXPECT_EQ(sfa({"compare", at("dense"), "--latency", at("l.json")}).code, 2) << "no report to put it into";
+  for (const char* hostile : {"null", R"({"rows": [1]})", R"({"rows": [{"d": "x", "n": 1, "ms": 1}]})",
+                              R"({"device": 3, "rows": [{"op": "forward", "n": 1, "ms": 1}]})"}) {
+    write_text(at("bad.json"), hostile);
+    EXPECT_EQ(sfa({"compare", "--latency", at("bad.json"), "--html", at("r.html")}).code, 1) << hostile;
+  }
+  EXPECT_EQ(sfa({"compare", "--latency", at("."), "--html", at("r.html")}).code, 1);
 }
 
 TEST_F(Report, GapIsThatOfTheDocuments) {

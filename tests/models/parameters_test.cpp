@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <map>
 
 #include "models/model.h"
@@ -327,7 +328,13 @@ TEST(ModelConfigTest, RefusesWhatCannotBe) {
     sfa(c, 4);
     c.attention.selection = "topk_3of4";
   });
-  expect("score_scale", [](ModelConfig& c) { c.attention.score_scale = -1; });
+  for (const double scale : {-1.0, 1e39, 1e-46, std::numeric_limits<double>::quiet_NaN()})
+    expect("score_scale", [&](ModelConfig& c) { c.attention.score_scale = scale; });
+  for (const int from : {-1, 3, 4})
+    expect("k_anneal.from", [&](ModelConfig& c) {
+      sfa(c, 4);
+      c.attention.k_from = from;
+    });
   expect("k_by_layer", [](ModelConfig& c) { c.k_by_layer.assign(12, 4); });
   const auto layers = [&](std::vector<std::int64_t> k) {
     return [&sfa, k](ModelConfig& c) {
