@@ -6,13 +6,14 @@
 #     --data FILE.h5   GPT-2 tokens for the speed of GPT-2 124M (default: tokens made here)
 #     --gpus N         (default: all that nvidia-smi names)
 #     --no-speed       correctness alone
+#   LLMC_BINARY: llm.c's train_gpt2cu with NCCL, MPI and cuDNN (make train_gpt2cu USE_CUDNN=1): with --data also times it on the same shapes
 set -uo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
 
 BUILD='' DATA='' GPUS='' SPEED=yes
 while [ $# -gt 0 ]; do
   case $1 in
-    -h | --help) sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    -h | --help) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
     --build) BUILD=$2; shift 2 ;;
     --data) DATA=$(realpath "$2"); shift 2 ;;
     --gpus) GPUS=$2; shift 2 ;;
@@ -184,6 +185,23 @@ Y
   }
   speed speed1 1 0
   for zero in 0 1 2; do speed "speed_zero$zero" "$GPUS" $zero; done
+  # llmc N ZERO: llm.c at the same work, the median of its steps after the first five. It wants a batch of validation and has no ZeRO-2.
+  llmc() {
+    local n=$1 zero=$2 rate
+    ranks "$n" timeout 120 stdbuf -oL "$LLMC_BINARY" -i llmc_train.bin -j llmc_val.bin -e d12 -b 64 -t 1024 -d $((524288 * n)) -r 0 -z "$zero" -v 1000000 -s 0 -g 1 -h 0 \
+      -x 12 -l 6e-4 -q 0 -u 5 -n 0 -m 1 >llmc.log 2>&1 || { failed "llm.c on $n"; tail -3 llmc.log; return; }
+    rate=$(grep -Eo '[0-9.]+ ms' llmc.log | cut -d' ' -f1 | tail -n +6 | sort -g | awk '{a[NR] = $1} END {print NR ? a[int((NR + 1) / 2)] : 0}')
+    rate=$(awk -v ms="$rate" -v n="$n" 'BEGIN {printf "%.0f", ms > 0 ? 524288 * n * 1000 / ms : 0}')
+    [ "$n" -gt 1 ] || one=$rate
+    TABLE+=("$(awk -v n="$n" -v z="$zero" -v r="$rate" -v o="$one" 'BEGIN {printf "%d cards  llm.c, ZeRO %d  %8.0f tok/s  %6.2f %% of %d x one card", n, z, r, (o > 0) ? 100 * r / (n * o) : 0, n}')")
+    say "${TABLE[-1]}"
+  }
+  if [ -n "${LLMC_BINARY:-}" ] && [[ $DATA == *.h5 ]]; then
+    if python3 "$ROOT/scripts/bench/llmc_shard.py" "$DATA" llmc_train.bin && python3 "$ROOT/scripts/bench/llmc_shard.py" "$DATA" llmc_val.bin 0 1000000; then
+      llmc 1 0
+      for zero in 0 1; do llmc "$GPUS" $zero; done
+    else failed "llm.c's tokens"; fi
+  fi
 
   step 'Long context: GPT-2 124M, bf16, sequences of 32,768 tokens, 4 a step, on one card and shared by all'
   # long NAME N ATTENTION: tokens a second; the same step whatever N is.

@@ -27,8 +27,6 @@ struct BackwardTile {
   static constexpr int kPanelBytes = 64 * 64 * 2;
   static constexpr int kPanelsAtOnce = kDqPiece * 4 / kPanelBytes;
   static constexpr int kGradientFillings = (kGradientPanels + kPanelsAtOnce - 1) / kPanelsAtOnce;
-  /// Whether a warpgroup passes over query tiles that see none of its keys.
-  static constexpr bool kSkipsUnseen = kRows == 64;
   static_assert(kRows == 64 || kRows == 128);
   static_assert(kRows * kDqk == 2 * kDqPiece, "a warpgroup's share of dQ is 64 x 64");
   static_assert(kDqk % 64 == 0 && kDv % 64 == 0);
@@ -43,11 +41,10 @@ struct BackwardTask {
 
 /// What the producer tells about a step, beside the data.
 enum StepFlags : int {
-  kStepFinal = 1,    // the last addition to this piece of dQ: the block writes dQ itself
-  kStepJoin = 2,     // final, and there is a sum of earlier key tiles to add
-  kStepMasked = 4,   // << warpgroup: some row does not see some of its keys
-  kStepUnseen = 16,  // << warpgroup: no row sees any of its keys
-  kStepFlagBits = 6
+  kStepFinal = 1,   // the last addition to this piece of dQ: the block writes dQ itself
+  kStepJoin = 2,    // final, and there is a sum of earlier key tiles to add
+  kStepMasked = 4,  // << warpgroup: some row does not see some of its keys
+  kStepFlagBits = 4
 };
 
 template <class Tile>

@@ -35,7 +35,6 @@ __device__ __forceinline__ int step_word(const BackwardArgs& args, const Backwar
   for (int part = 0; part < kBackwardConsumers; ++part) {
     const int half = task.key_tile * kBackwardConsumers + part;
     if (half < span.full_first || half >= span.full_end) flags |= kStepMasked << part;
-    if (half < span.first || half > span.last) flags |= kStepUnseen << part;
   }
   if (task.key_tile == span.last_tile())
     flags |= task.key_tile > span.first_tile() ? kStepFinal | kStepJoin : kStepFinal;

@@ -137,19 +137,17 @@ struct BackwardConsumer {
       sm90::Wgmma<kDim>::template rs<sm90::Major::kMN>(d, a[t], sm90::descriptor_advance(b, t * 2048), 1);
   }
 
-  /// This warpgroup's 64 x 64 of dS K: of 128 rows its 64, of 64 rows all with its 64 features. Over kKeys keys from
-  /// `key` on.
-  template <int kKeys>
-  __device__ __forceinline__ void issue_dq(int key) {
+  /// This warpgroup's 64 x 64 of dS K: of 128 rows its 64, of 64 rows all with its 64 features.
+  __device__ __forceinline__ void issue_dq() {
     constexpr int kPanel = kBackwardKeys * 128;
     const std::uint64_t a = sm90::swizzle128_descriptor(sm90::smem_address(shared.ds[steps_done % 2]) +
                                                         (Tile::kRows == 128 ? part * kPanel : 0));
     const std::uint64_t b =
         sm90::swizzle128_descriptor(sm90::smem_address(shared.k) + (Tile::kRows == 128 ? 0 : part * kPanel));
 #pragma unroll
-    for (int t = 0; t < kKeys / 16; ++t)
-      sm90::Wgmma<64>::ss<sm90::Major::kMN, sm90::Major::kMN>(dq, sm90::descriptor_advance(a, key * 128 + t * 2048),
-                                                              sm90::descriptor_advance(b, key * 128 + t * 2048), t > 0);
+    for (int t = 0; t < kBackwardKeys / 16; ++t)
+      sm90::Wgmma<64>::ss<sm90::Major::kMN, sm90::Major::kMN>(dq, sm90::descriptor_advance(a, t * 2048),
+                                                              sm90::descriptor_advance(b, t * 2048), t > 0);
   }
 
   /// The staging buffer for the next filling, once its writer has emptied it.
@@ -213,8 +211,10 @@ struct BackwardConsumer {
   /// One query tile. On entry its S has been computed; on exit that of the next one, unless this is the last: then K
   /// and V are released as soon as they are not read any more.
   template <bool kMore>
-  __device__ __forceinline__ void step(const BackwardTask& task, int flags) {
+  __device__ __forceinline__ void step(const BackwardTask& task) {
     const Use<kBackwardQueryStages> stage(steps_done);
+    const int flags = shared.step[stage.index];
+    sm90::wgmma_pin(s);
     std::uint32_t p[Tile::kRows / 16][4], ds[Tile::kRows / 16][4];
 
     sm90::barrier_wait(&shared.d_out_full[stage.index], stage.parity);
@@ -236,7 +236,7 @@ struct BackwardConsumer {
     sm90::fence_async_shared();
     sm90::named_barrier_sync(kBarrierDs, kBackwardConsumers * 128);
     sm90::wgmma_fence();
-    issue_dq<kBackwardKeys>(0);
+    issue_dq();
     sm90::wgmma_commit();
     issue_rows<Tile::kDqk>(dk, ds, shared.q[stage.index]);
     sm90::wgmma_commit();
@@ -252,45 +252,6 @@ struct BackwardConsumer {
     sm90::wgmma_wait<0>();  // dK, and S of the next tile
     __syncwarp();
     if (leader) sm90::barrier_arrive(&shared.q_empty[stage.index]);
-  }
-
-  /// The same when no row of the tile sees a key of this warpgroup: its P is zero, so what is left is its share of dQ,
-  /// over the other warpgroup's keys.
-  template <bool kMore>
-  __device__ __forceinline__ void step_unseen(int flags) {
-    const Use<kBackwardQueryStages> stage(steps_done);
-    constexpr int kPanels = Tile::kRows / 64;
-    if (!kMore && leader) sm90::barrier_arrive(&shared.v_empty);
-    auto* ds = reinterpret_cast<uint4*>(shared.ds[steps_done % 2] + part * 64 * 128) + (threadIdx.x & 127);
-#pragma unroll
-    for (int i = 0; i < 4 * kPanels; ++i) ds[i / 4 * kBackwardKeys * 8 + i % 4 * 128] = make_uint4(0, 0, 0, 0);
-    sm90::fence_async_shared();
-    sm90::barrier_wait(&shared.d_out_full[stage.index], stage.parity);  // or the arrival might count for an earlier use
-    if (leader) sm90::barrier_arrive(&shared.d_out_empty[stage.index]);
-    sm90::named_barrier_sync(kBarrierDs, kBackwardConsumers * 128);
-    sm90::wgmma_fence();
-    issue_dq<kBackwardHalf>((1 - part) * kBackwardHalf);
-    sm90::wgmma_commit();
-    ++steps_done;
-    if constexpr (kMore) issue_next();
-    sm90::wgmma_wait<kMore ? 1 : 0>();  // dQ
-    sm90::wgmma_pin(dq);
-    if constexpr (!kMore) release_keys();
-    stage_dq(flags, stage.index);
-    sm90::wgmma_wait<0>();
-    __syncwarp();
-    if (leader) sm90::barrier_arrive(&shared.q_empty[stage.index]);
-  }
-
-  /// Nothing is in flight across the branch: otherwise ptxas serialises every product of the loop.
-  template <bool kMore>
-  __device__ __forceinline__ void any_step(const BackwardTask& task) {
-    const int flags = shared.step[steps_done % kBackwardQueryStages];
-    sm90::wgmma_pin(s);
-    if (Tile::kSkipsUnseen && (flags & kStepUnseen << part))
-      step_unseen<kMore>(flags);
-    else
-      step<kMore>(task, flags);
   }
 
   __device__ __forceinline__ void store_key_gradients() {
@@ -332,8 +293,8 @@ struct BackwardConsumer {
         sm90::wgmma_commit();
         sm90::wgmma_wait<0>();
 #pragma unroll 1
-        for (; steps > 1; --steps) any_step<true>(task);
-        any_step<false>(task);
+        for (; steps > 1; --steps) step<true>(task);
+        step<false>(task);
         sm90::wgmma_pin(dk);
         sm90::wgmma_pin(dv);
       }
