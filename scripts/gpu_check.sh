@@ -37,7 +37,7 @@ if [ -z "$BUILD" ]; then
   ninja -C $BUILD >build/cuda.log 2>&1 || { grep -A12 -E '^FAILED|error:' build/cuda.log | head -40; die 'compiling failed (build/cuda.log)'; }
 fi
 BUILD=$(cd "$BUILD" && pwd)
-export SFA_SOURCE_DIR=$ROOT
+export SFA_SOURCE_DIR=$ROOT SFA_BINARY=$BUILD/sfa
 # The CPU's side of the comparisons: small models want few threads, and none that spin on a shared machine.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(nproc) < 8 ? $(nproc) : 8))} OMP_WAIT_POLICY=PASSIVE
 

@@ -66,9 +66,19 @@ TEST_F(Faults, ADeadRankEndsTheJob) {
   }
 }
 
-TEST_F(Faults, StoppedOnAnyRankAllSaveAndGoOnBitForBit) {
-  const std::vector<std::string> arguments{
-      "train", at("run.yaml"), "checkpoint.every=0", "train.max_steps=400", "train.eval_every=0", "dist.zero=1"};
+/// Ranks that share the batch, and ranks that share every sequence.
+class FaultsOfLayouts : public Faults, public ::testing::WithParamInterface<const char*> {};
+INSTANTIATE_TEST_SUITE_P(Layouts, FaultsOfLayouts, ::testing::Values("dist.zero=1", "dist.context_parallel=2"),
+                         [](const auto& layout) { return layout.index == 0 ? "zero" : "context"; });
+
+TEST_P(FaultsOfLayouts, StoppedOnAnyRankAllSaveAndGoOnBitForBit) {
+  const bool zero = std::string(GetParam()) == "dist.zero=1";  // the other layout takes more messages a step
+  const std::vector<std::string> arguments{"train",
+                                           at("run.yaml"),
+                                           "checkpoint.every=0",
+                                           zero ? "train.max_steps=400" : "train.max_steps=120",
+                                           "train.eval_every=0",
+                                           GetParam()};
   const auto with = [&](const std::string& more) {
     std::vector<std::string> all = arguments;
     all.push_back(more);
@@ -92,16 +102,17 @@ TEST_F(Faults, StoppedOnAnyRankAllSaveAndGoOnBitForBit) {
   }
 }
 
-TEST_F(Faults, RanksKilledAtTwentyMomentsEndBitForBit) {
+TEST_P(FaultsOfLayouts, RanksKilledAtAnyMomentEndBitForBit) {
+  const int most = std::string(GetParam()) == "dist.zero=1" ? 20 : 5;
   const auto begin = Clock::now();
-  ASSERT_EQ(on_ranks(2, {"train", at("run.yaml"), "output_dir=" + at("undisturbed"), "dist.zero=1"}).code, 0);
+  ASSERT_EQ(on_ranks(2, {"train", at("run.yaml"), "output_dir=" + at("undisturbed"), GetParam()}).code, 0);
   const double whole = seconds_since(begin);
   const auto expected = tensors(at("undisturbed"));
   std::mt19937 random(20);
   int kills = 0;
-  for (int started = 0; kills < 20; ++started) {
+  for (int started = 0; kills < most; ++started) {
     ASSERT_LT(started, 200) << "a run that is killed again and again does not get on";
-    Program program({"train", at("run.yaml"), "resume=auto", "dist.zero=1"}, scratch(), "/dev/null", mpirun(2));
+    Program program({"train", at("run.yaml"), "resume=auto", GetParam()}, scratch(), "/dev/null", mpirun(2));
     const double moment = whole * std::uniform_real_distribution<>(0.2, 1.0)(random);
     const auto since = Clock::now();
     while (seconds_since(since) < moment && program.running())
@@ -119,7 +130,7 @@ TEST_F(Faults, RanksKilledAtTwentyMomentsEndBitForBit) {
     ASSERT_EQ(tensors(at("run")), expected) << "after " << kills << " kills";
     fs::remove_all(at("run"));
   }
-  const Ended last = on_ranks(2, {"train", at("run.yaml"), "resume=auto", "dist.zero=1"});
+  const Ended last = on_ranks(2, {"train", at("run.yaml"), "resume=auto", GetParam()});
   ASSERT_EQ(last.code, 0) << last.err;
   EXPECT_EQ(tensors(at("run")), expected);
 }
