@@ -28,7 +28,7 @@ double executed_per_score(const AttentionCount& c) {
   if (a.impl == "posting_list") return shared_features(c);  // the lists of the query's features, tile by tile
   if (a.impl == "reference") return Dqk;
   if (c.device == Device::cpu) return a.k_q;  // rows of a feature-major tile of keys, one a feature of the query
-  const bool sparse_cores = a.selection == "topk_2of4" && a.impl != "flash_sm80" && (Dqk == 64 || Dqk == 128);
+  const bool sparse_cores = a.selection == "topk_2of4" && (a.impl == "flash_sm80" || Dqk == 64 || Dqk == 128);
   return sparse_cores ? Dqk / 2 : Dqk;  // zero-filled rows on tensor cores
 }
 

@@ -7,11 +7,7 @@
 #include <cmath>
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define SFA_HOST_DEVICE __host__ __device__
-#else
-#define SFA_HOST_DEVICE
-#endif
+#include "core/host_device.h"
 
 namespace sfa {
 

@@ -1,5 +1,6 @@
 // Wrappers for what every card from compute capability 8.0 on has: asynchronous copies to shared memory (cp.async),
-// fragments by ldmatrix, products by mma.sync m16n8k16 in bf16 with f32 sums; and the layout of tiles between them.
+// fragments by ldmatrix, products by mma.sync m16n8k16 and mma.sp m16n8k32 in bf16 with f32 sums; and the layout of
+// tiles between them.
 //
 // Fragments of a warp, g = lane / 4, t = lane % 4 (PTX ISA, "Matrix Fragments for mma.m16n8k16"):
 //   A 16 x 16   a[0]: row g, columns 2t 2t+1; a[1]: row g + 8; a[2], a[3]: the same, columns + 8
@@ -42,6 +43,20 @@ __device__ __forceinline__ void load_matrices_transposed(std::uint32_t (&r)[4], 
                : "memory");
 }
 
+__device__ __forceinline__ void load_shared(std::uint32_t& x, std::uint32_t& y, std::uint32_t address) {
+  asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(x), "=r"(y) : "r"(address) : "memory");
+}
+__device__ __forceinline__ void load_shared(std::uint32_t (&r)[4], std::uint32_t address) {
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+__device__ __forceinline__ void store_shared(std::uint32_t address, const std::uint32_t (&r)[4]) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+}
+
 /// c[0..3] += A B.
 __device__ __forceinline__ void multiply_add(float* c, const std::uint32_t (&a)[4], std::uint32_t b0,
                                              std::uint32_t b1) {
@@ -49,6 +64,18 @@ __device__ __forceinline__ void multiply_add(float* c, const std::uint32_t (&a)[
       "%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/// c[0..3] += A B, A 16 x 32 of which two of four neighbouring columns are stored (sm80_sparse.h), B 32 x 8.
+template <int kSelector>
+__device__ __forceinline__ void sparse_multiply_add(float* c, const std::uint32_t (&a)[4], std::uint32_t metadata,
+                                                    std::uint32_t b0, std::uint32_t b1, std::uint32_t b2,
+                                                    std::uint32_t b3) {
+  static_assert(kSelector == 0 || kSelector == 1);
+  asm("mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9, %10, %11}, {%0, %1, %2, %3}, %12, %13;"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(b2), "r"(b3), "r"(metadata), "n"(kSelector));
 }
 
 /// A tile of rows of kFeatures bf16 in shared memory, aligned to 128 bytes. The 16-byte chunks of a row are permuted so
@@ -138,13 +165,10 @@ __device__ __forceinline__ void write_rows(const HeadRows& to, std::uint32_t til
 #pragma unroll 4
   for (int i = threadIdx.x & 31; i < kRows * kChunks; i += 32) {
     const int r = i / kChunks, chunk = i % kChunks;
-    uint4 x;
-    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-                 : "r"(tile + Tile<kFeatures>::offset(row + r, chunk))
-                 : "memory");
+    std::uint32_t x[4];
+    load_shared(x, tile + Tile<kFeatures>::offset(row + r, chunk));
     if (token + r < to.tokens && chunk * 8 < to.features)
-      *reinterpret_cast<uint4*>(data + (token + r) * to.token_stride + chunk * 8) = x;
+      *reinterpret_cast<uint4*>(data + (token + r) * to.token_stride + chunk * 8) = make_uint4(x[0], x[1], x[2], x[3]);
   }
 }
 

@@ -98,6 +98,8 @@ TEST(OperationCount, ExecutedCountsZerosThatAreMultiplied) {
   AttentionCount other = topk;
   other.config.selection = "topk_2of4";
   EXPECT_DOUBLE_EQ(executed(dense).flops - executed(other).flops, pairs * 128) << "half of QK^T";
+  other.config.impl = "flash_sm80";
+  EXPECT_DOUBLE_EQ(executed(dense).flops - executed(other).flops, pairs * 128) << "half of QK^T";
   other = topk;
   other.device = Device::cpu;
   EXPECT_DOUBLE_EQ(executed(dense).flops - executed(other).flops, pairs * 2 * (128 - 16));

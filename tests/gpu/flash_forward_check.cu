@@ -1,11 +1,13 @@
 // Checks and times the tiled attention forward on the device.
 //   flash_forward_check [check]      all checks
 //   flash_forward_check check N      those of at most N rows, for compute-sanitizer
-//   flash_forward_check sm80 [N]     those of the sm_80 kernels alone
+//   flash_forward_check sm80 [N]     those of the sm_80 kernels alone, dense and 2 of 4
 //   flash_forward_check time         TFLOP/s of the shapes in docs/benchmarks.md, "forward D N TFLOPs" a line;
 //                                    sparse24 includes the selection of queries and keys
 //   flash_forward_check time_sizes   all head sizes on the kernels for sm_90a and on those for every card,
 //                                    "sm90 DxDV N TFLOPs" or "sm80 ..." a line
+//   flash_forward_check time_2of4    all head sizes on the sm_80 kernels, the dense product and that of 2 of 4 over the
+//                                    same zero-filled queries (k = D / 8): "filled DxDV N TFLOPs" and "2of4 ..." a line
 #include <algorithm>
 
 #include "attention/flash/flash_forward.h"
@@ -19,6 +21,10 @@ using namespace sfa::test;
 namespace {
 
 using HeadSizes = std::vector<std::pair<int, int>>;
+
+/// The instances of the sm_80 kernels.
+const HeadSizes kSm80Sizes{{32, 32},  {32, 64},   {64, 64},   {64, 128}, {96, 96},
+                           {128, 64}, {128, 128}, {192, 192}, {256, 256}};
 
 std::vector<Case> cases_of(const HeadSizes& sizes) {
   std::vector<Case> cases;
@@ -191,24 +197,86 @@ bool run_checks(int longest) {
   return failed == 0;
 }
 
-/// Every instance of the sm_80 kernels over all cases, and sizes that are filled up to one over a few.
+/// Zeroes all but k features of each query row where it is, by the rule `topk_2of4` of select24.h and at any width, a
+/// thread a row. `ties`: values are rounded to integers before, and every fifth row is zero.
+__global__ void keep_2of4(flash::ForwardParams p, __nv_bfloat16* q, int k, bool ties) {
+  const flash::Shape& s = p.shape;
+  const long long i = blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x;
+  if (i >= static_cast<long long>(s.B) * s.Tq * s.H) return;
+  const int head = static_cast<int>(i % s.H), token = static_cast<int>(i / s.H % s.Tq);
+  __nv_bfloat16* row = q + i / s.H / s.Tq * p.q_stride.batch + token * p.q_stride.token + head * p.q_stride.head;
+  if (ties)
+    for (int f = 0; f < s.Dqk; ++f) row[f] = __float2bfloat16(i % 5 == 0 ? 0.0f : rintf(__bfloat162float(row[f])));
+  std::uint32_t kept[8] = {};
+  for (int n = 0; n < k; ++n) {
+    int best = -1;
+    for (int f = 0; f < s.Dqk; ++f) {
+      const std::uint32_t group = kept[f / 32] >> (f % 32 / 4 * 4) & 15u;
+      if (__popc(group) == 2 || (group >> (f % 4) & 1u) != 0) continue;
+      if (best < 0 || fabsf(__bfloat162float(row[f])) > fabsf(__bfloat162float(row[best]))) best = f;
+    }
+    kept[best / 32] |= 1u << (best % 32);
+  }
+  for (int f = 0; f < s.Dqk; ++f)
+    if ((kept[f / 32] >> (f % 32) & 1u) == 0) row[f] = __float2bfloat16(0.0f);
+}
+
+void keep_2of4(const Problem& problem, int k, bool ties = false) {
+  const flash::Shape& s = problem.params.shape;
+  const long long rows = static_cast<long long>(s.B) * s.Tq * s.H;
+  keep_2of4<<<static_cast<unsigned>((rows + 127) / 128), 128>>>(problem.params, problem.q.get(), k, ties);
+  SFA_CHECK_CUDA(cudaGetLastError());
+}
+
+/// That the product of 2 of 4 is one: rows of which more is not zero lose something in it, so that it differs from the
+/// dense product, and by more than rounding.
+bool leaves_out_what_is_too_much(int d, int v) {
+  Case c;
+  c.shape = {1, 129, 129, 2, 1, d, v};
+  const Problem problem(c);
+  std::vector<float> lse[2];
+  for (const auto product : {flash::Product::dense, flash::Product::sparse24}) {
+    problem.lse.poison();
+    flash::sm80_forward(problem.params, product, nullptr);
+    SFA_CHECK_CUDA(cudaDeviceSynchronize());
+    lse[product == flash::Product::sparse24] = problem.lse.download();
+  }
+  double difference = 0;
+  for (std::size_t i = 0; i < lse[0].size(); ++i)
+    difference += std::fabs(static_cast<double>(lse[0][i]) - lse[1][i]) / static_cast<double>(lse[0].size());
+  const bool good = difference > 0.01 && difference < 10;
+  std::printf("%-4s sm80 2of4 of full rows %dx%d: log-sum-exp differs by %.3f in the mean\n", good ? "ok" : "FAIL", d,
+              v, difference);
+  return good;
+}
+
+/// Every instance of the sm_80 kernels over all cases, and sizes that are filled up to one over a few; then the same on
+/// queries selected 2 of 4.
 bool run_sm80_checks(int longest) {
-  auto cases =
-      cases_of({{32, 32}, {32, 64}, {64, 64}, {64, 128}, {96, 96}, {128, 64}, {128, 128}, {192, 192}, {256, 256}});
+  auto cases = cases_of(kSm80Sizes);
   add_filled_sizes(cases, {{16, 16}, {48, 48}, {80, 80}, {16, 64}, {112, 112}, {64, 96}});
   add_filled_sizes(cases, {{160, 128}, {256, 16}, {16, 256}, {240, 208}});
   std::erase_if(cases, [&](const Case& c) { return std::max(c.shape.Tq, c.shape.Tk) > longest; });
   int failed = 0;
-  for (const Case& c : cases) {
+  const auto check = [&](const Case& c, const Problem& problem, flash::Product product, const std::string& kind) {
     Case named = c;
-    named.name = "sm80 " + c.name;
+    named.name = kind + " " + c.name;
+    const auto launch = [=](const flash::ForwardParams& p) { flash::sm80_forward(p, product, nullptr); };
+    if (!check_case(named, problem, problem.params, launch, is_small(c))) ++failed;
+  };
+  for (std::size_t i = 0; i < cases.size(); ++i) {
+    const Case& c = cases[i];
     const Problem problem(c);
-    if (!check_case(
-            named, problem, problem.params, [](const flash::ForwardParams& p) { flash::sm80_forward(p, nullptr); },
-            is_small(c)))
-      ++failed;
+    check(c, problem, flash::Product::dense, "sm80");
+    const int d = c.shape.Dqk, k = i % 4 == 0 ? d / 8 : i % 4 == 1 ? d / 2 : i % 4 == 2 ? 1 : d / 4 + 1;
+    const bool ties = i % 3 == 2;
+    keep_2of4(problem, k, ties);
+    check(c, problem, flash::Product::sparse24, "sm80 2of4 k" + std::to_string(k) + (ties ? " ties" : ""));
   }
-  std::printf("%s: sm80, %zu cases, %d failed\n", failed == 0 ? "PASS" : "FAIL", cases.size(), failed);
+  for (const auto& [d, v] : kSm80Sizes)
+    if (!leaves_out_what_is_too_much(d, v)) ++failed;
+  std::printf("%s: sm80, %zu cases, dense and 2 of 4, %d failed\n", failed == 0 ? "PASS" : "FAIL", cases.size(),
+              failed);
   return failed == 0;
 }
 
@@ -282,7 +350,21 @@ void time_sizes(int d, int v, int n) {
   };
   if (flash::forward_supported(c.shape, flash::Product::dense))
     line("sm90", time_launch([&] { flash::forward(problem.params, flash::Product::dense, nullptr); }));
-  line("sm80", time_launch([&] { flash::sm80_forward(problem.params, nullptr); }));
+  line("sm80", time_launch([&] { flash::sm80_forward(problem.params, flash::Product::dense, nullptr); }));
+}
+
+void time_2of4(int d, int v, int n) {
+  Case c;
+  const int heads = 2048 / std::max(d, v);
+  c.shape = {std::max(1, 32768 / n), n, n, heads, heads, d, v};
+  const Problem problem(c);
+  keep_2of4(problem, d / 8);
+  const double flops = 2.0 * c.shape.B * heads * static_cast<double>(n) * n * (d + v) / 2;
+  for (const auto& [kind, product] : {std::pair{"filled", flash::Product::dense}, {"2of4", flash::Product::sparse24}}) {
+    const double ms = time_launch([&] { flash::sm80_forward(problem.params, product, nullptr); });
+    std::printf("%s %dx%d %d %.1f TFLOP/s %.4f ms\n", kind, d, v, n, flops / ms * 1e-9, ms);
+    std::fflush(stdout);
+  }
 }
 
 }  // namespace
@@ -303,11 +385,9 @@ int main(int argc, char** argv) try {
     return 0;
   }
   const std::string mode = argc > 1 ? argv[1] : "check";
-  if (mode == "time_sizes") {
+  if (mode == "time_sizes" || mode == "time_2of4") {
     for (const int n : {1024, 4096, 16384})
-      for (const auto& [d, v] :
-           HeadSizes{{32, 32}, {32, 64}, {64, 64}, {64, 128}, {96, 96}, {128, 64}, {128, 128}, {192, 192}, {256, 256}})
-        time_sizes(d, v, n);
+      for (const auto& [d, v] : kSm80Sizes) mode == "time_sizes" ? time_sizes(d, v, n) : time_2of4(d, v, n);
     return 0;
   }
   const int longest = argc > 2 ? std::atoi(argv[2]) : 1 << 30;

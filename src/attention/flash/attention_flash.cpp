@@ -66,11 +66,12 @@ Kernels kernels_for(const AttentionDims& dims) {
   return {};
 }
 
-// Whether there is a product of queries compressed 2 of 4 for these head sizes.
-bool multiplies_compressed(Kernels kernels, const AttentionDims& dims) {
+// The product of queries that are selected 2 of 4: some head sizes of the sm_90a kernels have only the dense one.
+flash::Product product_of_2of4(Kernels kernels, const AttentionDims& dims) {
   if constexpr (kHasCuda)
-    return kernels.forward_sm90 && flash::forward_supported(shape_of(dims), flash::Product::sparse24);
-  return false;
+    if (kernels.forward_sm90 && !flash::forward_supported(shape_of(dims), flash::Product::sparse24))
+      return flash::Product::dense;
+  return flash::Product::sparse24;
 }
 
 // Why these head sizes can't be served, or nothing.
@@ -93,7 +94,7 @@ class FlashKernels {
 
   void forward(Context& ctx, const flash::ForwardParams& params, flash::Product product) const {
     if constexpr (kHasCuda) {
-      if (!kernels_.forward_sm90) return flash::sm80_forward(params, cuda_ops::stream(ctx));
+      if (!kernels_.forward_sm90) return flash::sm80_forward(params, product, cuda_ops::stream(ctx));
       // Two counters for dynamic scheduling, zero now and left zero by every launch.
       if (counters_.data() == nullptr) counters_ = Buffer(Device::cuda, 2 * sizeof(std::int32_t), "tile counters");
       flash::ForwardParams p = params;
@@ -208,7 +209,8 @@ class SfaFlash final : public SfaAttention {
  public:
   SfaFlash(const AttentionConfig& config, const AttentionDims& dims, DType dtype, Kernels kernels)
       : SfaAttention(config, dims, dtype),
-        compressed_(two_of_four() && multiplies_compressed(kernels, dims)),
+        product_(two_of_four() ? product_of_2of4(kernels, dims) : flash::Product::dense),
+        compressed_(kernels.forward_sm90 && product_ == flash::Product::sparse24),
         projects_(kernels.forward_sm90 && config.selection == "topk"),
         kernels_(kernels) {}
 
@@ -280,7 +282,7 @@ class SfaFlash final : public SfaAttention {
     if (ctx.planning) return;
     flash::ForwardParams p = forward_params(a.q.dense, k.dense, {a.q, k, a.ranges, a.out, a.lse, a.scratch}, scale());
     p.q_compressed = a.q.compressed.data;
-    kernels_.forward(ctx, p, compressed_ ? flash::Product::sparse24 : flash::Product::dense);
+    kernels_.forward(ctx, p, product_);
   }
 
   void core_backward(Context& ctx, const Backward& a) const override {
@@ -292,7 +294,7 @@ class SfaFlash final : public SfaAttention {
     AttentionCost c = SfaAttention::cost(T);
     const double pairs = visible_pairs(T, config_.window) * static_cast<double>(dims_.H),
                  Dqk = static_cast<double>(dims_.Dqk), Dv = static_cast<double>(dims_.Dv);
-    c.executed_forward_flops = 2 * pairs * ((compressed_ ? Dqk / 2 : Dqk) + Dv);
+    c.executed_forward_flops = 2 * pairs * ((product_ == flash::Product::sparse24 ? Dqk / 2 : Dqk) + Dv);
     c.executed_backward_flops = 2 * pairs * (3 * Dqk + 2 * Dv);
     return c;
   }
@@ -375,8 +377,10 @@ class SfaFlash final : public SfaAttention {
 
   static constexpr std::int64_t kProjectedRows = 8192;  // fewer are projected by themselves
 
-  bool compressed_;  // queries are multiplied 2 of 4; otherwise, under either selection, as zero-filled rows
-  bool projects_;    // the projection may select features itself: topk alone
+  flash::Product product_;
+  bool compressed_;  // queries are compressed when they are selected; otherwise they are left as zero-filled rows,
+                     // which the product of 2 of 4 for every card compresses itself
+  bool projects_;  // the projection may select features itself: topk alone
   FlashKernels kernels_;
 };
 

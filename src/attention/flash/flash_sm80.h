@@ -6,6 +6,7 @@
 #include <cstddef>
 
 #include "attention/flash/flash_backward.h"
+#include "attention/flash/flash_forward.h"
 #include "attention/flash/flash_params.h"
 
 namespace sfa::flash {
@@ -13,10 +14,11 @@ namespace sfa::flash {
 /// Whether Dqk and Dv are multiples of 16 in [16, 256].
 bool sm80_supported(const Shape& shape);
 
-/// The dense product; ForwardParams::q_compressed and tile_counter are not read. Launches on `stream` (a cudaStream_t).
-/// Allocates nothing, does not wait; the same inputs give the same bits. Throws Error on a shape without a kernel,
-/// misaligned memory or a failed launch.
-void sm80_forward(const ForwardParams& params, void* stream);
+/// `q` is read under either product: sparse24 takes zero-filled rows, of whose features 4c .. 4c + 3 at most two may be
+/// anything but zero (of more, some would be left out), and compresses them itself. ForwardParams::q_compressed and
+/// tile_counter are not read. Launches on `stream` (a cudaStream_t). Allocates nothing, does not wait; the same inputs
+/// give the same bits. Throws Error on a shape without a kernel, misaligned memory or a failed launch.
+void sm80_forward(const ForwardParams& params, Product product, void* stream);
 
 /// Bytes of scratch that one backward call needs.
 std::size_t sm80_backward_workspace_bytes(const Shape& shape);

@@ -15,14 +15,21 @@ constexpr char kOp[] = "attention forward";
 
 struct Instance {
   int Dqk, Dv;
-  int (*launch)(const ForwardParams&, void*);
+  int (*dense)(const ForwardParams&, void*);
+  int (*sparse24)(const ForwardParams&, void*);
 };
 
 /// In the order of what they cost: the first that has room for both sizes is taken.
 constexpr Instance kInstances[] = {
-    {32, 32, sm80_forward_d32},       {32, 64, sm80_forward_d32_v64},   {64, 64, sm80_forward_d64},
-    {64, 128, sm80_forward_d64_v128}, {128, 64, sm80_forward_d128_v64}, {96, 96, sm80_forward_d96},
-    {128, 128, sm80_forward_d128},    {192, 192, sm80_forward_d192},    {256, 256, sm80_forward_d256},
+    {32, 32, sm80_forward_d32, sm80_sparse24_d32},
+    {32, 64, sm80_forward_d32_v64, sm80_sparse24_d32_v64},
+    {64, 64, sm80_forward_d64, sm80_sparse24_d64},
+    {64, 128, sm80_forward_d64_v128, sm80_sparse24_d64_v128},
+    {128, 64, sm80_forward_d128_v64, sm80_sparse24_d128_v64},
+    {96, 96, sm80_forward_d96, sm80_sparse24_d96},
+    {128, 128, sm80_forward_d128, sm80_sparse24_d128},
+    {192, 192, sm80_forward_d192, sm80_sparse24_d192},
+    {256, 256, sm80_forward_d256, sm80_sparse24_d256},
 };
 
 const Instance& instance_for(const Shape& shape) {
@@ -38,7 +45,7 @@ bool sm80_supported(const Shape& shape) {
   return served(shape.Dqk) && served(shape.Dv);
 }
 
-void sm80_forward(const ForwardParams& params, void* stream) {
+void sm80_forward(const ForwardParams& params, Product product, void* stream) {
   const Shape& s = params.shape;
   require(sm80_supported(s),
           "attention forward has no kernel for head sizes {} (q, k) and {} (v): multiples of 16 up to 256 have one",
@@ -52,7 +59,9 @@ void sm80_forward(const ForwardParams& params, void* stream) {
   require_aligned(kOp, "k", params.k, params.k_stride);
   require_aligned(kOp, "v", params.v, params.v_stride);
   require_aligned(kOp, "out", params.out, params.out_stride);
-  const auto status = static_cast<cudaError_t>(instance_for(s).launch(params, stream));
+  const Instance& instance = instance_for(s);
+  const auto launch = product == Product::dense ? instance.dense : instance.sparse24;
+  const auto status = static_cast<cudaError_t>(launch(params, stream));
   require(status == cudaSuccess, "attention forward failed to launch: {}", cudaGetErrorString(status));
 }
 

@@ -2,9 +2,9 @@
 // O = softmax(scale Q K^T) V and LSE over the key ranges of flash_params.h.
 //
 // A block of threads owns kRows query rows of one (batch, head), a warp kAtoms x 16 of them, and walks the key blocks
-// from the last to the first with the online softmax of forward_softmax.cuh. Queries stay in shared memory; K and V of
-// the next block are copied there while those of this one are multiplied. Head sizes below the instance's are filled
-// with zeros on the way. Saves LSE; accumulates O in registers.
+// from the last to the first with the online softmax of forward_softmax.cuh. Queries stay in shared memory, as they are
+// or compressed 2 of 4 (sm80_scores.cuh); K and V of the next block are copied there while those of this one are
+// multiplied. Head sizes below the instance's are filled with zeros on the way. Saves LSE; accumulates O in registers.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -13,17 +13,20 @@
 
 #include "attention/flash/forward_schedule.cuh"
 #include "attention/flash/forward_softmax.cuh"
+#include "attention/flash/sm80_scores.cuh"
 #include "cuda/sm80_mma.cuh"
 
 namespace sfa::flash {
 
-template <int kDqk_, int kDv_, int kWarps_, int kAtoms_, int kKeys_, int kBlocksPerSm_>
+template <int kDqk_, int kDv_, int kWarps_, int kAtoms_, int kKeys_, int kBlocksPerSm_,
+          template <int kDqk, int kAtoms, int kKeys> class ScoresPolicy>
 struct Sm80ForwardConfig {
   static constexpr int kDqk = kDqk_, kDv = kDv_;
   static constexpr int kWarps = kWarps_;
   static constexpr int kAtoms = kAtoms_;  // blocks of 16 rows a warp: each fragment of K and V serves them all
   static constexpr int kKeys = kKeys_;    // a block of keys
   static constexpr int kBlocksPerSm = kBlocksPerSm_;
+  using ScoreProduct = ScoresPolicy<kDqk_, kAtoms_, kKeys_>;
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kWarpRows = 16 * kAtoms;
   static constexpr int kRows = kWarps * kWarpRows;
@@ -75,33 +78,6 @@ struct Sm80Rows {
 
   using Scores = float[Config::kAtoms][Config::kKeys / 2];
 
-  /// S = Q K^T of one block; `query` is this warp's rows.
-  static __device__ __forceinline__ void multiply_scores(Scores& s, std::uint32_t query, std::uint32_t keys) {
-    using sm80::Tile;
-    const std::uint32_t q_lane = Tile<Config::kDqk>::lane_rows_first(query),
-                        k_lane = Tile<Config::kDqk>::lane_features_first(keys);
-#pragma unroll
-    for (int m = 0; m < Config::kAtoms; ++m)
-#pragma unroll
-      for (float& x : s[m]) x = 0.0f;
-#pragma unroll
-    for (int f = 0; f < Config::kDqk; f += 16) {
-      std::uint32_t a[Config::kAtoms][4];
-#pragma unroll
-      for (int m = 0; m < Config::kAtoms; ++m) sm80::load_matrices(a[m], Tile<Config::kDqk>::at(q_lane, 16 * m, f));
-#pragma unroll
-      for (int j = 0; j < Config::kKeys / 16; ++j) {
-        std::uint32_t b[4];
-        sm80::load_matrices(b, Tile<Config::kDqk>::at(k_lane, 16 * j, f));
-#pragma unroll
-        for (int m = 0; m < Config::kAtoms; ++m) {
-          sm80::multiply_add(&s[m][8 * j], a[m], b[0], b[1]);
-          sm80::multiply_add(&s[m][8 * j + 4], a[m], b[2], b[3]);
-        }
-      }
-    }
-  }
-
   /// O += P V.
   __device__ __forceinline__ void add_values(const std::uint32_t (&p)[Config::kAtoms][Config::kKeys / 16][4],
                                              std::uint32_t values) {
@@ -124,9 +100,13 @@ struct Sm80Rows {
 
   /// One block of keys; `row` and `column` are those of this thread's first score.
   __device__ __forceinline__ void step(const Sm80ForwardArgs& args, int batch, int row, int column, bool masked,
-                                       const std::uint32_t (&tiles)[3]) {
+                                       const typename Config::ScoreProduct& product, const std::uint32_t (&tiles)[3]) {
     Scores s;
-    multiply_scores(s, tiles[0], tiles[1]);
+#pragma unroll
+    for (int m = 0; m < Config::kAtoms; ++m)
+#pragma unroll
+      for (float& x : s[m]) x = 0.0f;
+    product.multiply(s, tiles[0], tiles[1]);
     std::uint32_t p[Config::kAtoms][Config::kKeys / 16][4];
 #pragma unroll
     for (int m = 0; m < Config::kAtoms; ++m) {
@@ -194,10 +174,17 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   };
 
   Sm80Rows<Config> rows;
+  typename Config::ScoreProduct product;
   if (blocks.end > blocks.begin) {
     sm80::load_tile<Config::kRows, Config::kDqk, Config::kThreads>(
         query_tile, head_of(args.q, args.q_stride, head, shape.Tq, shape.Dqk), first_row);
+    if constexpr (Config::ScoreProduct::kPrepares) sm80::copy_commit();
     load_block(blocks.end - 1, 0);
+    if constexpr (Config::ScoreProduct::kPrepares) {
+      sm80::copy_wait<1>();
+      __syncthreads();  // the queries are there
+      product.prepare(query_tile + warp * Config::kWarpRows * Config::kDqk * 2);
+    }
   }
   int stage = 0;
 #pragma unroll 1
@@ -206,7 +193,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
     __syncthreads();  // block n is there, and every warp is done with block n + 1
     if (n > blocks.begin) load_block(n - 1, stage ^ 1);
     if (need.needs(n))
-      rows.step(args, batch, thread_row, n * Config::kKeys + 2 * (lane & 3), need.masked(n),
+      rows.step(args, batch, thread_row, n * Config::kKeys + 2 * (lane & 3), need.masked(n), product,
                 {query_tile + warp * Config::kWarpRows * Config::kDqk * 2, keys + stage * Config::kKeyBytes,
                  values + stage * Config::kValueBytes});
     stage ^= 1;
