@@ -380,7 +380,7 @@ class SfaFlash final : public SfaAttention {
   flash::Product product_;
   bool compressed_;  // queries are compressed when they are selected; otherwise they are left as zero-filled rows,
                      // which the product of 2 of 4 for every card compresses itself
-  bool projects_;  // the projection may select features itself: topk alone
+  bool projects_;    // the projection may select features itself: topk alone
   FlashKernels kernels_;
 };
 

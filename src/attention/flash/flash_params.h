@@ -51,8 +51,8 @@ struct ForwardParams {
   void* out = nullptr;
   float* lse = nullptr;  ///< [B, H, Tq] contiguous, natural logarithm
   Strides q_stride, k_stride, v_stride, out_stride;
-  /// sparse24 on sm_90a only, instead of q: rows compressed 2 of 4, [B, H, ceil(Tq / 64)] blocks of compressed_block_bytes(Dqk)
-  /// bytes (select24.h).
+  /// sparse24 on sm_90a only, instead of q: rows compressed 2 of 4, [B, H, ceil(Tq / 64)] blocks of
+  /// compressed_block_bytes(Dqk) bytes (select24.h).
   const void* q_compressed = nullptr;
   /// Two int32 on the device, zero before the first launch and left zero by every launch, for dynamic scheduling;
   /// launches that may run at the same time need their own. Null: tiles are dealt out in a fixed order.
