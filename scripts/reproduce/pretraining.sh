@@ -10,7 +10,7 @@
 #     --variants "..." dense; short (Q, K and V at d/2, the paper's); fair (Q and K at d/2, V whole); sfaK; window_W; window_W_sfaK;
 #                      gqa (4 query heads a key head); mqa (one key head). Default: dense short fair sfa8 sfa16 sfa8_2of4 gqa mqa
 #                      and dense or sfaK with options, dense_scale4, sfa16_d128, sfa8_anneal64x0.8_scale4: dN (queries and keys N wide), scaleX (scores times X),
-#                      initX (initial queries and keys times X), int8 (the cache: counted alone); of sfa: qN (queries keep N features, keys k), 2of4, pairs, mask,
+#                      initX (initial queries and keys times X), int8 (the cache: counted alone); of sfa: qN (queries keep N features, keys k), 2of4, pairs, mask, gate, balX (balance X),
 #                      annealN or annealNxS (k from N, until the share S of the run), byA,NxB,... (k of the blocks, N times B: sfa8_by12,7x6,4x10)
 #     --lr X           peak learning rate (1.5e-3), for every variant alike
 #     --rates "..."    in place of --lr: every variant is run at each of these with the first seed, and with the other seeds at the one of least validation loss
@@ -59,6 +59,8 @@ option_keys() {
     case $part in
       2of4 | pairs) printf '%s\n' "model.attention.selection=topk_$part" ;;
       mask) printf '%s\n' model.attention.zero_overlap=mask ;;
+      gate) printf '%s\n' model.attention.gate=feature ;;
+      bal[0-9]*) printf '%s\n' "model.attention.balance=${part#bal}" ;;
       q[0-9]*) printf '%s\n' "model.attention.k_q=${part#q}" ;;
       int8) printf '%s\n' model.attention.kv_cache=int8 ;;
       d[0-9]*) D=${part#d} && printf '%s\n' "model.attention.qk_head_dim=$D" ;;

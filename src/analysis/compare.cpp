@@ -79,6 +79,8 @@ std::string attention_label(const ModelConfig& model) {
     if (a.selection == "topk_2of4") label += " 2of4";
     if (a.selection == "topk_pairs") label += " pairs";
     if (a.zero_overlap == "mask") label += " mask";
+    if (a.gate != "none") label += fmt::format(" gate={}", a.gate);
+    if (a.balance > 0) label += fmt::format(" balance={:.4g}", a.balance);
   }
   if (model.arch == "gpt2" && model.head_dim * model.num_attention_heads != model.hidden_size)
     label += fmt::format(" d={}", model.head_dim);

@@ -42,9 +42,11 @@ struct AttentionConfig {
   std::int64_t window = 0;             // keys a query sees, itself included; 0 = all before it
   std::string kv_cache = "full";       // full | int8: what the KV cache holds (int8: flash on a GPU)
   double score_scale = 0;              // factor of every q.k; 0 = 1/sqrt(Dqk)
+  std::string gate = "none";           // none | feature: a learned factor of every feature before selection (sfa)
   // No part of what the model is:
   std::string as_cached = "full";  // full | int8: evaluation reads keys and values as such a cache holds them
   double distill_lambda = 0;       // train.distill.lambda: 0 = no teacher
+  double balance = 0;              // sfa: weight of the load balance of kept features; 0 = none
   int k_from = 0;                  // train.k_anneal.from: supports have room for as many features, if that is more
   [[nodiscard]] bool int8_cache() const { return kv_cache == "int8" || as_cached == "int8"; }
 };
@@ -100,8 +102,9 @@ struct AttentionState {
   Tensor qkv;  // [B, T, row]: the projection writes it (after position encoding); saved or scratch as the variant needs
   Queries q;
   Keys k;
-  Tensor out;  // [B, T, H, Dv], saved
-  Tensor lse;  // [B, H, T] f32, natural logarithm, saved
+  Tensor out;      // [B, T, H, Dv], saved
+  Tensor lse;      // [B, H, T] f32, natural logarithm, saved
+  Tensor ungated;  // gate, otherwise empty: [B*T, (H+G)*Dqk], queries and keys before it, saved
   // Distillation (distill/distill.h), otherwise empty: output of the dense teacher, saved; its log-sum-exp and [B*T]
   // squared distances, scratch.
   Tensor teacher_out, teacher_lse, distance;
@@ -111,6 +114,12 @@ struct AttentionState {
 struct Distillation {
   float scale = 0;  // d_out += scale * (out - teacher_out); 0 = off
   Tensor total;     // [1] i64, the bits of a double: squared distances of all layers are added
+};
+
+/// What the load balance of kept features adds to one micro-step (balance/balance.h).
+struct Balancing {
+  float scale = 0;  // weight of one row's part of a head's balance; 0 = off
+  Tensor total;     // [1] i64, the bits of a double: the parts of all layers, heads, sides and rows are added; or empty
 };
 
 /// A KV cache of one layer, for `capacity` tokens a sequence.
@@ -191,6 +200,8 @@ class Attention {
   [[nodiscard]] virtual const Attention* teacher() const { return nullptr; }
   void distill(const Distillation& distillation) { distillation_ = distillation; }
   [[nodiscard]] const Distillation& distillation() const { return distillation_; }
+  void balance(const Balancing& balancing) { balancing_ = balancing; }
+  [[nodiscard]] const Balancing& balancing() const { return balancing_; }
 
   /// From now on attention_forward selects so many features, at most as many as were planned for (config().k_from).
   /// cost() and caches stay those of config().
@@ -211,13 +222,21 @@ class Attention {
   DType dtype_;
   ActiveFeatures active_;
   Distillation distillation_;
+  Balancing balancing_;
 };
 
 /// The last op before attention, whose y is state.qkv, where the caller leaves it to attention to run it (together with
-/// prepare, when the variant can). At most one is set; none: the rows are there.
+/// prepare, when the variant can). At most one of the two is set; none: the rows are there. `gate` [(H+G)*Dqk] or empty
+/// multiplies queries and keys then (ops/feature_gate).
 struct RowsFrom {
   const LinearForward* projection = nullptr;
   const QkNormRope* rotation = nullptr;
+  Tensor gate = {};
+};
+
+/// The gate of the forward pass and its gradient, which accumulates; both empty without one.
+struct GateGradient {
+  Tensor weight, d_weight;  // [(H+G)*Dqk]
 };
 
 /// prepare + core on one layer's state: the whole of causal self-attention.
@@ -227,9 +246,10 @@ void attention_forward(Context& ctx, const Attention& attention, AttentionState&
 /// their place. Into an empty cache they attend to each other as they were prepared, without reading it.
 void attention_forward_cached(Context& ctx, const Attention& attention, AttentionState& state, KvCache& cache,
                               Ranges ranges, Arena& scratch, const RowsFrom& rows = {});
-/// Writes d_qkv [B, T, row] from d_out [B, T, H, Dv], to which distillation adds its part first.
+/// Writes d_qkv [B, T, row] from d_out [B, T, H, Dv], to which distillation adds its part first. The load balance of
+/// kept features adds its part to d_qkv. With a gate d_qkv is the gradient of the rows before it.
 void attention_backward(Context& ctx, const Attention& attention, AttentionState& state, const Ranges& ranges,
-                        const Tensor& d_out, const Tensor& d_qkv, Arena& scratch);
+                        const Tensor& d_out, const Tensor& d_qkv, Arena& scratch, const GateGradient& gate = {});
 
 /// (out, lse) becomes the attention over the union of the keys behind (out, lse) and (other_out, other_lse), which must
 /// be disjoint. out, other_out: [B, T, H, Dv], of one type or out f32; lse, other_lse: [B, H, T] f32.

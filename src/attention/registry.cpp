@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "attention/attention.h"
+#include "attention/balance/balance.h"
 #include "attention/dense/dense.h"
 #include "attention/distill/distill.h"
 #include "attention/flash/attention_flash.h"
@@ -12,6 +13,7 @@
 #include "attention/ring/ring_attention.h"
 #include "attention/sfa/sfa.h"
 #include "core/observer.h"
+#include "ops/feature_gate/feature_gate.h"
 #include "ops/int8_rows/int8_rows.h"
 #include "ops/linear/linear.h"
 #include "ops/qk_norm_rope/qk_norm_rope.h"
@@ -134,12 +136,19 @@ void round_as_cached(Context& ctx, const Keys& keys) {
   int8_round(ctx, keys.v);
 }
 
-void make_rows(Context& ctx, const RowsFrom& rows) {
+Tensor flat_rows(const Tensor& packed) {
+  return packed.view({-1, packed.dim(2)});
+}
+
+// `kept`: where backward finds the rows before the gate, or empty.
+void make_rows(Context& ctx, const RowsFrom& rows, const AttentionState& state, const Tensor& kept) {
   if (rows.projection != nullptr) linear_forward(ctx, *rows.projection);
   if (rows.rotation != nullptr) qk_norm_rope_forward(ctx, *rows.rotation);
+  if (!rows.gate.empty()) feature_gate_forward(ctx, {flat_rows(state.qkv), rows.gate, kept});
 }
 
 bool prepare_from(Context& ctx, const Attention& attention, AttentionState& state, const RowsFrom& rows) {
+  if (!rows.gate.empty()) return false;
   return (rows.projection != nullptr && attention.prepare_projected(ctx, *rows.projection, state)) ||
          (rows.rotation != nullptr && attention.prepare_rotated(ctx, *rows.rotation, state));
 }
@@ -156,7 +165,7 @@ void attention_forward(Context& ctx, const Attention& attention, AttentionState&
   attention.fit(state);
   // A teacher reads the rows themselves, before anything is selected in place.
   if (attention.teacher() != nullptr || !prepare_from(ctx, attention, state, rows)) {
-    make_rows(ctx, rows);
+    make_rows(ctx, rows, state, state.ungated);
     distill_forward(ctx, attention, state, ranges, scratch);
     prepare_rows(ctx, attention, state);
   }
@@ -186,7 +195,7 @@ void attention_forward_cached(Context& ctx, const Attention& attention, Attentio
   ranges.query_offset = cache.length;
   attention.fit(state);
   if (!prepare_from(ctx, attention, state, rows)) {
-    make_rows(ctx, rows);
+    make_rows(ctx, rows, state, {});
     prepare_rows(ctx, attention, state);
   }
   attention.append(ctx, state.k, cache);
@@ -195,7 +204,7 @@ void attention_forward_cached(Context& ctx, const Attention& attention, Attentio
 }
 
 void attention_backward(Context& ctx, const Attention& attention, AttentionState& state, const Ranges& ranges,
-                        const Tensor& d_out, const Tensor& d_qkv, Arena& scratch) {
+                        const Tensor& d_out, const Tensor& d_qkv, Arena& scratch, const GateGradient& gate) {
   distill_towards_teacher(ctx, attention, state, d_out);
   const PackedViews d = packed_views(d_qkv, attention.dims());
   const OpScope scope(ctx, [&] { return attention_work("backward", attention, state, true); });
@@ -203,7 +212,10 @@ void attention_backward(Context& ctx, const Attention& attention, AttentionState
     ring_core_backward(ctx, attention, state, ranges, d_out, d, scratch);
   else
     attention.core_backward(ctx, {state.q, state.k, ranges, state.out, state.lse, d_out, d.q, d.k, d.v, scratch});
+  balance_features(ctx, attention, state, d, scratch);
   attention.prepare_backward(ctx, state, d_qkv);
+  if (!gate.weight.empty())
+    feature_gate_backward(ctx, {flat_rows(d_qkv), gate.weight, state.ungated, gate.d_weight, scratch});
 }
 
 }  // namespace sfa

@@ -62,6 +62,20 @@ void visit_attention(ModelConfig& m, ConfigVisitor& v) {
         m.qk_initializer_range);
   v.key({p + "score_scale", "factor of every product of a query and a key; 0 = 1 / sqrt(qk_head_dim)", {}, {}},
         m.attention.score_scale);
+  v.key(
+      {p + "gate",
+       "sfa: a learned factor of every feature of every query and key head, 1 at first, on what features are selected "
+       "from (behind norms and rotation): none, or one a feature",
+       {"none", "feature"},
+       {}},
+      m.attention.gate);
+  v.key({p + "balance",
+         "sfa: weight of the load balance of kept features, added to the loss for every layer, head and side (queries, "
+         "keys), as mixtures of experts have it: d times the sum over features of the share of rows that keep one and "
+         "its mean share of |x|; 0 = none",
+         {},
+         {}},
+        m.attention.balance);
   v.key({p + "window", "keys that a query sees, itself included (tokens); 0 = all before it", {}, {}},
         m.attention.window);
   v.key({p + "kv_cache",

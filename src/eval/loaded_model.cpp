@@ -19,6 +19,7 @@ bool wants_bf16(const std::string& dtype, Device device) {
 LoadedModel::LoadedModel(const LoadOptions& options)
     : source_(options.path), config_(source_.config(options.overrides)) {
   config_.model.attention.distill_lambda = 0;  // of training alone
+  config_.model.attention.balance = 0;
   config_.model.attention.k_from = 0;
   config_.model.attention.as_cached = options.kv_cache;
   const Device device = choose_device(options.device);

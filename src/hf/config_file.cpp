@@ -77,7 +77,8 @@ const std::vector<Architecture>& architectures() {
 
 // Settings under "sfa" of config.json: their name there is the last part of ours.
 const std::vector<const char*> kSfaKeys{"type",         "k_q",    "k_k",         "k_by_layer",      "selection",
-                                        "zero_overlap", "window", "qk_head_dim", "rope_projection", "score_scale"};
+                                        "zero_overlap", "window", "qk_head_dim", "rope_projection", "score_scale",
+                                        "gate"};
 
 const Architecture* find_architecture(const std::string& name) {
   for (const Architecture& a : architectures())
@@ -256,6 +257,7 @@ ordered_json config_to_hf(const Config& config, const std::string& dtype) {
     ordered_json& sfa = out["sfa"];
     // Keys of every type are written, those that came later only where they say something.
     const auto written = [&](std::string_view key) {
+      if (key == "gate") return m.attention.gate != "none";
       if (key == "score_scale") return m.attention.score_scale > 0;
       if (key == "k_by_layer") return !m.k_by_layer.empty();
       return m.attention.type == "sfa" || key == "type" || key == "window" || key == "rope_projection";

@@ -167,10 +167,13 @@ void ModelSource::read(Context& ctx, const ParameterList& list, bool average, co
 
 void require_same_architecture(const Config& theirs, const Config& ours, const std::string& where) {
   const auto a = model_keys(theirs), b = model_keys(ours);
-  const std::string &map = theirs.model.rope_projection, &our_map = ours.model.rope_projection;
-  require(map == "none" || map == our_map,
-          "{} has model.attention.rope_projection {}, this configuration has {}; what was learnt there would be lost",
-          where, map, our_map);
+  const auto keep = [&](const char* key, const std::string& learnt, const std::string& our) {
+    require(learnt == "none" || learnt == our,
+            "{} has model.attention.{} {}, this configuration has {}; what was learnt there would be lost", where, key,
+            learnt, our);
+  };
+  keep("rope_projection", theirs.model.rope_projection, ours.model.rope_projection);
+  keep("gate", theirs.model.attention.gate, ours.model.attention.gate);
   for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i)
     require(a[i].second == b[i].second, "{} has {} {}, this configuration has {}", where, a[i].first, a[i].second,
             b[i].second);

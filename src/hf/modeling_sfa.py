@@ -6,7 +6,7 @@ Stands beside the weights of a model that `sfa convert --to hf` wrote, and is lo
 
 Every query and key keeps the k features that are largest by |x| (ties to the lowest index); scores are products over what is left,
 scaled by the root of the full width or by score_scale. It is a reference: exact, with all scores in memory. The settings are config.sfa:
-type ("sfa", "dense"), k_q, k_k, k_by_layer (both, a block), score_scale, selection, zero_overlap, window, rope_projection. Needs transformers 4.53 or later.
+type ("sfa", "dense"), k_q, k_k, k_by_layer (both, a block), score_scale, selection, zero_overlap, window, rope_projection, gate. Needs transformers 4.53 or later.
 """
 import torch
 from torch import nn
@@ -60,6 +60,19 @@ def rotated_map(x, linear):
     return torch.einsum("bhtd,hed->bhte", x, linear.weight.view(-1, D, D).expand(x.shape[1], D, D))
 
 
+def add_gates(attention, query_heads, key_heads, D):
+    """A factor for every feature of every head, on what features are selected from."""
+    for name, heads in (("q_gate", query_heads), ("k_gate", key_heads)):
+        gate = nn.Module()
+        gate.weight = nn.Parameter(torch.ones(heads * D))
+        setattr(attention, name, gate)
+
+
+def gated(x, gate):
+    """x [B, heads, T, D]; weight [heads * D]."""
+    return x * gate.weight.view(x.shape[1], 1, x.shape[3])
+
+
 def sfa_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
     """query [B, H, T, D], key and value [B, G, S, D]; attention_mask [B, 1, T, S], 0 where a key is seen."""
     settings = module.config.sfa
@@ -75,6 +88,8 @@ def sfa_attention(module, query, key, value, attention_mask, scaling=None, dropo
         visible = visible & (place > own - settings["window"])
     if settings.get("rope_projection", "none") != "none":
         query, key = rotated_map(query, module.q_rope_proj), rotated_map(key, module.k_rope_proj)
+    if settings.get("gate", "none") != "none":
+        query, key = gated(query, module.q_gate), gated(key, module.k_gate)
     if settings.get("type") == "sfa":
         of_queries, of_keys = SELECTION[settings.get("selection", "topk")]
         by_layer = settings.get("k_by_layer")
@@ -106,6 +121,9 @@ class SfaGPT2LMHeadModel(GPT2LMHeadModel):
     def __init__(self, config):
         config._attn_implementation = "sfa"
         super().__init__(config)
+        if config.sfa.get("gate", "none") != "none":
+            for layer in self.transformer.h:
+                add_gates(layer.attn, config.n_head, config.n_head, config.n_embd // config.n_head)
 
 
 class SfaQwen3Config(Qwen3Config):
@@ -118,9 +136,11 @@ class SfaQwen3ForCausalLM(Qwen3ForCausalLM):
     def __init__(self, config):
         config._attn_implementation = "sfa"
         super().__init__(config)
-        kind, D = config.sfa.get("rope_projection", "none"), config.head_dim
-        if kind == "none":
-            return
+        kind, gate, D = config.sfa.get("rope_projection", "none"), config.sfa.get("gate", "none"), config.head_dim
+        query_heads, key_heads = config.num_attention_heads, config.num_key_value_heads
         for layer in self.model.layers:
-            for name, heads in (("q_rope_proj", config.num_attention_heads), ("k_rope_proj", config.num_key_value_heads)):
-                setattr(layer.self_attn, name, nn.Linear(D, D if kind == "shared" else heads * D, bias=False))
+            if kind != "none":
+                for name, heads in (("q_rope_proj", query_heads), ("k_rope_proj", key_heads)):
+                    setattr(layer.self_attn, name, nn.Linear(D, D if kind == "shared" else heads * D, bias=False))
+            if gate != "none":
+                add_gates(layer.self_attn, query_heads, key_heads, D)

@@ -44,6 +44,15 @@ Model::Model(ModelConfig config, Device device, DType dtype)
     attention_.push_back(make_attention(config_.attention_of(l), config_.attention_dims(), device, dtype));
 }
 
+Parameter Model::qk_gate(const std::string& block, const std::string& hf) const {
+  const AttentionDims d = config_.attention_dims();
+  const std::int64_t Q = d.H * d.Dqk, K = d.G * d.Dqk;
+  return {.name = block + "attn.qk_gate.weight",
+          .shape = {Q + K},
+          .init = Init::identity,
+          .hf = {{hf + "q_gate.weight", 0, Q}, {hf + "k_gate.weight", Q, K}}};
+}
+
 const Attention& Model::widest_attention() const {
   return **std::max_element(attention_.begin(), attention_.end(),
                             [](const auto& a, const auto& b) { return a->config().k_q < b->config().k_q; });
@@ -55,8 +64,14 @@ std::vector<const Attention*> Model::attention_of_blocks() const {
   return all;
 }
 
-void Model::distill_attention(const Distillation& distillation) {
-  for (const auto& a : attention_) a->distill(distillation);
+void Model::set_auxiliary_losses(float loss_scale) {
+  const Distillation distilled = distillation(loss_scale);
+  const Balancing balanced{static_cast<float>(config_.attention.balance * static_cast<double>(loss_scale)),
+                           balance_total};
+  for (const auto& a : attention_) {
+    a->distill(distilled);
+    a->balance(balanced);
+  }
 }
 
 AttentionCost Model::attention_cost(std::int64_t T) const {

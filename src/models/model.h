@@ -132,6 +132,10 @@ class Model {
   };
   Distill distill;
 
+  /// model.attention.balance: forward_backward() adds the balance of all layers, heads, sides and rows (ops/balance) to
+  /// it, without LAMBDA ([1] i64, the bits of a double); empty = not wanted.
+  Tensor balance_total;
+
   /// Set: other ranks hold the rest of each sequence, and a batch's rows are those of attention/ring/key_ring.h. To be
   /// set before plan(), and not for generation.
   KeyRing* ring = nullptr;
@@ -160,16 +164,18 @@ class Model {
   [[nodiscard]] Ranges ranges_of(const ModelInput& batch) const {
     return {.window = config_.attention.window, .first_key = batch.first_key, .ring = ring};
   }
-  /// For the attention of one micro-step; evaluate() passes loss_scale 0.
-  [[nodiscard]] Distillation distillation(float loss_scale) const;
+  /// Tells the attention of every block what one micro-step adds to its loss; evaluate() passes loss_scale 0.
+  void set_auxiliary_losses(float loss_scale);
   Model(ModelConfig config, Device device, DType dtype);
+
+  /// attention.gate of the block whose parameters begin with `block`: one parameter, two tensors to Hugging Face.
+  [[nodiscard]] Parameter qk_gate(const std::string& block, const std::string& hf) const;
 
   /// Of one block; blocks differ in k alone.
   [[nodiscard]] const Attention& attention(std::size_t layer) const { return *attention_[layer]; }
   /// The one whose state serves every block in its turn: that of most features.
   [[nodiscard]] const Attention& widest_attention() const;
   [[nodiscard]] std::vector<const Attention*> attention_of_blocks() const;
-  void distill_attention(const Distillation& distillation);
   /// Sums over all blocks, at T tokens.
   [[nodiscard]] AttentionCost attention_cost(std::int64_t T) const;
 
@@ -179,6 +185,8 @@ class Model {
   ParameterList parameters_;
 
  private:
+  [[nodiscard]] Distillation distillation(float loss_scale) const;
+
   std::vector<std::unique_ptr<Attention>> attention_;  // one a block
 };
 

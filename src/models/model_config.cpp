@@ -113,6 +113,13 @@ void ModelConfig::resolve() {
   require(a.window >= 0, "model.attention.window: must not be negative, got {}", a.window);
   require(a.score_scale == 0 || (a.score_scale >= 1e-4 && a.score_scale <= 1e4),
           "model.attention.score_scale: must be from 1e-4 to 1e4, or 0 for 1/sqrt(qk_head_dim), got {}", a.score_scale);
+  require(a.gate == "none" || a.gate == "feature",
+          "model.attention.gate: '{}' is not known; there are none and feature", a.gate);
+  require(a.gate == "none" || a.type == "sfa",
+          "model.attention.gate: only type 'sfa' selects features to gate, the type is '{}'", a.type);
+  require(a.balance >= 0 && a.balance <= 1e4, "model.attention.balance: must be from 0 to 1e4, got {}", a.balance);
+  require(a.balance == 0 || a.type == "sfa",
+          "model.attention.balance: only type 'sfa' selects features to balance, the type is '{}'", a.type);
   require(a.kv_cache == "full" || a.kv_cache == "int8",
           "model.attention.kv_cache: '{}' is not known; there are full and int8", a.kv_cache);
   if (a.type != "sfa") {

@@ -53,7 +53,8 @@ void initialize_parameters(const ParameterList& list, std::uint64_t seed, const 
         std::fill_n(out, n, 1.0f);
         break;
       case Init::identity:
-        for (std::int64_t r = 0; r < p.shape[0]; ++r) out[r * p.shape[1] + r % p.shape[1]] = 1.0f;
+        for (std::int64_t r = 0, width = p.shape.size() == 1 ? 1 : p.shape[1]; r < p.rows(); ++r)
+          out[r * width + r % width] = 1.0f;
         break;
       case Init::normal: {
         const std::int64_t leading = p.leading_rows * (n / p.rows());

@@ -15,6 +15,7 @@
 
 namespace sfa {
 
+/// identity: what changes nothing, a square map (or several below each other) or factors of one.
 enum class Init : std::uint8_t { zeros, ones, normal, identity };
 
 /// How (part of) a parameter is called in a Hugging Face checkpoint; rows that no view covers are vocabulary padding.

@@ -30,6 +30,7 @@ Config identity(const Config& config) {
   c.model.recompute = "none";
   c.model.attention.kv_cache = "full";
   c.model.attention.distill_lambda = 0;
+  c.model.attention.balance = 0;
   c.model.attention.k_from = 0;
   c.data.seq_len = config.data.seq_len;
   c.data.shuffle = config.data.shuffle;

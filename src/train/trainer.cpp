@@ -271,6 +271,7 @@ void Run::log_step(std::int64_t done) {
   if (noise > 0) line["noise_scale"] = noise;
   if (config_.model.attention.k_from > 0) line["train/k"] = mean_features(state_.model().active_features());
   if (const auto distance = state_.distance()) line["train/distill_loss"] = *distance;
+  if (const auto balance = state_.balance()) line["train/balance_loss"] = *balance;
   if (!alone()) {
     line["ranks/slowest"] = slowest.rank;
     line["ranks/slowest_data_ms"] = slowest.times.data;

@@ -52,6 +52,9 @@ class TrainingState {
   /// train.distill: the newest distilled step's mean squared distance of a head, layer and token (waits for the
   /// device); nothing when there was none.
   std::optional<double> distance();
+  /// model.attention.balance: the newest step's mean load balance over layers, heads, sides and tokens, without LAMBDA
+  /// (waits for the device); nothing without it.
+  std::optional<double> balance();
   /// [1] i64, the bits of a double: the sum of the step's losses so far.
   [[nodiscard]] const Tensor& loss_total() const { return memory_.io.loss_total; }
   [[nodiscard]] const Schedule& schedule() const { return schedule_; }
@@ -77,6 +80,7 @@ class TrainingState {
   std::unique_ptr<Context> context_;
   TrainingMemory memory_;
   void set_weights(const Tensor& flat);
+  double total_of(const Tensor& bits);
   template <class Work>
   void exchange(Work&& work);
   void gather_weights(const Tensor& flat);

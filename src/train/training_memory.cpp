@@ -108,6 +108,8 @@ void TrainingMemory::plan() {
   io.losses = batches_.take(DType::f32, {B * T});
   io.loss_total = batches_.take(DType::i64, {1});
   if (config_.model.attention.distill_lambda > 0) io.distance_total = batches_.take(DType::i64, {1});
+  if (config_.model.attention.balance > 0) io.balance_total = batches_.take(DType::i64, {1});
+  model->balance_total = io.balance_total;
 }
 
 void TrainingMemory::bind() {

@@ -43,6 +43,7 @@ class TrainingMemory {
     Tensor losses;           // [B*T] f32
     Tensor loss_total;       // [1]: the bits of a double
     Tensor distance_total;   // the same, of train.distill; empty without it
+    Tensor balance_total;    // the same, of model.attention.balance; empty without it
   };
 
   /// dist.zero: the part of the flat buffer that each rank updates; empty when every rank updates all.

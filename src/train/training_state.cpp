@@ -216,6 +216,7 @@ void TrainingState::begin_step(Context& ctx, std::int64_t step) {
   ctx.zero(memory_.buffers.gradients);
   if (sharded_ != nullptr) ctx.zero(memory_.model_gradients.flat);
   ctx.zero(memory_.io.loss_total);
+  if (!memory_.io.balance_total.empty()) ctx.zero(memory_.io.balance_total);
   micro_steps_ = 0;
   Model::Distill& distill = memory_.model->distill;
   distill = {distill_every_ > 0 && step % distill_every_ == 0, memory_.io.distance_total};
@@ -224,13 +225,25 @@ void TrainingState::begin_step(Context& ctx, std::int64_t step) {
   distilled_ = true;
 }
 
+double TrainingState::total_of(const Tensor& bits) {
+  double total = 0;
+  context_->copy(&total, Device::cpu, bits.data, context_->device(), sizeof total);
+  context_->synchronize();
+  return total;
+}
+
 std::optional<double> TrainingState::distance() {
   if (!distilled_) return std::nullopt;
-  double total = 0;
-  context_->copy(&total, Device::cpu, memory_.io.distance_total.data, context_->device(), sizeof total);
-  context_->synchronize();
   const ModelConfig& c = memory_.model->config();
-  return total / (targets_ * static_cast<double>(c.num_hidden_layers * c.num_attention_heads));
+  return total_of(memory_.io.distance_total) /
+         (targets_ * static_cast<double>(c.num_hidden_layers * c.num_attention_heads));
+}
+
+std::optional<double> TrainingState::balance() {
+  if (memory_.io.balance_total.empty()) return std::nullopt;
+  const ModelConfig& c = memory_.model->config();
+  return total_of(memory_.io.balance_total) /
+         (targets_ * static_cast<double>(c.num_hidden_layers * (c.num_attention_heads + c.num_key_value_heads)));
 }
 
 // The first time algorithms are chosen and small buffers made, which can't be recorded; an observer sees ops alone.
@@ -311,6 +324,7 @@ void TrainingState::update(Context& ctx, std::int64_t step) {
     exchange([&] {
       communicator_->all_reduce_f64(ctx, memory_.io.loss_total);
       if (memory_.model->distill.active) communicator_->all_reduce_f64(ctx, memory_.io.distance_total);
+      if (!memory_.io.balance_total.empty()) communicator_->all_reduce_f64(ctx, memory_.io.balance_total);
       if (buckets_ != nullptr) buckets_->finish(ctx);
       communicator_->join(ctx);
     });

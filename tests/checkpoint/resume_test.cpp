@@ -40,8 +40,9 @@ TEST_F(Resume, KilledTwentyTimesItEndsBitForBitTheSame) {
 TEST_F(Resume, StoppedBySignalItSavesAndExitsWell) {
   const std::vector<std::string> gpt2,
       qwen3{"model.arch=qwen3", "model.num_key_value_heads=1", "model.head_dim=24", "model.tie_word_embeddings=false",
-            "model.attention.rope_projection=shared"};
-  for (const auto& [model, more] : {std::pair{"gpt2", gpt2}, {"qwen3", qwen3}}) {
+            "model.attention.rope_projection=shared"},
+      gated{"model.attention.gate=feature", "model.attention.balance=0.01"};
+  for (const auto& [model, more] : {std::pair{"gpt2", gpt2}, {"qwen3", qwen3}, {"gated", gated}}) {
     SCOPED_TRACE(model);
     const std::string name = model, stopped = "stopped_" + name, calm = "calm_" + name;
     const pid_t child = start(train(stopped, true, more));

@@ -158,12 +158,16 @@ TEST(HfConfig, WritesBlocksOfTheirOwnKAndTheFactorOfScores) {
     EXPECT_EQ(after.model.attention.score_scale, before.model.attention.score_scale);
     EXPECT_EQ(after.model.k_by_layer, before.model.k_by_layer);
   }
-  EXPECT_FALSE(config_to_hf(parse_config("", "",
-                                         {"output_dir=x", "model.vocab_size=300", "model.attention.type=sfa",
-                                          "model.attention.k=4"}),
-                            "F32")["sfa"]
-                   .contains("score_scale"))
-      << "what says nothing is not written";
+  const std::vector<std::string> plain{"output_dir=x", "model.vocab_size=300", "model.attention.type=sfa",
+                                       "model.attention.k=4"};
+  for (const char* key : {"score_scale", "gate"})
+    EXPECT_FALSE(config_to_hf(parse_config("", "", plain), "F32")["sfa"].contains(key))
+        << "what says nothing is not written";
+  std::vector<std::string> gated = plain;
+  gated.emplace_back("model.attention.gate=feature");
+  const auto written = config_to_hf(parse_config("", "", gated), "F32");
+  EXPECT_EQ(written["sfa"]["gate"], "feature");
+  EXPECT_EQ(config_from_hf(json::parse(written.dump()), "F", {"output_dir=x"}).model.attention.gate, "feature");
 }
 
 TEST(HfConfig, WritesTheQwen3ThatItReads) {

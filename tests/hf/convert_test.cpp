@@ -1,4 +1,5 @@
 // sfa convert, and what starts from its results: the same weights bit for bit, the same perplexity, the same text.
+#include <algorithm>
 #include <cstring>
 #include <nlohmann/json.hpp>
 
@@ -99,6 +100,27 @@ TEST_F(Convert, Qwen3ThereAndBackIsTheSameBits) {
     EXPECT_EQ(without_rows(weights(run)), without_rows(weights(back))) << kind;
     EXPECT_EQ(perplexity(hf)["loss"], perplexity(run)["loss"]) << kind;
     EXPECT_EQ(generated(hf), generated(run)) << kind;
+  }
+}
+
+TEST_F(Convert, GatesGoThereAndBack) {
+  train({"output_dir=" + at("gpt2"), "model.attention.gate=feature", "train.lr=0.05"});
+  train(qwen3({"output_dir=" + at("qwen3"), "model.attention.gate=feature", "train.lr=0.05"}));
+  for (const std::string run : {"gpt2", "qwen3"}) {
+    convert(at(run), at(run + "_hf"), "hf");
+    convert(at(run + "_hf"), at(run + "_back"), "sfa");
+    auto before = weights(at(run)), after = weights(at(run + "_back"));
+    const char* gate = "param/h.1.attn.qk_gate.weight";
+    EXPECT_EQ(before[gate], after[gate]) << run;
+    std::vector<float> values(before[gate].size() / sizeof(float));
+    ASSERT_FALSE(values.empty()) << run;
+    std::memcpy(values.data(), before[gate].data(), before[gate].size());
+    EXPECT_TRUE(std::any_of(values.begin(), values.end(), [](float g) { return g != 1.0f; })) << run << " learns them";
+    EXPECT_EQ(perplexity(at(run + "_hf"))["loss"], perplexity(at(run))["loss"]) << run;
+    EXPECT_EQ(hf::SafetensorsSet(at(run + "_hf"))
+                      .find(run == "gpt2" ? "transformer.h.1.attn.k_gate.weight"
+                                          : "model.layers.1.self_attn.k_gate.weight") != nullptr,
+              true);
   }
 }
 
@@ -255,6 +277,35 @@ TEST_F(InitFrom, AMapBehindTheRotationBeginsAsTheIdentityAndIsNotLostUnsaid) {
   const Ended lost = sfa(mapped);
   EXPECT_EQ(lost.code, 1);
   EXPECT_NE(lost.err.find("rope_projection shared, this configuration has none"), std::string::npos) << lost.err;
+}
+
+TEST_F(InitFrom, GatesBeginAtOneAndAreNotLostUnsaid) {
+  train();
+  const std::vector<std::string> gated{"train",
+                                       at("run.yaml"),
+                                       "output_dir=" + at("gated"),
+                                       "init_from=" + at("run"),
+                                       "train.max_steps=1",
+                                       "train.lr=1e-30",
+                                       "train.weight_decay=0",
+                                       "model.attention.gate=feature"};
+  const Ended ended = sfa(gated);
+  ASSERT_EQ(ended.code, 0) << ended.err;
+  const auto before = weights(at("run"));
+  auto after = weights(at("gated"));
+  for (const auto& [name, bytes] : before) EXPECT_EQ(after[name], bytes) << name;
+  const auto& bytes = after["param/h.0.attn.qk_gate.weight"];
+  std::vector<float> gate(bytes.size() / sizeof(float));
+  ASSERT_FALSE(gate.empty());
+  std::memcpy(gate.data(), bytes.data(), bytes.size());
+  for (const float g : gate) EXPECT_EQ(g, 1.0f);
+  auto without = gated;
+  without[2] = "output_dir=" + at("lost");
+  without[3] = "init_from=" + at("gated");
+  without.pop_back();
+  const Ended lost = sfa(without);
+  EXPECT_EQ(lost.code, 1);
+  EXPECT_NE(lost.err.find("gate feature, this configuration has none"), std::string::npos) << lost.err;
 }
 
 TEST_F(InitFrom, TheVocabularyIsThatOfTheWeights) {

@@ -101,6 +101,7 @@ TEST_F(Transformers, Gpt2ExportsComputeTheSame) {
   model("pairs", {a + "k=4", a + "selection=topk_pairs"});
   model("layers", {a + "k=3", a + "k_by_layer=[2, 6]", a + "score_scale=0.7"});
   model("scaled", {a + "type=dense", a + "k=0", a + "score_scale=0.7"});
+  model("gated", {a + "k=3", a + "gate=feature", "train.lr=0.1"});
   model("window", {a + "k_q=3", a + "k_k=5", a + "selection=topk_2of4", a + "window=5"});
   run_jobs();
 }
@@ -118,6 +119,7 @@ TEST_F(Transformers, Qwen3ExportsComputeTheSame) {
   model("untied", with({a + "type=dense", a + "k=0", "model.tie_word_embeddings=false"}));
   model("sfa", with({a + "k=3"}));
   model("layers", with({a + "k=3", a + "k_by_layer=[7, 2]", a + "score_scale=0.7"}));
+  model("gated", with({a + "k=3", a + "gate=feature", "train.lr=0.1"}));
   model("shared", with({a + "k=4", a + "rope_projection=shared", "train.lr=0.1"}));
   model("per_head", with({a + "type=dense", a + "k=0", a + "rope_projection=per_head", "train.lr=0.1"}));
   run_jobs();

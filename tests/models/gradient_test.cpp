@@ -34,7 +34,14 @@ std::vector<ModelConfig> configs() {
   per_head.qk_head_dim = 6;
   ModelConfig narrow = gpt2;
   narrow.head_dim = 4;
-  return {gpt2, narrow, qwen3, untied, shared, per_head};
+  // Gates, behind which all features are kept: a support does not change on the way.
+  ModelConfig gated = narrow, gated_qwen3 = shared, rotated_gate = qwen3;
+  for (ModelConfig* c : {&gated, &gated_qwen3, &rotated_gate}) {
+    c->attention.type = "sfa";
+    c->attention.gate = "feature";
+    c->k = c->head_dim;
+  }
+  return {gpt2, narrow, qwen3, untied, shared, per_head, gated, gated_qwen3, rotated_gate};
 }
 
 class GradientTest : public DeviceTest {};
@@ -78,7 +85,8 @@ TEST_P(GradientTest, AgreesWithDifferencesOfTheLoss) {
         down[at] -= d;
       }
       const double slope = (loss_at(up) - loss_at(down)) / (2 * step);
-      EXPECT_NEAR(slope, norm, 0.01 * norm + 2e-3) << config.arch << " " << config.rope_projection << " " << p.name;
+      EXPECT_NEAR(slope, norm, 0.01 * norm + 2e-3)
+          << config.arch << " " << config.rope_projection << " " << config.attention.gate << " " << p.name;
     }
   }
 }

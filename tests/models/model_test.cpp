@@ -46,6 +46,9 @@ std::vector<std::int32_t> some_tokens(std::int64_t n, std::int64_t V, int salt =
 std::vector<float> weights(const ParameterList& list) {
   std::vector<float> flat(static_cast<std::size_t>(list.flat_size()));
   initialize_parameters(list, 3, Tensor(flat.data(), DType::f32, Device::cpu, {list.flat_size()}));
+  for (const Parameter& p : list.all())  // gates that matter
+    for (std::int64_t i = 0; p.init == Init::identity && p.shape.size() == 1 && i < p.numel(); ++i)
+      flat[static_cast<std::size_t>(p.offset + i)] += 0.3f * static_cast<float>(i % 5);
   return flat;
 }
 
@@ -98,6 +101,11 @@ std::vector<ModelConfig> variants() {
   all[14].k_by_layer = {11, 2};
   all[15].attention.score_scale = 0.7;
   all[16].attention.score_scale = 0.7;
+  // Gates and balanced features: rows of their own, kept from forward to backward.
+  for (const ModelConfig& c : {small("sfa"), small("sfa"), small_qwen3("sfa"), small_qwen3("sfa")}) all.push_back(c);
+  for (const std::size_t i : {17, 19, 20}) all[i].attention.gate = "feature";
+  for (const std::size_t i : {18, 19}) all[i].attention.balance = 0.01;
+  all[20].rope_projection = "shared";
   return all;
 }
 
@@ -184,7 +192,10 @@ TEST_P(ModelTest, GenerationOverCachesEqualsOnePass) {
 }
 
 TEST_P(ModelTest, SameBitsEveryRun) {
-  for (const ModelConfig& config : {small(), small("sfa"), small_qwen3(), small_qwen3("sfa")}) {
+  ModelConfig both = small("sfa");
+  both.attention.gate = "feature";
+  both.attention.balance = 0.1;
+  for (const ModelConfig& config : {small(), small("sfa"), small_qwen3(), small_qwen3("sfa"), both}) {
     const auto tokens = some_tokens(3 * 15, 90), targets = some_tokens(3 * 15, 90, 1);
     std::vector<float> first;
     for (int attempt = 0; attempt < 3; ++attempt) {
@@ -254,6 +265,13 @@ TEST(Cost, CountsTheMathematicsOfGpt2) {
   EXPECT_DOUBLE_EQ(s.attention_flops_per_token, 2 * 2 * pairs * 4 * (16.0 / 12 + 12) / 8)
       << "k^2 / d shared features a pair";
   EXPECT_DOUBLE_EQ(s.kv_bytes_per_token, 2 * 4 * (4 * (4 + 1) + 12 * 4.0)) << "k values and k one-byte indices a key";
+  sparse.attention.gate = "feature";
+  sparse.attention.balance = 0.01;
+  const ModelCost both = make_model(sparse, Device::cpu, DType::f32)->cost(8);
+  EXPECT_DOUBLE_EQ(both.parameters - s.parameters, 2 * (4 + 4) * 12.0) << "a factor a feature of 4 + 4 heads";
+  EXPECT_DOUBLE_EQ(both.attention_saved_bytes_per_token - s.attention_saved_bytes_per_token, 2 * 2 * (4 + 4) * 12 * 4.0)
+      << "queries and keys before the gate and before selection";
+  EXPECT_DOUBLE_EQ(both.forward_flops_per_token, s.forward_flops_per_token);
 }
 
 // T = 8, C = 48, H = 4, G = 2, D = 16, F = 80, L = 2, V = 90.

@@ -330,6 +330,17 @@ TEST(ModelConfigTest, RefusesWhatCannotBe) {
   });
   for (const double scale : {-1.0, 1e39, 1e-46, std::numeric_limits<double>::quiet_NaN()})
     expect("score_scale", [&](ModelConfig& c) { c.attention.score_scale = scale; });
+  for (const double balance : {-0.1, 1e5, std::numeric_limits<double>::quiet_NaN()})
+    expect("balance", [&](ModelConfig& c) {
+      sfa(c, 4);
+      c.attention.balance = balance;
+    });
+  expect("balance: only type 'sfa'", [](ModelConfig& c) { c.attention.balance = 0.01; });
+  expect("gate: 'head' is not known", [&](ModelConfig& c) {
+    sfa(c, 4);
+    c.attention.gate = "head";
+  });
+  expect("gate: only type 'sfa'", [](ModelConfig& c) { c.attention.gate = "feature"; });
   for (const int from : {-1, 3, 4})
     expect("k_anneal.from", [&](ModelConfig& c) {
       sfa(c, 4);

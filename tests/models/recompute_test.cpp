@@ -11,7 +11,7 @@ namespace sfa::test {
 namespace {
 
 constexpr std::int64_t B = 2, T = 21;
-constexpr int kVariants = 9;  // four of GPT-2, three of Qwen3, one each with blocks of their own k
+constexpr int kVariants = 11;  // four of GPT-2, three of Qwen3, one each with blocks of their own k
 
 ModelConfig variant(int which, const std::string& recompute) {
   ModelConfig c;
@@ -31,8 +31,12 @@ ModelConfig variant(int which, const std::string& recompute) {
     c.attention.window = 6;
     c.num_key_value_heads = 1;
   }
-  if (which >= 7) c.k_by_layer = {5, 12, 9};
-  if (which >= 4 && which != 7) {
+  if (which == 7 || which == 8) c.k_by_layer = {5, 12, 9};
+  if (which >= 9) {
+    c.attention.gate = "feature";
+    c.attention.balance = 0.05;
+  }
+  if (which >= 4 && which != 7 && which != 9) {
     c.arch = "qwen3";
     c.num_key_value_heads = 1;
     c.intermediate_size = 96;

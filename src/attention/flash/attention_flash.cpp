@@ -215,16 +215,17 @@ class SfaFlash final : public SfaAttention {
         kernels_(kernels) {}
 
   // The packed projection is scratch: its rows are zero-filled in place for the forward core, and filled again from the
-  // sparse rows for backward. q.dense and k.dense are views of it.
+  // sparse rows for backward. q.dense and k.dense are views of it, or of such scratch beside it where it is kept.
   AttentionState plan(Arena& saved, Arena& scratch, std::int64_t B, std::int64_t T) const override {
-    AttentionState s = plan_supports(scratch.take(dtype_, {B, T, dims_.row()}), saved, B, T);
-    s.k.v = saved.take(dtype_, {B, T, dims_.G, dims_.Dv});
+    const Tensor rows = scratch.take(dtype_, {B, T, dims_.row()});
+    AttentionState s = plan_supports(rows, saved, B, T);
+    plan_values(s, saved);
     if (compressed_) {
       const std::int64_t blocks = (T + 63) / 64;
       s.q.compressed =
           scratch.take(DType::u8, {B, dims_.H, blocks, flash::compressed_block_bytes(static_cast<int>(dims_.Dqk))});
     }
-    const PackedViews views = packed_views(s.qkv, dims_);
+    const PackedViews views = packed_views(rows, dims_);
     s.q.dense = views.q;
     s.k.dense = views.k;
     return s;
@@ -234,18 +235,18 @@ class SfaFlash final : public SfaAttention {
     const PackedViews views = packed_views(s.qkv, dims_);
     if (config_.selection != "topk_pairs" && flash::selection_supported(static_cast<int>(dims_.Dqk)))
       return select_together(ctx, s, views);
-    select_rows(ctx, s, views.q, views.k, true);
-    ctx.copy_rows(s.k.v, views.v);
+    select_rows(ctx, s);
+    if (!keeps_rows()) ctx.copy_rows(s.k.v, views.v);
   }
   bool prepare_rotated(Context& ctx, const QkNormRope& rotation, AttentionState& s) const override {
-    return flash::prepare_rotated(ctx, rotation, config_, dims_, s);
+    return !keeps_rows() && flash::prepare_rotated(ctx, rotation, config_, dims_, s);
   }
 
   // Where one kernel is faster than the product and a pass of selection (docs/kernels_select.md): not with few rows,
   // which leave tensor cores idle whatever the tiles; not where selection takes longer than the products that hide it.
   bool prepare_projected(Context& ctx, const LinearForward& projection, AttentionState& s) const override {
     if constexpr (kHasCuda) {
-      if (!projects_ || projection.x.dim(0) < kProjectedRows) return false;
+      if (!projects_ || keeps_rows() || projection.x.dim(0) < kProjectedRows) return false;
       const flash::ProjectSelectParams p = projection_of(projection, s);
       if (!flash::project_select_supported(p) || std::max(p.k_q, p.k_k) > p.D / 8) return false;
       if (ctx.planning) return true;
@@ -309,23 +310,25 @@ class SfaFlash final : public SfaAttention {
     return rows;
   }
 
-  // One launch: queries and keys are selected and zero-filled in place (queries only where the core reads them so), the
-  // values move to where they are kept.
+  // One launch: queries and keys are selected and zero-filled (queries only where the core reads them so), the values
+  // move to where they are kept.
   void select_together(Context& ctx, const AttentionState& s, const PackedViews& views) const {
     if (ctx.planning) return;
     if constexpr (kHasCuda) {
-      flash::SelectParams q = selection_of(views.q, s.q.values, s.q.indices);
+      flash::SelectParams q = selection_of(views.q, s.q);
       q.rule = two_of_four() ? flash::Selection::topk_2of4 : flash::Selection::topk;
       if (compressed_) {
         q.compressed = s.q.compressed.data;
         q.dense = nullptr;
       }
-      const flash::SelectParams k = selection_of(views.k, s.k.values, s.k.indices);
-      const flash::RowCopy v{.from = views.v.data,
-                             .to = s.k.v.data,
-                             .width = static_cast<int>(dims_.G * dims_.Dv),
-                             .from_stride = strides_of(views.v),
-                             .to_stride = strides_of(s.k.v)};
+      const flash::SelectParams k = selection_of(views.k, s.k);
+      flash::RowCopy v;
+      if (!keeps_rows())
+        v = {.from = views.v.data,
+             .to = s.k.v.data,
+             .width = static_cast<int>(dims_.G * dims_.Dv),
+             .from_stride = strides_of(views.v),
+             .to_stride = strides_of(s.k.v)};
       flash::select_features(q, k, v, cuda_ops::stream(ctx));
     }
   }
@@ -360,18 +363,21 @@ class SfaFlash final : public SfaAttention {
     return p;
   }
 
-  static flash::SelectParams selection_of(const Tensor& rows, const Tensor& values, const Tensor& indices) {
+  // `to`: Queries or Keys.
+  template <class Prepared>
+  static flash::SelectParams selection_of(const Tensor& rows, const Prepared& to) {
     flash::SelectParams p;
     p.B = static_cast<int>(rows.dim(0));
     p.T = static_cast<int>(rows.dim(1));
     p.heads = static_cast<int>(rows.dim(2));
     p.D = static_cast<int>(rows.dim(3));
-    p.k = features_of(values);
+    p.k = features_of(to.values);
     p.x = rows.data;
-    p.dense = rows.data;
-    p.x_stride = p.dense_stride = strides_of(rows);
-    p.values = values.data;
-    p.indices = indices.as<std::uint8_t>();
+    p.dense = to.dense.data;
+    p.x_stride = strides_of(rows);
+    p.dense_stride = strides_of(to.dense);
+    p.values = to.values.data;
+    p.indices = to.indices.template as<std::uint8_t>();
     return p;
   }
 

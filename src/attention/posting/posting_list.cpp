@@ -17,10 +17,7 @@ class SfaPostingList final : public SfaAttention {
     return s;
   }
 
-  void prepare(Context& ctx, AttentionState& s) const override {
-    const PackedViews views = packed_views(s.qkv, dims_);
-    select_rows(ctx, s, views.q, views.k, false);
-  }
+  void prepare(Context& ctx, AttentionState& s) const override { select_rows(ctx, s); }
 
   void core(Context& ctx, const Forward& a) const override {
     ArenaScope scope(a.scratch);

@@ -15,19 +15,18 @@ class SfaReference final : public SfaAttention {
  public:
   using SfaAttention::SfaAttention;
 
+  // The rows are selected in place: the packed projection then holds the zero-filled queries and keys.
   AttentionState plan(Arena& saved, Arena&, std::int64_t B, std::int64_t T) const override {
-    AttentionState s = plan_supports(saved.take(dtype_, {B, T, dims_.row()}), saved, B, T);
+    const Tensor rows = saved.take(dtype_, {B, T, dims_.row()});
+    AttentionState s = plan_supports(rows, saved, B, T);
+    const PackedViews views = packed_views(rows, dims_);
+    s.q.dense = views.q;
+    s.k.dense = views.k;
+    s.k.v = packed_views(s.qkv, dims_).v;
     return s;
   }
 
-  // The rows are selected in place: the packed projection then holds the zero-filled queries and keys.
-  void prepare(Context& ctx, AttentionState& s) const override {
-    const PackedViews views = packed_views(s.qkv, dims_);
-    select_rows(ctx, s, views.q, views.k, true);
-    s.q.dense = views.q;
-    s.k.dense = views.k;
-    s.k.v = views.v;
-  }
+  void prepare(Context& ctx, AttentionState& s) const override { select_rows(ctx, s); }
 
   void core(Context& ctx, const Forward& a) const override {
     ArenaScope scope(a.scratch);
@@ -70,9 +69,10 @@ ActiveFeatures SfaAttention::room(const AttentionConfig& config) {
   return {std::max(config.k_q, config.k_from), std::max(config.k_k, config.k_from)};
 }
 
-AttentionState SfaAttention::plan_supports(const Tensor& qkv, Arena& saved, std::int64_t B, std::int64_t T) const {
+AttentionState SfaAttention::plan_supports(const Tensor& rows, Arena& saved, std::int64_t B, std::int64_t T) const {
   AttentionState s;
-  s.qkv = qkv;
+  s.qkv = keeps_rows() ? saved.take(dtype_, {B, T, dims_.row()}) : rows;
+  if (config_.gate == "feature") s.ungated = saved.take(dtype_, {B * T, (dims_.H + dims_.G) * dims_.Dqk});
   const ActiveFeatures most = room(config_);
   s.q.values = saved.take(dtype_, {B, T, dims_.H, most.q});
   s.q.indices = saved.take(DType::u8, {B, T, dims_.H, most.q});
@@ -83,11 +83,16 @@ AttentionState SfaAttention::plan_supports(const Tensor& qkv, Arena& saved, std:
   return s;
 }
 
-void SfaAttention::select_rows(Context& ctx, AttentionState& s, const Tensor& q, const Tensor& k,
-                               bool zero_fill) const {
+void SfaAttention::plan_values(AttentionState& s, Arena& saved) const {
+  s.k.v =
+      keeps_rows() ? packed_views(s.qkv, dims_).v : saved.take(dtype_, {s.qkv.dim(0), s.qkv.dim(1), dims_.G, dims_.Dv});
+}
+
+void SfaAttention::select_rows(Context& ctx, AttentionState& s) const {
+  const PackedViews rows = packed_views(s.qkv, dims_);
   const bool two_of_four = config_.selection == "topk_2of4", pairs = config_.selection == "topk_pairs";
-  select_topk(ctx, {q, features_of(s.q.values), two_of_four, s.q.values, s.q.indices, zero_fill ? q : Tensor{}, pairs});
-  select_topk(ctx, {k, features_of(s.k.values), false, s.k.values, s.k.indices, zero_fill ? k : Tensor{}, pairs});
+  select_topk(ctx, {rows.q, features_of(s.q.values), two_of_four, s.q.values, s.q.indices, s.q.dense, pairs});
+  select_topk(ctx, {rows.k, features_of(s.k.values), false, s.k.values, s.k.indices, s.k.dense, pairs});
 }
 
 KvCache SfaAttention::plan_cache(Arena& arena, std::int64_t B, std::int64_t capacity) const {
@@ -113,9 +118,11 @@ AttentionCost SfaAttention::cost(std::int64_t T) const {
   const double shared = k_q * k_k / Dqk;  // features that a pair has in common, uniform supports
   const double values = config_.int8_cache() ? int8_row_bytes(dims_.Dv) : element * Dv;
   const ActiveFeatures most = room(config_);
+  const double whole_rows = (keeps_rows() ? 1 : 0) + (config_.gate == "feature" ? 1 : 0);
   return {.forward_flops = 2 * pairs * H * (shared + Dv),
           .backward_flops = 2 * pairs * H * (3 * shared + 2 * Dv),
-          .saved_bytes_per_token = (H * most.q + G * most.k) * (element + 1) + element * (G + H) * Dv + 4 * H,
+          .saved_bytes_per_token = (H * most.q + G * most.k) * (element + 1) + element * (G + H) * Dv + 4 * H +
+                                   whole_rows * element * (H + G) * Dqk,
           .kv_bytes_per_token = G * (k_k * (element + 1) + values)};
 }
 

@@ -24,12 +24,17 @@ class SfaAttention : public Attention {
   static ActiveFeatures room(const AttentionConfig& config);
   /// What prepare() selects into a support's tensor.
   static int features_of(const Tensor& support) { return static_cast<int>(support.dim(3)); }
+  /// Balancing needs the rows as they were before selection: the packed projection is then saved, and zero-filled rows
+  /// have a place of their own.
+  [[nodiscard]] bool keeps_rows() const { return config_.balance > 0; }
   /// Takes from `saved` what every implementation keeps for backward: values and indices of Q and K, O and the
-  /// log-sum-exp. The packed projection `qkv`, taken by the caller, is put beside them.
-  AttentionState plan_supports(const Tensor& qkv, Arena& saved, std::int64_t B, std::int64_t T) const;
-  /// Selects queries and keys by config().selection into s.q and s.k. With `zero_fill` the rows themselves become zero
-  /// outside their supports.
-  void select_rows(Context& ctx, AttentionState& s, const Tensor& q, const Tensor& k, bool zero_fill) const;
+  /// log-sum-exp; with a gate the rows before it. The packed projection `qkv` is put beside them: `rows`, taken by the
+  /// caller, or what keeps_rows().
+  AttentionState plan_supports(const Tensor& rows, Arena& saved, std::int64_t B, std::int64_t T) const;
+  /// V for backward: those of the packed projection where that is kept, otherwise from `saved`.
+  void plan_values(AttentionState& s, Arena& saved) const;
+  /// Selects queries and keys by config().selection into s.q and s.k; zero-filled rows where `dense` has a place.
+  void select_rows(Context& ctx, AttentionState& s) const;
 };
 
 }  // namespace sfa

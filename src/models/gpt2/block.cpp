@@ -70,10 +70,11 @@ void block_activations(Context& ctx, const Gpt2BlockContext& block, Gpt2::BlockA
   const std::int64_t N = residual.dim(0);
   gpt2_norm_forward(ctx, block.config, w.norm1, residual, branch, acts.norm1);
   const LinearForward qkv = {acts.norm1.y, w.qkv.weight, w.qkv.bias, acts.attention.qkv.view({N, -1}), Tensor{}};
+  const RowsFrom rows{.projection = &qkv, .gate = w.qk_gate};
   if (block.cache)
-    attention_forward_cached(ctx, block.attention, acts.attention, *block.cache, ranges, block.scratch, {&qkv});
+    attention_forward_cached(ctx, block.attention, acts.attention, *block.cache, ranges, block.scratch, rows);
   else
-    attention_forward(ctx, block.attention, acts.attention, ranges, block.scratch, {&qkv});
+    attention_forward(ctx, block.attention, acts.attention, ranges, block.scratch, rows);
   linear(ctx, acts.attention.out.view({N, -1}), w.proj, branch_out);
   gpt2_norm_forward(ctx, block.config, w.norm2, acts.norm1.residual, branch_out, acts.norm2);
   linear_gelu(ctx, acts.norm2.y, w.up, acts.up_pre, acts.up);
@@ -123,7 +124,7 @@ void gpt2_block_backward(Context& ctx, const Gpt2BlockContext& block, const Gpt2
   const AttentionState& state = acts.attention;
   attention_backward(ctx, block.attention, acts.attention, ranges,
                      d_out.view({state.out.dim(0), state.out.dim(1), state.out.dim(2), state.out.dim(3)}), d_qkv,
-                     scratch);
+                     scratch, {w.qk_gate, gradients.qk_gate});
   if (again_outputs) norm_again(ctx, block, w.norm1, acts.norm1);
   d_linear(ctx, d_qkv.view({N, -1}), acts.norm1.y, w.qkv, gradients.qkv, d_y, scratch);
   gpt2_norm_backward(ctx, {w.norm1, gradients.norm1, acts.norm1, d_y, d_residual, d_residual, block.d_branch_bias},

@@ -62,6 +62,7 @@ void Gpt2::declare_parameters() {
     vector(h + "norm2.bias", C, Init::zeros, h + "ln_2.bias");
     vector(h + "mlp.up.bias", F, Init::zeros, h + "mlp.c_fc.bias");
     vector(h + "mlp.down.bias", C, Init::zeros, h + "mlp.c_proj.bias");
+    if (config_.attention.gate == "feature") parameters_.add(qk_gate(h, "transformer." + h + "attn."));
   }
   vector("norm_f.weight", C, Init::ones, "ln_f.weight");
   vector("norm_f.bias", C, Init::zeros, "ln_f.bias");
@@ -78,6 +79,7 @@ Gpt2::Weights Gpt2::views(const FlatMemory& flat) const {
     for (Tensor* t : {&b.qkv.weight, &b.proj.weight, &b.up.weight, &b.down.weight, &b.norm1.weight, &b.norm1.bias,
                       &b.qkv.bias, &b.proj.bias, &b.norm2.weight, &b.norm2.bias, &b.up.bias, &b.down.bias})
       *t = take();
+    if (config_.attention.gate == "feature") b.qk_gate = take();
     w.blocks.push_back(b);
   }
   w.norm_f = {take(), take()};
@@ -153,7 +155,7 @@ void Gpt2::forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput&
   Arena& scratch = arenas.scratch;
   const std::int64_t B = batch.tokens.dim(0), T = batch.tokens.dim(1), N = B * T, C = config_.hidden_size;
   const Ranges ranges = ranges_of(batch);
-  distill_attention(distillation(loss_scale));
+  set_auxiliary_losses(loss_scale);
   forward(ctx, scratch, batch);
 
   ArenaScope scope(scratch);
@@ -190,7 +192,7 @@ void Gpt2::forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput&
 }
 
 void Gpt2::evaluate(Context& ctx, ModelArenas& arenas, const ModelInput& batch, const EvaluateOutput& out) {
-  distill_attention({});
+  set_auxiliary_losses(0);
   forward(ctx, arenas.scratch, batch);
   classifier_loss(ctx, {acts_.norm_f.y, weights_.wte, batch.targets, config_.vocab_size, 1.0f, out.losses, Tensor{},
                         Tensor{}, arenas.scratch, out.greedy});

@@ -30,7 +30,8 @@ class Gpt2 final : public Model {
   };
   struct Block {
     Affine norm1, qkv, proj, norm2, up,
-        down;  // qkv.weight [row, C], proj.weight [C, H*Dv], up.weight [F, C], down.weight [C, F]
+        down;        // qkv.weight [row, C], proj.weight [C, H*Dv], up.weight [F, C], down.weight [C, F]
+    Tensor qk_gate;  // attention.gate: [(H+G)*Dqk], factors of queries' features, then of keys'; empty when none
   };
   struct Weights {
     Tensor wte, wpe;  // [Vp, C], [P, C]

@@ -137,7 +137,7 @@ void self_attention(Context& ctx, const Qwen3BlockContext& block, Qwen3::BlockAc
   if (block.weights.q_rope.empty() && ranges.ring == nullptr) {
     const QkNormRope rotation =
         norm_and_rotation(block, projected, state.qkv, acts.qk_rstd, block.cache ? block.cache->length : 0);
-    return attend(ctx, block, state, ranges, {.rotation = &rotation});
+    return attend(ctx, block, state, ranges, {.rotation = &rotation, .gate = block.weights.qk_gate});
   }
   if (block.weights.q_rope.empty()) {
     norm_and_rotate(ctx, block, ranges.ring, projected, state.qkv, acts.qk_rstd);
@@ -147,7 +147,7 @@ void self_attention(Context& ctx, const Qwen3BlockContext& block, Qwen3::BlockAc
     norm_and_rotate(ctx, block, ranges.ring, projected, rotated, acts.qk_rstd);
     rope_projection(ctx, block, rotated, state.qkv);
   }
-  attend(ctx, block, state, ranges, {});
+  attend(ctx, block, state, ranges, {.gate = block.weights.qk_gate});
 }
 
 // The gradient of what attention read, in d_qkv, becomes that of the projected rows.
@@ -213,7 +213,8 @@ void qwen3_block_backward(Context& ctx, const Qwen3BlockContext& block, const Qw
   const Tensor d_out = scratch.take(type, {out.dim(0), out.dim(1), out.dim(2), out.dim(3)});
   const Tensor d_qkv = rows_like(scratch, acts.attention.qkv);
   d_linear(ctx, d_residual, out.view({N, -1}), w.proj, d_out.view({N, -1}), gradients.proj, scratch);
-  attention_backward(ctx, block.attention, acts.attention, ranges, d_out, d_qkv, scratch);
+  attention_backward(ctx, block.attention, acts.attention, ranges, d_out, d_qkv, scratch,
+                     {w.qk_gate, gradients.qk_gate});
   d_queries_keys_values(ctx, block, gradients, acts, ranges.ring, d_qkv);
   if (again_outputs) norm_again(ctx, block, w.norm1, acts.norm1);
   d_linear(ctx, d_qkv.view({N, -1}), acts.norm1.y, w.qkv, d_y, gradients.qkv, scratch);

@@ -79,6 +79,7 @@ void Qwen3::declare_block(std::int64_t layer) {
   norm("attn.q_norm.weight", d.Dqk, "self_attn.q_norm.weight");
   norm("attn.k_norm.weight", d.Dqk, "self_attn.k_norm.weight");
   norm("norm2.weight", C, "post_attention_layernorm.weight");
+  if (config_.attention.gate == "feature") parameters_.add(qk_gate(h, hf + "self_attn."));
 }
 
 Qwen3::Weights Qwen3::views(const FlatMemory& flat) const {
@@ -93,6 +94,7 @@ Qwen3::Weights Qwen3::views(const FlatMemory& flat) const {
     if (config_.rope_projection != "none")
       for (Tensor* t : {&b.q_rope, &b.k_rope}) *t = take();
     for (Tensor* t : {&b.norm1, &b.q_norm, &b.k_norm, &b.norm2}) *t = take();
+    if (config_.attention.gate == "feature") b.qk_gate = take();
     w.blocks.push_back(b);
   }
   w.norm_f = take();
@@ -171,7 +173,7 @@ void Qwen3::forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput
   Arena& scratch = arenas.scratch;
   const std::int64_t B = batch.tokens.dim(0), T = batch.tokens.dim(1), N = B * T, C = config_.hidden_size;
   const Ranges ranges = ranges_of(batch);
-  distill_attention(distillation(loss_scale));
+  set_auxiliary_losses(loss_scale);
   forward(ctx, scratch, batch);
 
   ArenaScope scope(scratch);
@@ -200,7 +202,7 @@ void Qwen3::forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput
 }
 
 void Qwen3::evaluate(Context& ctx, ModelArenas& arenas, const ModelInput& batch, const EvaluateOutput& out) {
-  distill_attention({});
+  set_auxiliary_losses(0);
   forward(ctx, arenas.scratch, batch);
   classifier_loss(ctx, {acts_.norm_f.y, weights_.head, batch.targets, config_.vocab_size, 1.0f, out.losses, Tensor{},
                         Tensor{}, arenas.scratch, out.greedy});

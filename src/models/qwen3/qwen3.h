@@ -36,6 +36,7 @@ class Qwen3 final : public Model {
     Tensor q_rope, k_rope;  // rope_projection: [D, D] shared, [H*D, D] and [G*D, D] per head; empty when none
     Tensor norm1, norm2;    // [C]
     Tensor q_norm, k_norm;  // [Dqk]
+    Tensor qk_gate;         // attention.gate: [(H+G)*Dqk], factors of queries' features, then of keys'; empty when none
   };
   struct Weights {
     Tensor wte;   // [Vp, C]

@@ -84,14 +84,14 @@ class SfaFlashCpu final : public SfaAttention {
   // The packed projection lives until prepare has read it.
   AttentionState plan(Arena& saved, Arena& scratch, std::int64_t B, std::int64_t T) const override {
     AttentionState s = plan_supports(scratch.take(dtype_, {B, T, dims_.row()}), saved, B, T);
-    s.k.v = saved.take(dtype_, {B, T, dims_.G, dims_.Dv});
+    plan_values(s, saved);
     return s;
   }
 
   void prepare(Context& ctx, AttentionState& s) const override {
+    select_rows(ctx, s);
     const PackedViews views = packed_views(s.qkv, dims_);
-    select_rows(ctx, s, views.q, views.k, false);
-    if (ctx.planning) return;
+    if (ctx.planning || keeps_rows()) return;
     const flash_cpu::Rows from = rows_of(views.v), to = rows_of(s.k.v);
     const std::int64_t T = views.v.dim(1);
     const std::size_t bytes =
