@@ -42,7 +42,7 @@ export SFA_SOURCE_DIR=$ROOT SFA_BINARY=$BUILD/sfa
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(nproc) < 8 ? $(nproc) : 8))} OMP_WAIT_POLICY=PASSIVE
 
 WORK=$(mktemp -d)
-trap 'rm -rf "$WORK"' EXIT
+trap 'kill $(jobs -p) 2>/dev/null; rm -rf "$WORK"' EXIT
 mkdir -p "$WORK/log"
 PASSED=0 FAILED=0 SKIPPED=0
 TESTS=() FIGURES=() TABLE=()
@@ -66,33 +66,36 @@ check() {
   say "${TABLE[-1]}"
 }
 
-# A GoogleTest program; its closing lines say how many tests passed, failed and were skipped.
-run_gtest() {
-  local binary log="$WORK/log/$1" rc=0 passed failed skipped
-  binary=$(program "$1") || return 0
-  timeout -k 5 "${2:-120}" "$binary" --gtest_color=no >"$log" 2>&1 || rc=$?
+# begin NAME PROGRAM [argument...]: in the background, with the others; the CPU's side of them leaves the card idle. finish NAME waits for its end.
+PENDING=()
+begin() {
+  local name=$1 binary
+  binary=$(program "$2") || return 0
+  shift 2
+  PENDING+=("$name")
+  { local rc=0; timeout -k 5 400 "$binary" "$@" >"$WORK/log/$name" 2>&1 || rc=$?; echo $rc >"$WORK/log/$name.rc"; } &
+}
+# What a program of GoogleTest says in its closing lines, of a checking program of our own the exit code.
+finish() {
+  local log="$WORK/log/$1" rc passed failed skipped
+  while [ ! -s "$log.rc" ]; do sleep 0.2; done
+  rc=$(cat "$log.rc")
+  case $1 in
+    *_check*)
+      [ "$rc" -eq 0 ] || { grep -i -E 'fail|error' "$log" || true; } | head -10
+      check "$1" $((rc == 0)) $((rc != 0)) 0
+      return ;;
+  esac
   passed=$(sed -n 's/^\[  PASSED  \] \([0-9]*\) tests\{0,1\}\..*/\1/p' "$log" | tail -1)
   failed=$(sed -n 's/^\[  FAILED  \] \([0-9]*\) tests\{0,1\}, listed.*/\1/p' "$log" | tail -1)
   skipped=$(sed -n 's/^\[  SKIPPED \] \([0-9]*\) tests\{0,1\}, listed.*/\1/p' "$log" | tail -1)
-  if [ -z "$passed" ] || { [ $rc -ne 0 ] && [ -z "$failed" ]; }; then
+  if [ -z "$passed" ] || { [ "$rc" -ne 0 ] && [ -z "$failed" ]; }; then
     say "$1 ended with code $rc in the middle: $(grep '^\[ RUN' "$log" | tail -1)"
     failed=$((${failed:-0} + 1))
     passed=${passed:-$(grep -c '^\[       OK' "$log" || true)}
   fi
   if [ "${failed:-0}" -gt 0 ]; then { grep -E '^\[  FAILED  \]|Failure|^sfa|error while loading' "$log" || true; } | sort -u | head -20; fi
   check "$1" "${passed:-0}" "${failed:-0}" "${skipped:-0}"
-}
-
-# A checking program of our own: exit code 0 or not.
-run_check() {
-  local binary log="$WORK/log/$1"
-  binary=$(program "$1") || return 0
-  if timeout -k 5 150 "$binary" ${2:-} >"$log" 2>&1; then
-    check "$1" 1 0 0
-  else
-    { grep -i -E 'fail|error' "$log" || true; } | head -10
-    check "$1" 0 1 0
-  fi
 }
 
 # figures NAME COMMAND...: the lines that a benchmark prints go into the record as they are.
@@ -167,8 +170,10 @@ write_record() {
 HASH=$([ -d src ] && [ ! -f CUDA_SOURCE_HASH ] && cuda_source_hash || cat CUDA_SOURCE_HASH)
 say "card: $(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | head -1)"
 step 'CUDA against the CPU'
-for name in test_core test_ops test_optim test_attention test_models test_eval test_hf test_gpu; do run_gtest $name; done
-for name in flash_forward_check flash_backward_check flash_decode_check project_select_check; do run_check $name check; done
+for name in test_gpu test_models test_core test_ops test_optim test_attention test_eval test_hf; do begin $name $name --gtest_color=no; done
+for name in flash_forward_check flash_backward_check flash_decode_check project_select_check; do begin $name $name check; done
+begin 'flash_forward_check, sm_80' flash_forward_check sm80
+for name in "${PENDING[@]}"; do finish "$name"; done
 step 'Training on the card against training on the CPU'
 train_check
 
