@@ -34,7 +34,8 @@ LoaderOptions loader_options(const Config& c) {
           .micro_batch_size = static_cast<int>(c.data.micro_batch_size),
           .seed = static_cast<std::uint64_t>(c.seed),
           .shuffle = c.data.shuffle,
-          .document_mask = c.data.document_mask};
+          .document_mask = c.data.document_mask,
+          .answers = c.train.loss_mask == "answers"};
 }
 
 void run_step(TrainingState& state, Loader& loader, const Config& config, std::int64_t step) {

@@ -70,6 +70,8 @@ void add_tokenize(CLI::App& data) {
   command->add_option("--format", arguments->format, "auto (by name), txt or jsonl")->capture_default_str();
   command->add_option("--field", arguments->options.source.field, "Field of a .jsonl record that holds the text")
       ->capture_default_str();
+  command->add_option("--answer-field", arguments->options.source.answer_field,
+                      "Field of a .jsonl record whose string follows the text as its answer (train.loss_mask)");
   command
       ->add_option("--shard-tokens", arguments->options.shard_tokens,
                    "Write NAME_00000.h5, NAME_00001.h5, ... of about this many tokens; 0: one file")
@@ -104,7 +106,17 @@ std::string text_at(const TokenFile& file, std::int64_t begin, std::int64_t coun
   return text;
 }
 
-nlohmann::ordered_json info_json(const TokenFileInfo& info) {
+// Null where the file does not say which tokens are answers.
+nlohmann::json answer_tokens(const TokenFile& file) {
+  if (!file.info().has_answers) return nullptr;
+  std::int64_t tokens = 0;
+  const std::vector<std::int64_t> bounds = file.answers();
+  for (std::size_t i = 0; i < bounds.size(); i += 2) tokens += bounds[i + 1] - bounds[i];
+  return tokens;
+}
+
+nlohmann::ordered_json info_json(const TokenFile& file) {
+  const TokenFileInfo& info = file.info();
   return {{"path", info.path},
           {"tokenizer", info.tokenizer_name},
           {"tokenizer_hash", info.tokenizer_hash},
@@ -114,6 +126,7 @@ nlohmann::ordered_json info_json(const TokenFileInfo& info) {
           {"train_tokens", info.val_start},
           {"val_tokens", info.total_tokens - info.val_start},
           {"documents", info.num_documents},
+          {"answer_tokens", answer_tokens(file)},
           {"token_bytes", info.token_bytes},
           {"block_bytes", info.block_bytes},
           {"sources", info.source_names},
@@ -121,7 +134,8 @@ nlohmann::ordered_json info_json(const TokenFileInfo& info) {
           {"tool_version", info.tool_version}};
 }
 
-void print_info(const TokenFileInfo& info) {
+void print_info(const TokenFile& file) {
+  const TokenFileInfo& info = file.info();
   const auto row = [](const char* name, const std::string& value) { fmt::print("{:<14}{}\n", name, value); };
   row("file", info.path);
   row("tokenizer", fmt::format("{} (hash {}), {} ids, end of text {}", info.tokenizer_name, info.tokenizer_hash,
@@ -131,6 +145,7 @@ void print_info(const TokenFileInfo& info) {
   row("  val", info.val_start < info.total_tokens
                    ? fmt::format("{} from position {} on", grouped(info.total_tokens - info.val_start), info.val_start)
                    : "0 (no validation part)");
+  if (info.has_answers) row("  answers", grouped(answer_tokens(file).get<std::int64_t>()));
   row("documents", info.num_documents >= 0 ? grouped(info.num_documents) : "not recorded");
   constexpr std::size_t kShown = 8;
   for (std::size_t i = 0; i < std::min(kShown, info.source_names.size()); ++i)
@@ -146,7 +161,7 @@ void run_info(const InfoArguments& arguments) {
   const bool show_text = arguments.at >= 0;
   const std::string text = show_text ? text_at(file, arguments.at, arguments.count) : "";
   if (arguments.json) {
-    nlohmann::ordered_json record = info_json(file.info());
+    nlohmann::ordered_json record = info_json(file);
     if (arguments.verify) record["verified"] = true;
     if (show_text) {
       record["at"] = arguments.at;
@@ -156,7 +171,7 @@ void run_info(const InfoArguments& arguments) {
     fmt::print("{}\n", record.dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
     return;
   }
-  print_info(file.info());
+  print_info(file);
   if (arguments.verify) fmt::print("{:<14}all checksums match\n", "verified");
   if (!show_text) return;
   fmt::print("\n");

@@ -383,6 +383,9 @@ void validate(Config& c) {
           "train.noise_scale: compares the gradient of one micro-step with that of all, so data.micro_batch_size = {} "
           "must be at most half of data.batch_size = {}",
           d.micro_batch_size, d.batch_size);
+  require(!c.train.noise_scale || c.train.loss_mask == "none",
+          "train.noise_scale: measures batches of tokens that all count, which train.loss_mask: {} does not leave",
+          c.train.loss_mask);
   check_not_negative(static_cast<double>(c.checkpoint.every), "checkpoint.every");
   check_not_negative(static_cast<double>(c.checkpoint.keep_last), "checkpoint.keep_last");
   check_not_negative(static_cast<double>(c.checkpoint.keep_every), "checkpoint.keep_every");

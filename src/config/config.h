@@ -63,7 +63,8 @@ struct TrainConfig {
   StepRange profile_steps;
   bool cuda_graphs = true;
   std::int64_t distill_every = 1;  // train.distill.every; lambda is in model.attention
-  double k_anneal_until = 0.5;     // train.k_anneal.until, share of max_steps; from is in model.attention
+  std::string loss_mask = "none";
+  double k_anneal_until = 0.5;  // train.k_anneal.until, share of max_steps; from is in model.attention
   bool tensorboard = false;
 };
 

@@ -277,6 +277,12 @@ void visit_config(Config& c, ConfigVisitor& v) {
          {"none", "ops", "block"},
          {}},
         c.model.recompute);
+  v.key({"train.loss_mask",
+         "what the loss counts: every token, or answers alone, which the data must tell (`sfa data tokenize "
+         "--answer-field`)",
+         {"none", "answers"},
+         {}},
+        c.train.loss_mask);
   v.key({"train.distill.lambda",
          "sfa: weight of the squared distance between each head's output and that of dense attention under the same "
          "weights, mean over heads, layers and tokens (Eq. 8); 0 = none",

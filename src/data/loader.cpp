@@ -68,6 +68,7 @@ Loader::Loader(const LoaderOptions& options)
       shards_(options.paths),
       order_(shards_, options.split, options.seq_len, options.seed, options.shuffle) {
   if (options_.document_mask) document_starts_ = all_document_starts(shards_);
+  if (options_.answers) answers_ = all_answers(shards_);
   empty_.resize(static_cast<std::size_t>(options_.prefetch));
   thread_ = std::thread([this] { work(); });
 }
@@ -81,6 +82,12 @@ Loader::~Loader() {
   thread_.join();
 }
 
+std::int64_t Loader::targets_of(const SampleOrder::Window& window) const {
+  if (answers_.empty()) return options_.seq_len;
+  return answers_[window.file].count(window.begin + 1, window.begin + 1 + options_.seq_len);
+}
+
+// How many targets the whole step counts is a function of its samples, so that every rank knows without asking.
 void Loader::fill(Batch& batch, std::int64_t micro_step) const {
   const LoaderOptions& o = options_;
   const std::int64_t per_micro = std::int64_t{o.world_size} * o.micro_batch_size;
@@ -88,11 +95,14 @@ void Loader::fill(Batch& batch, std::int64_t micro_step) const {
   resize_batch(batch, o.micro_batch_size, o.seq_len, o.document_mask);
   batch.first_sample =
       o.start_sample + step * o.batch_size + micro * per_micro + std::int64_t{o.rank} * o.micro_batch_size;
-  batch.num_targets = std::int64_t{o.micro_batch_size} * o.seq_len;
+  batch.num_targets = batch.step_targets = 0;
+  for (std::int64_t i = 0; i < o.batch_size; ++i)
+    batch.step_targets += answers_.empty() ? o.seq_len : targets_of(order_(o.start_sample + step * o.batch_size + i));
   for (int row = 0; row < o.micro_batch_size; ++row) {
     const SampleOrder::Window window = order_(batch.first_sample + row);
     fill_row(batch, row, *shards_.files()[window.file], window.begin, o.seq_len,
-             o.document_mask ? &document_starts_[window.file] : nullptr);
+             o.document_mask ? &document_starts_[window.file] : nullptr, o.answers ? &answers_[window.file] : nullptr);
+    batch.num_targets += targets_of(window);
   }
 }
 

@@ -21,6 +21,7 @@
 #include <thread>
 #include <vector>
 
+#include "data/answers.h"
 #include "data/sequence_part.h"
 #include "data/token_file.h"
 
@@ -35,6 +36,7 @@ struct Batch {
   std::vector<std::int32_t> first_key;  // [B, T] index within the row of the first token of the token's document; empty
                                         // unless document_mask was asked for. Of a part: sequence_part.h
   std::int64_t num_targets = 0;         // targets that are not -1
+  std::int64_t step_targets = 0;        // the same of the whole optimizer step, over all ranks; training only
   std::int64_t target_bytes = 0;        // bytes of text they stand for (end of text counts none); validation only
 };
 
@@ -71,6 +73,7 @@ struct LoaderOptions {
   std::int64_t start_sample = 0;  // global sample index of the first optimizer step's first sample
   bool shuffle = true;
   bool document_mask = false;  // fill Batch::first_key
+  bool answers = false;        // targets that are no answers are -1 (train.loss_mask)
   int prefetch = 4;            // batches prepared ahead
 };
 
@@ -121,12 +124,14 @@ class Loader {
 
  private:
   void work();
+  [[nodiscard]] std::int64_t targets_of(const SampleOrder::Window& window) const;
   void fill(Batch& batch, std::int64_t micro_step) const;
 
   LoaderOptions options_;
   ShardSet shards_;
   SampleOrder order_;
   std::vector<std::vector<std::int64_t>> document_starts_;  // a file; empty unless document_mask
+  std::vector<AnswerRanges> answers_;                       // a file; empty unless asked for
 
   std::mutex mutex_;
   std::condition_variable ready_, free_;
@@ -150,6 +155,7 @@ struct ValidationOptions {
   int rank = 0, world_size = 1;
   bool document_mask = false;
   SequencePart part = {};  // as in LoaderOptions
+  bool answers = false;    // the same
 };
 
 /// The tail if any file has one, else everything: what to validate on when the files hold validation data only.
@@ -157,7 +163,7 @@ Split validation_split_of_own_files(const ShardSet& shards);
 
 /// The whole split once, in non-overlapping windows of seq_len in file order. The last window of a file may be shorter:
 /// its missing places carry the target -1, as do the rows that fill the last batch. Every rank gets the same number of
-/// batches; over all ranks each token of the split but a file's first is a target exactly once.
+/// batches; over all ranks each token of the split but a file's first is a target exactly once, or each answer.
 class ValidationSet {
  public:
   explicit ValidationSet(const ValidationOptions& options);
@@ -174,6 +180,7 @@ class ValidationSet {
   ShardSet shards_;
   std::vector<std::int64_t> begin_, tokens_, first_;  // of the split, a file; first window of a file [files + 1]
   std::vector<std::vector<std::int64_t>> document_starts_;
+  std::vector<AnswerRanges> answers_;
   std::vector<std::uint32_t> bytes_of_;  // [V]; empty when the shards do not say
   std::int64_t total_targets_ = 0;
   Batch batch_, part_;

@@ -45,7 +45,12 @@ TokenFileInfo write_needle_data(const NeedleDataOptions& options) {
             "--lengths: {} tokens: must be at least {} and divide the window of {}", length, kShortestNeedleSequence,
             options.seq_len);
   const ByteTokenizer tokenizer;
-  TokenWriter writer({options.path, options.val_fraction, options.force}, tokenizer);
+  TokenWriter writer({.path = options.path,
+                      .val_fraction = options.val_fraction,
+                      .force = options.force,
+                      .answers = true,
+                      .answers_end = false},
+                     tokenizer);
   Progress progress("needles", static_cast<std::uint64_t>(options.windows));
   std::uint64_t index = 0;
   for (std::int64_t w = 0; w < options.windows; ++w) {
@@ -54,7 +59,8 @@ TokenFileInfo write_needle_data(const NeedleDataOptions& options) {
     for (std::int64_t i = 0; i < options.seq_len / length; ++i) {
       const std::vector<std::uint32_t> ids = needle_sequence(length, -1, options.seed, index++);
       writer.begin_document();
-      writer.append({ids.begin() + 1, ids.end()});
+      writer.append({ids.begin() + 1, ids.end() - 1});
+      writer.append({ids.end() - 1, ids.end()}, true);
     }
     progress.update(static_cast<std::uint64_t>(w + 1), "");
   }

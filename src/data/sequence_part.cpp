@@ -34,6 +34,7 @@ void take_part(const Batch& whole, const SequencePart& of, Batch& part) {
   part.T = c;
   part.first_sample = whole.first_sample;
   part.target_bytes = whole.target_bytes;
+  part.step_targets = whole.step_targets;
   copy_chunks(whole.tokens, T, of, part.tokens);
   copy_chunks(whole.targets, T, of, part.targets);
   part.num_targets = std::count_if(part.targets.begin(), part.targets.end(), [](std::int32_t t) { return t >= 0; });

@@ -42,6 +42,9 @@ ShardWriter::ShardWriter(ShardWriterOptions options, const Tokenizer& tokenizer)
       require(info.source_names == options_.sources,
               "{} was made from other inputs than those named; --resume goes on with the same ones in the same order",
               info.path);
+      require(info.has_answers == options_.output.answers,
+              "{} was made {} --answer-field; --resume goes on with the same one", info.path,
+              info.has_answers ? "with" : "without");
       before_.push_back(info);
     }
   }
@@ -76,9 +79,9 @@ void ShardWriter::begin_document() {
   writer_->begin_document();
 }
 
-void ShardWriter::append(std::string_view text, std::span<const std::uint32_t> ids) {
+void ShardWriter::append(std::string_view text, std::span<const std::uint32_t> ids, bool answer) {
   hash_.add(text);
-  writer_->append(ids);
+  writer_->append(ids, answer);
 }
 
 std::vector<TokenFileInfo> ShardWriter::finish() {

@@ -47,7 +47,7 @@ class ShardWriter {
   [[nodiscard]] const std::vector<TokenFileInfo>& finished_before() const { return before_; }
 
   void begin_document();
-  void append(std::string_view text, std::span<const std::uint32_t> ids);
+  void append(std::string_view text, std::span<const std::uint32_t> ids, bool answer = false);
   /// Tokens written by this run.
   [[nodiscard]] std::int64_t tokens() const { return closed_tokens_ + (writer_ != nullptr ? writer_->tokens() : 0); }
 

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "core/error.h"
 #include "data/byte_stream.h"
@@ -65,7 +66,13 @@ class TextSource::Impl {
   explicit Impl(TextSourceOptions options) : options_(std::move(options)) {
     require(!options_.inputs.empty(), "no input was named; give .txt or .jsonl files, or - for standard input");
     bool known = true;
-    for (const std::string& path : options_.inputs) known &= check(path);
+    for (const std::string& path : options_.inputs) {
+      require(options_.answer_field.empty() || is_jsonl(path, options_.format),
+              "the input {} is plain text, which has no field '{}'; answers are told from prompts in .jsonl records "
+              "alone",
+              path, options_.answer_field);
+      known &= check(path);
+    }
     if (!known) total_ = 0;
   }
 
@@ -164,7 +171,18 @@ class TextSource::Impl {
     return true;
   }
 
+  std::string& string_field(nlohmann::json& record, const std::string& field, const char* what) const {
+    const auto found = record.find(field);
+    require(found != record.end() && found->is_string(),
+            "{}, line {}: the record has no string field '{}'; name the {}", path(), line_, field, what);
+    return found->get_ref<std::string&>();
+  }
+
   bool next_record(TextPiece& piece) {
+    if (!answer_.text.empty()) {
+      piece = std::exchange(answer_, {});
+      return true;
+    }
     std::string_view line;
     while (next_line(line)) {
       if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
@@ -172,13 +190,12 @@ class TextSource::Impl {
       if (record.is_discarded()) record = nlohmann::json::parse(without_lone_surrogates(line), nullptr, false);
       require(!record.is_discarded(), "{}, line {}: not valid JSON", path(), line_);
       require(record.is_object(), "{}, line {}: the record is not a JSON object", path(), line_);
-      const auto found = record.find(options_.field);
-      require(found != record.end() && found->is_string(),
-              "{}, line {}: the record has no string field '{}'; name the field that holds the text with --field",
-              path(), line_, options_.field);
-      piece.text = std::move(found->get_ref<std::string&>());
-      piece.first = true;
+      piece = {std::move(string_field(record, options_.field, "field that holds the text with --field")), true, false};
+      if (!options_.answer_field.empty())
+        answer_ = {std::move(string_field(record, options_.answer_field, "answer's field with --answer-field")),
+                   piece.text.empty(), true};
       if (!piece.text.empty()) return true;
+      if (!answer_.text.empty()) return next_record(piece);
     }
     return false;
   }
@@ -191,6 +208,7 @@ class TextSource::Impl {
   std::int64_t line_ = 0;
   std::string buffer_;
   std::size_t at_ = 0;  // of the next line in buffer_
+  TextPiece answer_;    // of the record that was read last, still to come
 };
 
 TextSource::TextSource(TextSourceOptions options) : impl_(std::make_unique<Impl>(std::move(options))) {}

@@ -1,6 +1,7 @@
 // Text inputs as a stream of documents, a bounded piece at a time.
 //
-//   .jsonl, .ndjson   one document a line: the string in the field given ("text"); blank lines are skipped
+//   .jsonl, .ndjson   one document a line: the string in the field given ("text"), and behind it that in the answer's
+//                     field if one is named; blank lines are skipped
 //   anything else     one document: the whole file ("-": standard input)
 // Each may be compressed: a further .gz, .xz or .zst. Empty documents are skipped. Text is taken byte for byte; invalid
 // UTF-8 passes through.
@@ -15,9 +16,11 @@
 namespace sfa {
 
 /// A piece of a document. `first`: a document begins with it; the pieces after it belong to the same document.
+/// `answer`: it is (part of) what the document's prompt asks for.
 struct TextPiece {
   std::string text;
   bool first = false;
+  bool answer = false;
 };
 
 enum class TextFormat : std::uint8_t { by_name, text, jsonl };
@@ -28,6 +31,7 @@ struct TextSourceOptions {
   std::vector<std::string> inputs;  // paths, or "-" for standard input
   TextFormat format = TextFormat::by_name;
   std::string field = "text";
+  std::string answer_field;  // of a record: its document goes on with this string, which is an answer; empty = none
 };
 
 class TextSource {

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstring>
 #include <filesystem>
+#include <functional>
 
 #include "core/error.h"
 #include "core/hdf5.h"
@@ -168,6 +169,9 @@ void TokenFile::open_hdf5() {
   require(need_string(id, path, "metadata_checksum") == token_format::metadata_checksum(info_, digests),
           "{} is damaged: its attributes do not match their checksum", path);
   check_consistent(info_, file_, offset_, checksums_.size());
+  const auto answers = hdf5::read_string(id, "answer_ranges_checksum");
+  info_.has_answers = answers.has_value();
+  answers_hash_ = answers.value_or("");
 }
 
 std::pair<std::int64_t, std::int64_t> TokenFile::range(Split split) const {
@@ -238,6 +242,20 @@ std::vector<std::int64_t> TokenFile::document_starts() const {
   return starts;
 }
 
+std::vector<std::int64_t> TokenFile::answers() const {
+  if (!info_.has_answers) return {};
+  hdf5::Lock lock;
+  const hdf5::Handle file = hdf5::open_file(info_.path);
+  auto bounds = read_small<std::int64_t>(file.get(), info_.path, "/answer_ranges", H5T_NATIVE_INT64);
+  require(hex_checksum(bounds.data(), bounds.size() * sizeof(bounds[0])) == answers_hash_,
+          "{} is damaged: the ranges of answers do not match their checksum", info_.path);
+  const bool ascending = std::adjacent_find(bounds.begin(), bounds.end(), std::greater_equal<>()) == bounds.end();
+  require(bounds.size() % 2 == 0 && ascending &&
+              (bounds.empty() || (bounds.front() >= 0 && bounds.back() <= info_.total_tokens)),
+          "{} is damaged: the ranges of answers are not ranges of positions in ascending order", info_.path);
+  return bounds;
+}
+
 TokenFile::Vocabulary TokenFile::vocabulary() const {
   if (token_text_hash_.empty()) return {};
   hdf5::Lock lock;
@@ -265,6 +283,7 @@ void TokenFile::verify() const {
     read(at, std::span(tokens).first(std::min(tokens.size(), left)));
   }
   (void)document_starts();
+  (void)answers();
   (void)vocabulary();
 }
 

@@ -35,6 +35,7 @@ struct TokenFileInfo {
   std::int64_t num_documents = 0;  // -1: not recorded
   std::int64_t block_bytes = 0;    // bytes under one checksum; 0: the file has no checksums (llm.c's .bin)
   int token_bytes = 2;             // 2 (uint16) or 4 (uint32)
+  bool has_answers = false;        // says which tokens are answers
 };
 
 class TokenFile {
@@ -54,6 +55,10 @@ class TokenFile {
   /// Position of the first token (its end-of-text id) of every document, ascending; read and verified at each call.
   /// Found by reading the whole file where it does not record them.
   [[nodiscard]] std::vector<std::int64_t> document_starts() const;
+
+  /// First position and one past the last of every range of answers, ascending; read and verified at each call. Empty
+  /// where there is none, or the file does not say.
+  [[nodiscard]] std::vector<std::int64_t> answers() const;
 
   /// The bytes of every id as the tokenizer had them, so that a shard can be shown without its tokenizer: text and
   /// offsets [V + 1] into it. Empty for files that do not record them.
@@ -83,7 +88,7 @@ class TokenFile {
   std::uint64_t offset_ = 0;  // of token 0 in the file
   std::vector<std::uint64_t> checksums_;
   std::unique_ptr<std::atomic<bool>[]> verified_;
-  std::string document_starts_hash_, token_text_hash_;
+  std::string document_starts_hash_, token_text_hash_, answers_hash_;
 };
 
 }  // namespace sfa

@@ -84,10 +84,16 @@ TokenWriter::TokenWriter(TokenWriterOptions options, const Tokenizer& tokenizer)
 void TokenWriter::begin_document() {
   document_starts_.push_back(total_);
   const std::uint32_t id = tokenizer_.end_of_text();
-  append({&id, 1});
+  const bool behind_answer = !answer_bounds_.empty() && answer_bounds_.back() == total_;
+  append({&id, 1}, options_.answers_end && behind_answer);
 }
 
-void TokenWriter::append(std::span<const std::uint32_t> ids) {
+void TokenWriter::append(std::span<const std::uint32_t> ids, bool answer) {
+  if (answer && !ids.empty()) {
+    if (answer_bounds_.empty() || answer_bounds_.back() != total_)
+      answer_bounds_.insert(answer_bounds_.end(), 2, total_);
+    answer_bounds_.back() += static_cast<std::int64_t>(ids.size());
+  }
   const auto width = static_cast<std::size_t>(token_bytes_);
   while (!ids.empty()) {
     const std::size_t room = (static_cast<std::size_t>(token_format::kBlockBytes) - block_.size()) / width;
@@ -127,6 +133,7 @@ TokenFileInfo TokenWriter::finish(std::vector<std::string> source_names, std::st
   info.total_tokens = total_;
   info.val_start = validation_start(total_, options_.val_fraction, document_starts_);
   info.num_documents = documents();
+  info.has_answers = options_.answers;
   info.block_bytes = token_format::kBlockBytes;
   info.token_bytes = token_bytes_;
 
@@ -170,6 +177,12 @@ void TokenWriter::write_hdf5(const std::string& path, const TokenFileInfo& info)
     hdf5::write_attribute(id, "document_starts_checksum", digests.document_starts);
     hdf5::write_attribute(id, "token_text_checksum", digests.token_text);
     hdf5::write_attribute(id, "metadata_checksum", token_format::metadata_checksum(info, digests));
+    if (info.has_answers) {
+      hdf5::write_attribute(
+          id, "answer_ranges_checksum",
+          token_format::hex_checksum(answer_bounds_.data(), answer_bounds_.size() * sizeof(std::int64_t)));
+      hdf5::create_dataset(id, "/answer_ranges", H5T_STD_I64LE, answer_bounds_.size(), answer_bounds_.data());
+    }
     write_names(id, info.source_names);
     hdf5::create_dataset(id, "/document_starts", H5T_STD_I64LE, document_starts_.size(), document_starts_.data());
     hdf5::create_dataset(id, "/block_checksums", H5T_STD_U64LE, checksums_.size(), checksums_.data());

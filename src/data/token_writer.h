@@ -17,6 +17,8 @@ struct TokenWriterOptions {
   std::string path;
   double val_fraction = 0.0;  // of the tokens, in [0, 1); the tail
   bool force = false;         // replace a file that exists
+  bool answers = false;       // record which tokens are answers
+  bool answers_end = true;    // the end-of-text id behind an answer belongs to it: the model learns to stop there
 };
 
 /// Where the validation tail begins: round((1 - fraction) * total), moved to the nearest document start that lies
@@ -31,7 +33,7 @@ class TokenWriter {
 
   /// Writes the end-of-text id that opens a document and records its position.
   void begin_document();
-  void append(std::span<const std::uint32_t> ids);
+  void append(std::span<const std::uint32_t> ids, bool answer = false);
   [[nodiscard]] std::int64_t tokens() const { return total_; }
   [[nodiscard]] std::int64_t documents() const { return static_cast<std::int64_t>(document_starts_.size()); }
 
@@ -50,6 +52,7 @@ class TokenWriter {
   std::vector<char> block_;  // the block being filled
   std::vector<std::uint64_t> checksums_;
   std::vector<std::int64_t> document_starts_;
+  std::vector<std::int64_t> answer_bounds_;  // begin, end, begin, end, ...
 };
 
 }  // namespace sfa

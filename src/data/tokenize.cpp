@@ -141,7 +141,7 @@ class JobCutter {
         add(*job, open_.text.size());
         break;
       }
-      if (piece.first) {
+      if (piece.first || piece.answer != open_.answer) {
         add(*job, open_.text.size());
         open_ = std::move(piece);
       } else {
@@ -159,8 +159,8 @@ class JobCutter {
     job.bytes += count;
     std::string rest = open_.text.substr(count);
     open_.text.resize(count);
-    job.pieces.push_back({std::move(open_.text), open_.first});
-    open_ = {std::move(rest), false};
+    job.pieces.push_back({std::move(open_.text), open_.first, open_.answer});
+    open_ = {std::move(rest), false, open_.answer};
   }
 
   Pieces& pieces_;
@@ -171,7 +171,7 @@ class JobCutter {
 void write(ShardWriter& writer, const Job& job) {
   for (std::size_t i = 0; i < job.pieces.size(); ++i) {
     if (job.pieces[i].first) writer.begin_document();
-    writer.append(job.pieces[i].text, job.ids[i]);
+    writer.append(job.pieces[i].text, job.ids[i], job.pieces[i].answer);
   }
 }
 
@@ -187,7 +187,9 @@ void refuse_output_among_inputs(const TokenizeOptions& options) {
 TokenizeResult tokenize(const TokenizeOptions& options, const Tokenizer& tokenizer) {
   refuse_output_among_inputs(options);
   TextSource source(options.source);
-  ShardWriter writer({options.output, options.shard_tokens, options.resume, options.source.inputs}, tokenizer);
+  TokenWriterOptions output = options.output;
+  output.answers = !options.source.answer_field.empty();
+  ShardWriter writer({output, options.shard_tokens, options.resume, options.source.inputs}, tokenizer);
   const unsigned cores = std::max(1u, std::thread::hardware_concurrency());
   const int threads = options.threads > 0 ? options.threads : static_cast<int>(cores);
   const auto most_jobs = static_cast<std::size_t>(4 * threads);

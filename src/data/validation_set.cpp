@@ -16,6 +16,7 @@ ValidationSet::ValidationSet(const ValidationOptions& options) : options_(option
   require(o.seq_len >= 1 && o.batch_size >= 1, "the sequence length ({}) and the batch size ({}) must be at least 1",
           o.seq_len, o.batch_size);
   const bool some_tail = shards_.tokens(Split::val) > 0;
+  if (o.answers) answers_ = all_answers(shards_);
   for (const auto& file : shards_.files()) {
     // A row of files may end in one that is too short for a tail; without any tail range() says what to do.
     const bool skip = o.split == Split::val && some_tail && file->info().val_start == file->info().total_tokens;
@@ -23,9 +24,11 @@ ValidationSet::ValidationSet(const ValidationOptions& options) : options_(option
     const std::int64_t targets = std::max<std::int64_t>(0, end - begin - 1);
     begin_.push_back(begin);
     tokens_.push_back(end - begin);
-    total_targets_ += targets;
+    total_targets_ += o.answers ? answers_[begin_.size() - 1].count(begin + 1, begin + 1 + targets) : targets;
     first_.push_back(first_.back() + (targets + o.seq_len - 1) / o.seq_len);
   }
+  require(total_targets_ > 0 || first_.back() == 0, "{}: the {} split holds no answer to predict (train.loss_mask)",
+          shards_.describe(), name_of(o.split));
   require(total_targets_ > 0, "{}: the {} split has {} token(s), too few to predict one from another",
           shards_.describe(), name_of(o.split), shards_.tokens(o.split));
   if (o.document_mask) document_starts_ = all_document_starts(shards_);
@@ -57,8 +60,9 @@ const Batch& ValidationSet::batch(std::int64_t i) {
     const std::int64_t at = (window - first_[file]) * o.seq_len;
     const auto targets = static_cast<int>(std::min<std::int64_t>(o.seq_len, tokens_[file] - 1 - at));
     fill_row(batch_, row, *shards_.files()[file], begin_[file] + at, targets,
-             o.document_mask ? &document_starts_[file] : nullptr);
-    batch_.num_targets += targets;
+             o.document_mask ? &document_starts_[file] : nullptr, o.answers ? &answers_[file] : nullptr);
+    const std::int64_t first = begin_[file] + at + 1;
+    batch_.num_targets += o.answers ? answers_[file].count(first, first + targets) : targets;
   }
   Batch& mine = o.part.parts == 1 ? batch_ : part_;
   if (o.part.parts > 1) take_part(batch_, o.part, part_);

@@ -16,7 +16,7 @@ void resize_batch(Batch& batch, int rows, int seq_len, bool with_keys) {
 }
 
 void fill_row(Batch& batch, int row, const TokenFile& file, std::int64_t begin, int targets,
-              const std::vector<std::int64_t>* starts) {
+              const std::vector<std::int64_t>* starts, const AnswerRanges* answers) {
   const auto T = static_cast<std::size_t>(batch.T), used = static_cast<std::size_t>(targets);
   std::int32_t* tokens = batch.tokens.data() + static_cast<std::size_t>(row) * T;
   std::int32_t* shifted = batch.targets.data() + static_cast<std::size_t>(row) * T;
@@ -26,6 +26,7 @@ void fill_row(Batch& batch, int row, const TokenFile& file, std::int64_t begin, 
     file.read(begin, window);
     std::copy(window.begin(), window.end() - 1, tokens);
     std::copy(window.begin() + 1, window.end(), shifted);
+    if (answers != nullptr) answers->mask(begin + 1, {shifted, used});
   }
   std::fill(tokens + used, tokens + T, static_cast<std::int32_t>(std::max<std::int64_t>(0, file.info().end_of_text)));
   std::fill(shifted + used, shifted + T, -1);

@@ -58,6 +58,8 @@ struct ModelInput {
   Tensor tokens;     // [B,T] i32
   Tensor targets;    // [B,T] i32, -1 = not counted
   Tensor first_key;  // optional, Ranges::first_key: document masks
+  // optional, [1] f32: a factor of forward_backward's loss_scale, but for auxiliary losses, which are means of tokens
+  Tensor loss_weight = {};
 };
 
 struct ModelArenas {

@@ -75,7 +75,8 @@ Beginning::Beginning(Config c, const MemoryLimits& limits, Communicator& ranks)
                       .rank = place.group,
                       .world_size = place.groups,
                       .document_mask = d.document_mask,
-                      .part = place.part};
+                      .part = place.part,
+                      .answers = config.train.loss_mask == "answers"};
   if (!d.val.empty()) {
     const ShardSet own(v.paths);
     require(own.tokenizer_hash() == shards.tokenizer_hash(),
@@ -149,7 +150,8 @@ void Run::open_loader() {
                                                    .seed = static_cast<std::uint64_t>(config_.seed),
                                                    .start_sample = next_sample_,
                                                    .shuffle = d.shuffle,
-                                                   .document_mask = d.document_mask});
+                                                   .document_mask = d.document_mask,
+                                                   .answers = config_.train.loss_mask == "answers"});
   opened_step_ = step_;
 }
 
@@ -165,6 +167,10 @@ void Run::train_step(std::int64_t step) {
     const Batch& batch = loader_->next();
     ranks_.control().at(step + 1, Phase::compute);
     state_.micro_step(ctx, batch, loss_scale);
+  }
+  if (config_.train.loss_mask != "none" && state_.counted_targets() == 0 && first_rank()) {
+    clear_bar();
+    spdlog::warn("step {}: no target is an answer (train.loss_mask), so its loss is 0 and says nothing", step + 1);
   }
   if (hooks_.before_update) hooks_.before_update(state_, step + 1, first_sample);
   state_.update(ctx, step);
@@ -272,6 +278,7 @@ void Run::log_step(std::int64_t done) {
   if (config_.model.attention.k_from > 0) line["train/k"] = mean_features(state_.model().active_features());
   if (const auto distance = state_.distance()) line["train/distill_loss"] = *distance;
   if (const auto balance = state_.balance()) line["train/balance_loss"] = *balance;
+  if (config_.train.loss_mask != "none") line["train/answer_tokens"] = state_.counted_targets();
   if (!alone()) {
     line["ranks/slowest"] = slowest.rank;
     line["ranks/slowest_data_ms"] = slowest.times.data;

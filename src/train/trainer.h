@@ -40,7 +40,7 @@ class TrainingState {
   /// (train.k_anneal); `step` counts from 0.
   void begin_step(Context& ctx, std::int64_t step = 0);
   /// One micro-batch of host data; gradients and the loss accumulate. loss_scale is 1 / (targets of the optimizer
-  /// step, over all ranks). During the last one of a step the sums over ranks begin.
+  /// step, over all ranks, counted or not). During the last one of a step the sums over ranks begin.
   void micro_step(Context& ctx, const Batch& batch, float loss_scale);
   /// Clips and updates; `step` counts from 0.
   void update(Context& ctx, std::int64_t step);
@@ -55,6 +55,8 @@ class TrainingState {
   /// model.attention.balance: the newest step's mean load balance over layers, heads, sides and tokens, without LAMBDA
   /// (waits for the device); nothing without it.
   std::optional<double> balance();
+  /// train.loss_mask: the targets that the newest step counts, over all ranks.
+  [[nodiscard]] std::int64_t counted_targets() const { return counted_targets_; }
   /// [1] i64, the bits of a double: the sum of the step's losses so far.
   [[nodiscard]] const Tensor& loss_total() const { return memory_.io.loss_total; }
   [[nodiscard]] const Schedule& schedule() const { return schedule_; }
@@ -115,6 +117,8 @@ class TrainingState {
   double k_steps_ = 0;                                  // train.k_anneal: steps until k is reached; 0 = no annealing
   std::vector<ActiveFeatures> training_with_;           // what graphs were recorded with
   double targets_ = 1;                                  // of a step
+  std::int64_t counted_targets_ = 0;                    // of them, with train.loss_mask
+  float loss_weight_ = 0;                               // on its way to the device
   std::int64_t micro_steps_ = 0, all_micro_steps_ = 1;  // done in this step; of a step and rank
 };
 

@@ -105,6 +105,7 @@ void TrainingMemory::plan() {
   if (config_.data.document_mask)
     io.first_key =
         ring != nullptr ? batches_.take(DType::i32, {2 * ring->size(), B, T}) : batches_.take(DType::i32, {B, T});
+  if (t.loss_mask != "none") io.loss_weight = batches_.take(DType::f32, {1});
   io.losses = batches_.take(DType::f32, {B * T});
   io.loss_total = batches_.take(DType::i64, {1});
   if (config_.model.attention.distill_lambda > 0) io.distance_total = batches_.take(DType::i64, {1});

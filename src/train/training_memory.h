@@ -40,6 +40,7 @@ class TrainingMemory {
   struct Io {
     Tensor tokens, targets;  // [B,T] i32
     Tensor first_key;        // i32, as in Ranges; empty without data.document_mask
+    Tensor loss_weight;      // [1] f32, as in ModelInput; empty without train.loss_mask
     Tensor losses;           // [B*T] f32
     Tensor loss_total;       // [1]: the bits of a double
     Tensor distance_total;   // the same, of train.distill; empty without it

@@ -192,7 +192,13 @@ ModelInput TrainingState::upload(Context& ctx, const Batch& batch) {
   send(memory_.io.tokens, batch.tokens);
   send(memory_.io.targets, batch.targets);
   if (!memory_.io.first_key.empty()) send(memory_.io.first_key, batch.first_key);
-  return {memory_.io.tokens, memory_.io.targets, memory_.io.first_key};
+  const Tensor& weight = memory_.io.loss_weight;
+  if (!weight.empty()) {
+    const double counted = static_cast<double>(batch.step_targets);
+    loss_weight_ = counted > 0 ? static_cast<float>(targets_ / counted) : 0.0f;
+    ctx.copy(weight.data, weight.device, &loss_weight_, Device::cpu, sizeof loss_weight_);
+  }
+  return {memory_.io.tokens, memory_.io.targets, memory_.io.first_key, weight};
 }
 
 // A graph holds the k that it was recorded with. The first micro-step of another k is not recorded, as the first of
@@ -265,6 +271,7 @@ bool TrainingState::replayed(Context& ctx, float loss_scale, Work&& work) {
 
 void TrainingState::micro_step(Context& ctx, const Batch& batch, float loss_scale) {
   const ModelInput input = upload(ctx, batch);
+  if (!memory_.io.loss_weight.empty()) counted_targets_ = batch.step_targets;
   const auto work = [&] {
     memory_.model->forward_backward(ctx, memory_.arenas, input, loss_scale, memory_.io.losses);
     sum_add(ctx, memory_.io.losses, memory_.io.loss_total);
@@ -330,7 +337,9 @@ void TrainingState::update(Context& ctx, std::int64_t step) {
     });
     mark(ctx, exchange_done_);
   }
-  memory_.optimizer->step(ctx, step + 1, schedule_.at(step), {memory_.io.loss_total, 1.0 / targets_});
+  const double counted = memory_.io.loss_weight.empty() ? targets_ : static_cast<double>(counted_targets_);
+  memory_.optimizer->step(ctx, step + 1, schedule_.at(step),
+                          {memory_.io.loss_total, counted > 0 ? 1.0 / counted : 0.0});
   gather_weights(memory_.buffers.params);
 }
 

@@ -57,6 +57,45 @@ TEST_F(Ranks, ZeroStagesTrainTheSame) {
   }
 }
 
+// The mean over answers is that of all ranks' and micro-batches' answers together, however many each has.
+TEST_F(Ranks, LossOfAnswersIsThatOfOneRank) {
+  std::string records;
+  for (int i = 0; i < 300; ++i)
+    records += fmt::format("{{\"prompt\": \"{0} and {0} make \", \"completion\": \"{1}\"}}\n", i,
+                           i % 3 == 0 ? std::string(static_cast<std::size_t>(i % 20), '!') : std::to_string(2 * i));
+  write_text(at("records.jsonl"), records);
+  ASSERT_EQ(sfa({"data", "tokenize", "--field", "prompt", "--answer-field", "completion", "--val-fraction", "0.2", "-o",
+                 at("answers.h5"), at("records.jsonl")})
+                .code,
+            0);
+  const auto with = [&](const std::string& name, const std::vector<std::string>& more) {
+    std::vector<std::string> arguments{"train", at("run.yaml"), "output_dir=" + at(name),
+                                       "data.train=" + at("answers.h5"), "train.loss_mask=answers"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return arguments;
+  };
+  ASSERT_EQ(sfa(with("one", {"data.micro_batch_size=8"})).code, 0);
+  for (const auto& [name, ranks, more] :
+       std::vector<std::tuple<std::string, int, std::vector<std::string>>>{{"micro", 1, {"data.micro_batch_size=1"}},
+                                                                           {"two", 2, {"data.micro_batch_size=2"}},
+                                                                           {"zero", 4, {"dist.zero=2"}},
+                                                                           {"ring", 2, {"dist.context_parallel=2"}}}) {
+    const Ended ended = ranks == 1 ? sfa(with(name, more)) : on_ranks(ranks, with(name, more));
+    ASSERT_EQ(ended.code, 0) << ended.err;
+    EXPECT_EQ(column(name, "train/answer_tokens"), column("one", "train/answer_tokens"));
+    EXPECT_LT(largest_difference(column(name, "train/loss"), column("one", "train/loss")), 1e-4) << name;
+  }
+  // Beside it the balance of features, whose shares each rank takes over rows of its own.
+  for (const std::string key : {"dist.zero=2", "dist.context_parallel=2"}) {
+    const Ended ended = on_ranks(2, with(key, {key, "model.attention.balance=0.01", "model.attention.gate=feature"}));
+    ASSERT_EQ(ended.code, 0) << ended.err;
+    const std::vector<double> balance = column(key, "train/balance_loss");
+    ASSERT_EQ(balance.size(), 20u);
+    for (const double b : balance) EXPECT_TRUE(b > 0.9 && b <= 2) << b;
+    EXPECT_LT(column(key, "train/loss").back(), column(key, "train/loss").front());
+  }
+}
+
 // What is saved by one number of ranks goes on with any other, at the same samples.
 TEST_F(Ranks, ResumesOnAnyNumberOfRanks) {
   ASSERT_EQ(on_ranks(2, {"train", at("run.yaml"), "output_dir=" + at("half"), "train.max_steps=12",

@@ -100,5 +100,27 @@ TEST_F(ClassifierGpu, LossAndGradientsMatchCpu) {
     }
 }
 
+TEST_F(ClassifierGpu, AWeightOfTheLossIsAFactorOfItsScale) {
+  for (DType type : kFloatTypes)
+    for (const auto& [N, C, V, Vp] : {std::array<std::int64_t, 4>{17, 33, 257, 320}, {128, 64, 1001, 1003}}) {
+      use(type);
+      std::vector<std::int32_t> ids = integer_values(5, N, static_cast<std::int32_t>(V));
+      for (std::size_t i = 1; i < ids.size(); i += 2) ids[i] = -1;
+      const Twin x = random({N, C}), w = random({Vp, C}, 0.2f), targets = integers({N}, ids),
+                 weight = filled({1}, {4.0f}, DType::f32), losses = output({N}, DType::f32), d_x = output({N, C}),
+                 d_w = filled({Vp, C}, std::vector<float>(static_cast<std::size_t>(Vp * C)), DType::f32),
+                 whole = output({N, C}),
+                 d_whole = filled({Vp, C}, std::vector<float>(static_cast<std::size_t>(Vp * C)), DType::f32);
+      on_gpu([&](Context& ctx, Arena& scratch) {
+        classifier_loss(ctx, {x.gpu.t, w.gpu.t, targets.gpu.t, V, 0.25f, losses.gpu.t, d_x.gpu.t, d_w.gpu.t, scratch,
+                              Tensor{}, weight.gpu.t});
+        classifier_loss(ctx,
+                        {x.gpu.t, w.gpu.t, targets.gpu.t, V, 1.0f, losses.gpu.t, whole.gpu.t, d_whole.gpu.t, scratch});
+      });
+      EXPECT_TRUE(gpu_bytes(d_x) == gpu_bytes(whole));
+      EXPECT_TRUE(gpu_bytes(d_w) == gpu_bytes(d_whole));
+    }
+}
+
 }  // namespace
 }  // namespace sfa::test

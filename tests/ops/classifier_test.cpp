@@ -82,6 +82,23 @@ TEST_P(Head, LossAndGradientsAreTheFormula) {
   }
 }
 
+TEST_P(Head, AWeightOfTheLossIsAFactorOfItsScale) {
+  const std::int64_t N = 9, C = 8, V = 21, Vp = 32;
+  const Tensor x = pool.floats(normal(N * C, 1), {N, C}), w = pool.floats(normal(Vp * C, 2), {Vp, C}),
+               targets = pool.integers(some_targets(N, V, true), {N});
+  std::vector<std::vector<float>> results;
+  for (const bool weighted : {false, true}) {
+    const Tensor losses = pool.poisoned(DType::f32, {N}), d_x = pool.poisoned(DType::f32, {N, C}),
+                 d_w = pool.zeros(DType::f32, {Vp, C}), weight = pool.floats({8.0f}, {1});
+    run_planned(ctx, [&](Context& on, Arena& scratch) {
+      classifier_loss(on, {x, w, targets, V, weighted ? 0.125f : 1.0f, losses, d_x, d_w, scratch, Tensor{},
+                           weighted ? weight : Tensor{}});
+    });
+    for (const Tensor& t : {losses, d_x, d_w}) results.push_back(values_of(ctx, t));
+  }
+  for (std::size_t i = 0; i < 3; ++i) EXPECT_EQ(results[i], results[i + 3]);
+}
+
 TEST_P(Head, PaddedColumnsDoNotReachTheSoftmax) {
   const std::int64_t N = 6, C = 8, V = 5, Vp = 64;
   const auto x = normal(N * C, 1);

@@ -163,7 +163,7 @@ void Gpt2::forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput&
   {
     const PartScope part(ctx, "head", -1, "forward and backward");
     classifier_loss(ctx, {acts_.norm_f.y, weights_.wte, batch.targets, config_.vocab_size, loss_scale, losses, d_y,
-                          gradients_.wte, scratch});
+                          gradients_.wte, scratch, Tensor{}, batch.loss_weight});
   }
   // The bias gradient of the layer that ends block l is taken by the norm that consumes its output.
   const auto bias_of_block = [&](std::size_t l) { return gradients_.blocks[l].down.bias; };

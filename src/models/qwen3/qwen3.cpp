@@ -181,7 +181,7 @@ void Qwen3::forward_backward(Context& ctx, ModelArenas& arenas, const ModelInput
   {
     const PartScope part(ctx, "head", -1, "forward and backward");
     classifier_loss(ctx, {acts_.norm_f.y, weights_.head, batch.targets, config_.vocab_size, loss_scale, losses, d_y,
-                          gradients_.head, scratch});
+                          gradients_.head, scratch, Tensor{}, batch.loss_weight});
   }
   say_final(ctx, "head.");
   qwen3_norm_backward(ctx, {weights_.norm_f, gradients_.norm_f, acts_.norm_f, d_y, Tensor{}, d_residual}, scratch);

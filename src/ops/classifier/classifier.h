@@ -3,8 +3,8 @@
 //   logits = x W^T over the first V of Vp columns (padded columns are left out of the softmax and get no gradient)
 //   losses[n] = logsumexp(logits[n,:V]) - logits[n, target]       (0 where target is -1: the row is not counted)
 //   greedy[n] = 1 where no logit exceeds the target's and none before it equals it, else 0   (0 where target is -1)
-//   d_logits = (softmax - onehot) * loss_scale;   d_x = d_logits W (overwritten);   d_weight += d_logits^T x
-//   (accumulate)
+//   d_logits = (softmax - onehot) * loss_scale [* loss_weight];   d_x = d_logits W (overwritten);   d_weight +=
+//   d_logits^T x (accumulate)
 // On a GPU a chunk of logits is kept in the dtype of x and turned into d_logits in place; softmax statistics and losses
 // are f32.
 #pragma once
@@ -25,7 +25,8 @@ struct Classifier {
   Tensor d_x;               // [N,C] or empty: loss only
   Tensor d_weight;          // [Vp,C] or empty, accumulated
   Arena& scratch;
-  Tensor greedy = {};  // [N] i32 or empty, overwritten; losses alone (d_x empty)
+  Tensor greedy = {};       // [N] i32 or empty, overwritten; losses alone (d_x empty)
+  Tensor loss_weight = {};  // [1] f32 on the device or empty: a factor of loss_scale
 };
 void classifier_loss(Context& ctx, const Classifier& args);
 

@@ -56,6 +56,7 @@ void classifier_loss(Context& ctx, const Classifier& args) {
   const float *x = args.x.as<float>(), *weight = args.weight.as<float>();
   const std::int32_t* targets = args.targets.as<std::int32_t>();
   float* losses = args.losses.as<float>();
+  const float scale = args.loss_weight.empty() ? args.loss_scale : args.loss_scale * *args.loss_weight.as<float>();
   std::int32_t* greedy = args.greedy.empty() ? nullptr : args.greedy.as<std::int32_t>();
   for (std::int64_t n0 = 0; n0 < N; n0 += chunk) {
     const std::int64_t rows = std::min(chunk, N - n0);
@@ -80,7 +81,7 @@ void classifier_loss(Context& ctx, const Classifier& args) {
 #pragma omp parallel for schedule(static)
       for (std::int64_t n = 0; n < rows; ++n) {
         if (greedy != nullptr) greedy[n0 + n] = is_greedy(part + n * Vp, args.V, targets[n0 + n]) ? 1 : 0;
-        losses[n0 + n] = softmax_row(part + n * Vp, args.V, Vp, targets[n0 + n], backward, args.loss_scale);
+        losses[n0 + n] = softmax_row(part + n * Vp, args.V, Vp, targets[n0 + n], backward, scale);
       }
       if (backward) round_output(ctx, used);
     }

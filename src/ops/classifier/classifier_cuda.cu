@@ -68,6 +68,7 @@ struct Rows {
   std::int32_t* greedy;  // or null
   std::int64_t V, Vp;
   float loss_scale;
+  const float* loss_weight;  // or null
 };
 
 // x[j] of a vector that starts at v, -inf in the padding.
@@ -97,8 +98,8 @@ __device__ __forceinline__ void add_vector(Softmax& s, const T* from, std::int64
 
 template <class T, int WIDTH>
 __device__ __forceinline__ void write_gradient(T* to, const T* from, const Softmax& s, std::int64_t v,
-                                               std::int32_t target, const Rows& p) {
-  const float factor = p.loss_scale / s.total;
+                                               std::int32_t target, float scale, const Rows& p) {
+  const float factor = scale / s.total;
   float x[WIDTH];
   load(x, from);
   hide_padding(x, v, p.V);
@@ -107,7 +108,7 @@ __device__ __forceinline__ void write_gradient(T* to, const T* from, const Softm
   if (v <= target && target < v + WIDTH) {
 #pragma unroll
     for (int j = 0; j < WIDTH; ++j)
-      if (v + j == target) x[j] -= p.loss_scale;
+      if (v + j == target) x[j] -= scale;
   }
   store(to, x);
 }
@@ -160,8 +161,10 @@ __global__ void __launch_bounds__(kThreads) softmax_rows_kernel(T* __restrict__ 
     }
   }
   if constexpr (BACKWARD) {
+    const float scale = p.loss_weight != nullptr ? p.loss_scale * *p.loss_weight : p.loss_scale;
 #pragma unroll 2
-    for (std::int64_t v = first; v < p.Vp; v += step) write_gradient<T, WIDTH>(own + v, kept + v, s, v, target, p);
+    for (std::int64_t v = first; v < p.Vp; v += step)
+      write_gradient<T, WIDTH>(own + v, kept + v, s, v, target, scale, p);
   }
 }
 
@@ -221,7 +224,8 @@ void classifier_loss(Context& ctx, const Classifier& args) {
                       .greedy = args.greedy.empty() ? nullptr : data_of<std::int32_t>(args.greedy) + n0,
                       .V = args.V,
                       .Vp = Vp,
-                      .loss_scale = args.loss_scale};
+                      .loss_scale = args.loss_scale,
+                      .loss_weight = args.loss_weight.empty() ? nullptr : data_of<const float>(args.loss_weight)};
       softmax_rows(state, data_of<T>(logits), part, rows, backward);
     });
     if (!backward) continue;

@@ -1,0 +1,32 @@
+// Which tokens of a token file are answers (train.loss_mask): ranges of positions, counted and applied to windows.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace sfa {
+
+class ShardSet;
+
+class AnswerRanges {
+ public:
+  /// `bounds`: first position and one past the last of each range, ascending (TokenFile::answers).
+  explicit AnswerRanges(std::vector<std::int64_t> bounds);
+
+  /// Answers among positions [begin, end).
+  [[nodiscard]] std::int64_t count(std::int64_t begin, std::int64_t end) const { return before(end) - before(begin); }
+  /// targets[i] stands at position begin + i; what is no answer there becomes -1.
+  void mask(std::int64_t begin, std::span<std::int32_t> targets) const;
+
+ private:
+  [[nodiscard]] std::int64_t before(std::int64_t position) const;
+
+  std::vector<std::int64_t> bounds_;
+  std::vector<std::int64_t> answers_;  // before each range, and in all
+};
+
+/// Of every file. Throws Error for a file that does not say which tokens are answers.
+std::vector<AnswerRanges> all_answers(const ShardSet& shards);
+
+}  // namespace sfa
