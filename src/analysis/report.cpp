@@ -91,7 +91,7 @@ std::vector<std::string> group_row(const ReportData& data, const ReportGroup& g)
                    "loss minus that of the first variant, same seeds"),
       derived_cell(own_baseline ? "" : interval_text(g.gap_documents),
                    "paired bootstrap over the documents of eval/perplexity.json, 95 %"),
-      derived_cell(own_baseline || g.runs.size() < 2 ? "" : interval_text(g.gap_seeds), "Student's t over seeds, 95 %"),
+      derived_cell(own_baseline || g.seed_pairs < 2 ? "" : interval_text(g.gap_seeds), "Student's t over seeds, 95 %"),
       derived_cell(short_number(cost.attention_flops_per_token), "sfa flops, causal, of " + config),
       derived_cell(grouped(static_cast<std::int64_t>(cost.kv_bytes_per_token)), "sfa flops of " + config),
       derived_cell(fmt::format("{:.3f}", cost.kv_bytes_per_token / base.kv_bytes_per_token),
@@ -118,9 +118,9 @@ std::string group_section(const ReportData& data) {
   std::vector<HtmlGap> gaps;
   for (std::size_t i = 1; i < data.groups.size(); ++i) {
     const ReportGroup& g = data.groups[i];
-    const std::optional<Interval>& gap = g.gap_seeds && g.runs.size() > 1 ? g.gap_seeds
-                                         : g.gap_documents                ? g.gap_documents
-                                                                          : g.gap_seeds;
+    const std::optional<Interval>& gap = g.seed_pairs > 1  ? g.gap_seeds
+                                         : g.gap_documents ? g.gap_documents
+                                                           : g.gap_seeds;
     if (!gap) continue;
     gaps.push_back(
         {g.label, gap->value, gap->low, gap->high, g.paper ? std::optional(paper_gap(*g.paper)) : std::nullopt, i});

@@ -79,6 +79,7 @@ void measure_gaps(const ReportData& data, ReportGroup& group) {
     add(first, ra.documents, 1.0 / static_cast<double>(pairs.size()));
     add(other, rb.documents, 1.0 / static_cast<double>(pairs.size()));
   }
+  group.seed_pairs = differences.size();
   if (!differences.empty()) group.gap_seeds = paired_gap(differences);
   if (documents) group.gap_documents = bootstrap_gap(first, other);
 }

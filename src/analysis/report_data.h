@@ -35,6 +35,7 @@ struct ReportGroup {
   /// Against the first group: over documents (means over the seeds that both have), and over those seeds.
   std::optional<Interval> gap_documents, gap_seeds;
   std::optional<PaperFigures> paper;
+  std::size_t seed_pairs = 0;  // that gap_seeds is the mean of; of one there is no interval
 };
 
 struct ReportData {

@@ -96,6 +96,9 @@ TEST_F(Report, EveryNumberIsInTheFileThatItNames) {
   // A number without a file says what it was computed from.
   const std::regex bare("<td class=\"n\">");
   EXPECT_FALSE(std::regex_search(page, bare));
+  // Of the two sparse runs one has the seed of the dense one, and one difference has no interval.
+  EXPECT_TRUE(std::regex_search(page, std::regex("over seeds, 95 %[^>]*>")));
+  EXPECT_FALSE(std::regex_search(page, std::regex("over seeds, 95 %[^>]*>\\[")));
 }
 
 // The rivals that a comparison needs, each by overrides of one dense recipe: trained, evaluated, generated from, told
