@@ -15,7 +15,7 @@
 namespace sfa::app {
 namespace {
 
-struct Options {
+struct AnalyzeOptions {
   LoadOptions load;
   std::string data, split = "val", dump;
   std::int64_t tokens = 0;
@@ -121,7 +121,7 @@ LayerSupport measure(const SupportDump& dump, std::size_t layer) {
   return r;
 }
 
-SupportDump capture(LoadedModel& loaded, const Options& o) {
+SupportDump capture(LoadedModel& loaded, const AnalyzeOptions& o) {
   const Config& config = loaded.config();
   const std::int64_t T = o.tokens == 0 ? config.data.seq_len : o.tokens;
   require(T >= 1 && T <= config.model.max_position_embeddings, "--tokens: {}; the model has {} positions", T,
@@ -160,7 +160,7 @@ SupportDump capture(LoadedModel& loaded, const Options& o) {
   return dump;
 }
 
-void support(const Options& o) {
+void support(const AnalyzeOptions& o) {
   LoadedModel loaded(o.load);
   const SupportDump dump = capture(loaded, o);
   if (!o.dump.empty()) dump.write(o.dump);
@@ -188,7 +188,7 @@ void support(const Options& o) {
 void add_analyze_command(CLI::App& app) {
   CLI::App* analyze = app.add_subcommand("analyze", "Look into a trained model");
   analyze->require_subcommand(1);
-  auto o = std::make_shared<Options>();
+  auto o = std::make_shared<AnalyzeOptions>();
   CLI::App* command = analyze->add_subcommand(
       "support", "Which features queries and keys share over one sequence, layer by layer; --dump keeps their rows");
   command->add_option("--checkpoint", o->load.path, "a checkpoint, or a run folder (its newest checkpoint)")

@@ -18,7 +18,7 @@
 namespace sfa::app {
 namespace {
 
-struct Options {
+struct BenchAttentionOptions {
   std::string op = "forward", device = "auto", impl = "auto", dtype = "auto", heads, supports = "random", json, plot;
   std::vector<std::string> types{"dense", "sfa"}, selections{"topk"}, caches{"full"}, n{"1024..4096"};
   std::vector<std::int64_t> d{64}, k{8};
@@ -83,7 +83,7 @@ std::string label_of(const AttentionCase& c) {
 }
 
 /// What is timed on one shape: dense first, so that others can be set against it.
-std::vector<AttentionConfig> variants(const Options& o, std::int64_t d) {
+std::vector<AttentionConfig> variants(const BenchAttentionOptions& o, std::int64_t d) {
   std::vector<AttentionConfig> all;
   AttentionConfig config;
   config.impl = o.impl;
@@ -114,12 +114,12 @@ std::vector<AttentionConfig> variants(const Options& o, std::int64_t d) {
   return all;
 }
 
-std::int64_t batch_of(const Options& o, std::int64_t n) {
+std::int64_t batch_of(const BenchAttentionOptions& o, std::int64_t n) {
   if (o.batch > 0) return o.batch;
   return std::max<std::int64_t>(1, o.op == "decode" ? o.batch_tokens * 32 / n : o.batch_tokens / n);
 }
 
-void print_header(const Options& o, const std::string& device) {
+void print_header(const BenchAttentionOptions& o, const std::string& device) {
   fmt::print("{}, {}, {}\n", device, o.op,
              o.hidden > 0             ? fmt::format("projection of {} features included", o.hidden)
              : o.supports == "random" ? "random rows"
@@ -139,7 +139,7 @@ void print_row(const Row& r) {
   std::fflush(stdout);
 }
 
-nlohmann::ordered_json json_of(const Options& o, const Row& r) {
+nlohmann::ordered_json json_of(const BenchAttentionOptions& o, const Row& r) {
   const AttentionCase& c = r.c;
   const double seconds = r.t.ms * 1e-3;
   nlohmann::ordered_json out = {{"op", o.op},
@@ -177,7 +177,7 @@ void write_text(const std::string& path, const std::string& text) {
   require(!file.fail(), "{}: can't be written", path);
 }
 
-void write_plot(const Options& o, const std::vector<Row>& rows, const std::string& device) {
+void write_plot(const BenchAttentionOptions& o, const std::vector<Row>& rows, const std::string& device) {
   const bool decode = o.op == "decode";
   LinePlot plot{.title = fmt::format("attention {}, {}", o.op, device),
                 .x_label = decode ? "keys in the cache" : "tokens a sequence (causal)",
@@ -193,7 +193,7 @@ void write_plot(const Options& o, const std::vector<Row>& rows, const std::strin
   write_text(o.plot, plot.svg());
 }
 
-void bench(const Options& o) {
+void bench(const BenchAttentionOptions& o) {
   const std::vector<std::int64_t> lengths = lengths_of(o.n);
   Context ctx(choose_device(o.device));
   const DType dtype = ctx.on_cuda() && o.dtype != "fp32" ? DType::bf16 : DType::f32;
@@ -238,7 +238,7 @@ void bench(const Options& o) {
 }  // namespace
 
 void add_bench_attention(CLI::App& group) {
-  auto o = std::make_shared<Options>();
+  auto o = std::make_shared<BenchAttentionOptions>();
   CLI::App* command = group.add_subcommand(
       "attention", "Time one layer's attention, selection included, beside our dense attention of the same shape");
   command->add_option("--op", o->op, "forward, backward or decode (one token a sequence after n cached ones)")

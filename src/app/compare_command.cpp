@@ -9,21 +9,21 @@
 namespace sfa::app {
 namespace {
 
-struct Options {
+struct CompareOptions {
   std::vector<std::string> runs, latency;
   std::string html;
   bool json = false;
 };
 
 // The command line again, for the end of the report.
-std::string command_of(const Options& o) {
+std::string command_of(const CompareOptions& o) {
   std::string text = "sfa compare";
   for (const std::string& run : o.runs) text += " " + run;
   for (const std::string& file : o.latency) text += " --latency " + file;
   return text + " --html " + o.html;
 }
 
-void compare(const Options& o) {
+void compare(const CompareOptions& o) {
   if (o.runs.empty() && (o.html.empty() || o.latency.empty()))
     throw UsageError("runs: at least one folder is needed, or --html and --latency");
   if (!o.latency.empty() && o.html.empty()) throw UsageError("--latency: is for the report, which --html names");
@@ -38,7 +38,7 @@ void compare(const Options& o) {
 }  // namespace
 
 void add_compare_command(CLI::App& app) {
-  auto o = std::make_shared<Options>();
+  auto o = std::make_shared<CompareOptions>();
   CLI::App* command =
       app.add_subcommand("compare", "Runs beside each other: loss, perplexity, FLOPs, cache bytes and time");
   command->add_option("runs", o->runs, "run folders; the others are held against the first");

@@ -11,13 +11,13 @@
 namespace sfa::app {
 namespace {
 
-struct Options {
+struct DoctorOptions {
   std::string config;
   std::vector<std::string> overrides;
   bool json = false;
 };
 
-void doctor(const Options& o) {
+void doctor(const DoctorOptions& o) {
   std::optional<Config> config;
   if (!o.config.empty()) config = load_config(o.config, o.overrides);
   const Diagnosis diagnosis = diagnose(config ? &*config : nullptr);
@@ -32,7 +32,7 @@ void doctor(const Options& o) {
 }  // namespace
 
 void add_doctor_command(CLI::App& app) {
-  auto o = std::make_shared<Options>();
+  auto o = std::make_shared<DoctorOptions>();
   CLI::App* command = app.add_subcommand(
       "doctor",
       "What was built in, what this machine has, what is missing and how to get it; exit code 1 when "

@@ -11,7 +11,7 @@
 namespace sfa::app {
 namespace {
 
-struct Options {
+struct EvalOptions {
   LoadOptions load;
   std::string data, split = "val";
   std::int64_t seq_len = 0, batch_size = 8;
@@ -40,7 +40,7 @@ struct Inputs {
   Tensor losses;
 };
 
-void perplexity(const Options& o) {
+void perplexity(const EvalOptions& o) {
   LoadedModel loaded(o.load);
   const Config& config = loaded.config();
   const std::int64_t T = o.seq_len == 0 ? config.data.seq_len : o.seq_len;
@@ -94,7 +94,7 @@ void perplexity(const Options& o) {
 void add_eval_command(CLI::App& app) {
   CLI::App* eval = app.add_subcommand("eval", "Evaluate a trained model");
   eval->require_subcommand(1);
-  auto o = std::make_shared<Options>();
+  auto o = std::make_shared<EvalOptions>();
   CLI::App* command = eval->add_subcommand("perplexity", "Mean loss over a split in non-overlapping windows");
   add_model_options(*command, o->load);
   command->add_option("--data", o->data, "token file or glob")->required();

@@ -13,7 +13,7 @@
 namespace sfa::app {
 namespace {
 
-struct Options {
+struct EvalNeedleOptions {
   LoadOptions load;
   NeedleOptions needle;
   ScoreOptions score;
@@ -30,7 +30,7 @@ std::string read_haystack(const std::string& path) {
   return text.str();
 }
 
-void evaluate(Options& o) {
+void evaluate(EvalNeedleOptions& o) {
   if (!o.haystack.empty()) o.needle.haystack = read_haystack(o.haystack);
   LoadedModel loaded(o.load);
   const auto tokenizer = tokenizer_of(loaded, o.tokenizer);
@@ -58,7 +58,7 @@ void evaluate(Options& o) {
 
 void add_needle_commands(CLI::App& eval) {
   for (const bool passkey : {false, true}) {
-    auto o = std::make_shared<Options>();
+    auto o = std::make_shared<EvalNeedleOptions>();
     o->needle.kind = passkey ? "passkey" : "synthetic";
     CLI::App* command = eval.add_subcommand(passkey ? "passkey" : "niah",
                                             passkey ? "Retrieval of a five-digit key from noise, by length and depth"

@@ -11,7 +11,7 @@
 namespace sfa::app {
 namespace {
 
-struct Options {
+struct EvalTasksOptions {
   LoadOptions load;
   std::string task, file, labels, tokenizer;
   std::int64_t limit = 0;
@@ -23,7 +23,7 @@ std::string percent(const Mean& m) {
   return fmt::format("{:.2f} % (+- {:.2f})", 100 * m.value, 100 * m.error);
 }
 
-void evaluate(const Options& o) {
+void evaluate(const EvalTasksOptions& o) {
   const Task task = read_task(o.task, o.file, o.labels, o.limit);
   LoadedModel loaded(o.load);
   const auto tokenizer = tokenizer_of(loaded, o.tokenizer);
@@ -71,7 +71,7 @@ void add_save_option(CLI::App& command, bool& save, const std::string& what) {
 
 void add_task_commands(CLI::App& eval) {
   for (const std::string& name : task_names()) {
-    auto o = std::make_shared<Options>();
+    auto o = std::make_shared<EvalTasksOptions>();
     o->task = name;
     CLI::App* command = eval.add_subcommand(
         name, name == "lambada_openai" ? "Zero-shot: the last word of a passage, greedy accuracy and perplexity"

@@ -22,7 +22,7 @@ void usage(bool right, fmt::format_string<Args...> format, Args&&... args) {
   if (!right) throw UsageError(fmt::format(format, std::forward<Args>(args)...));
 }
 
-struct Options {
+struct FlopsOptions {
   std::string config, dtype = "bf16", convention = "causal", device = "cuda";
   std::vector<std::string> overrides;
   std::vector<std::int64_t> context;
@@ -50,7 +50,7 @@ Json kv_ratios(const AttentionConfig& config, const AttentionDims& dims, double 
 }
 
 // The model of a configuration: attention under the convention, matrices as they are.
-Json model_row(const Options& o, const Config& config, std::int64_t T) {
+Json model_row(const FlopsOptions& o, const Config& config, std::int64_t T) {
   const DType dtype = o.dtype == "bf16" ? DType::bf16 : DType::f32;
   const Convention convention = convention_of(o.convention);
   const ModelCost c = model_cost(config, T, dtype);
@@ -87,7 +87,7 @@ Json model_row(const Options& o, const Config& config, std::int64_t T) {
 }
 
 // Heads alone: --batch-heads of them.
-Json attention_row(const Options& o, std::int64_t T) {
+Json attention_row(const FlopsOptions& o, std::int64_t T) {
   AttentionCount count;
   count.config.type = o.type;
   count.config.k_q = count.config.k_k = static_cast<int>(o.k);
@@ -118,7 +118,7 @@ std::string optional_count(const Json& value, int digits) {
   return value.is_null() ? "-" : fmt::format("{:.{}g}", value.get<double>(), digits);
 }
 
-void print_model(const Options& o, const Config& config, const Json& rows) {
+void print_model(const FlopsOptions& o, const Config& config, const Json& rows) {
   fmt::print("{} {}, {} parameters, values in {}, counted as {}\n", config.model.arch, attention_label(config.model),
              grouped(rows[0]["parameters"].get<std::int64_t>()), o.dtype, o.convention);
   fmt::print("{:>10}  {:>20}  {:>21}  {:>22}  {:>14}  {:>11}\n", "context", "forward FLOPs/token",
@@ -131,7 +131,7 @@ void print_model(const Options& o, const Config& config, const Json& rows) {
                row["kv_ratio"].get<double>());
 }
 
-void print_attention(const Options& o, const Json& rows) {
+void print_attention(const FlopsOptions& o, const Json& rows) {
   fmt::print("{}{} d={}, {} heads, values in {}, counted as {}\n", o.type,
              o.type == "sfa" ? fmt::format(" k={}", o.k) : "", o.d, o.batch_heads, o.dtype, o.convention);
   fmt::print("{:>10}  {:>16}  {:>16}  {:>11}\n", "context", "attention TFLOPs", "integer Mops", "KV to dense");
@@ -141,7 +141,7 @@ void print_attention(const Options& o, const Json& rows) {
                row["kv_ratio"].get<double>());
 }
 
-void check_attention(const Options& o) {
+void check_attention(const FlopsOptions& o) {
   usage(o.d >= 1, "--type needs --d, the features of a head");
   usage(o.type == "dense" || (o.k >= 1 && o.k <= o.d), "--type sfa needs --k, from 1 to --d = {}", o.d);
   usage(o.type == "sfa" || o.k == 0, "--k: only --type sfa selects features");
@@ -150,7 +150,7 @@ void check_attention(const Options& o) {
   require(o.d_v >= 0 && o.window >= 0, "--d-v and --window: must not be negative");
 }
 
-void flops(const Options& o) {
+void flops(const FlopsOptions& o) {
   usage(o.config.empty() != o.type.empty(), "flops: needs a configuration, or --type for attention alone");
   for (const std::int64_t T : o.context) require(T >= 1, "--context: must be at least 1, got {}", T);
   Json out = Json::array();
@@ -172,7 +172,7 @@ void flops(const Options& o) {
 }  // namespace
 
 void add_flops_command(CLI::App& app) {
-  auto o = std::make_shared<Options>();
+  auto o = std::make_shared<FlopsOptions>();
   CLI::App* command = app.add_subcommand("flops", "Work and cache of a model, or of attention alone, by formula");
   command->add_option("config", o->config, "the run's YAML file");
   command->add_option("overrides", o->overrides, "key.path=value");

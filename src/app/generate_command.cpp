@@ -10,13 +10,13 @@
 namespace sfa::app {
 namespace {
 
-struct Options {
+struct GenerateCommandOptions {
   LoadOptions load;
   GenerateOptions generate;
   std::string prompt, tokenizer;
 };
 
-void run(Options& o) {
+void run(GenerateCommandOptions& o) {
   require(o.generate.max_tokens >= 1, "--max-tokens: must be at least 1, got {}", o.generate.max_tokens);
   require(std::isfinite(o.generate.temperature) && o.generate.temperature >= 0,
           "--temperature: must not be negative, got {}", o.generate.temperature);
@@ -45,7 +45,7 @@ void run(Options& o) {
 }  // namespace
 
 void add_generate_command(CLI::App& app) {
-  auto o = std::make_shared<Options>();
+  auto o = std::make_shared<GenerateCommandOptions>();
   CLI::App* command = app.add_subcommand("generate", "Continue a text");
   command
       ->add_option("--checkpoint", o->load.path,

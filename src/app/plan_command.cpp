@@ -17,7 +17,7 @@
 namespace sfa::app {
 namespace {
 
-struct Options {
+struct PlanOptions {
   std::string config, device, memory;
   std::vector<std::string> overrides;
   std::vector<int> ranks{1};
@@ -37,7 +37,7 @@ Device device_of(const std::string& wanted) {
 }
 
 // All that the device has for a run. What is free on a card is that without CUDA's own part, which is there already.
-std::optional<std::size_t> room_of(const Options& o, Device device) {
+std::optional<std::size_t> room_of(const PlanOptions& o, Device device) {
   if (!o.memory.empty()) return parse_bytes(o.memory, "--memory");
   if (device == Device::cpu) return host_memory().free;
   if (!cuda_available()) return std::nullopt;
@@ -48,7 +48,7 @@ std::optional<std::size_t> room_of(const Options& o, Device device) {
 }
 
 // Every rank does what the file asks of one, or every group of ranks that share sequences: the batch grows with them.
-void predict(const Config& config, const Options& o, Device device) {
+void predict(const Config& config, const PlanOptions& o, Device device) {
   ScalingInput in;
   in.micro_step_s = o.micro_step_ms / 1000;
   in.update_s = o.update_ms / 1000;
@@ -80,7 +80,7 @@ void predict(const Config& config, const Options& o, Device device) {
     }
 }
 
-void plan(const Options& o) {
+void plan(const PlanOptions& o) {
   Config config = load_config(o.config, o.overrides);
   take_vocabulary(config);
   const Device device = device_of(o.device.empty() ? config.device : o.device);
@@ -93,7 +93,7 @@ void plan(const Options& o) {
 }  // namespace
 
 void add_plan_command(CLI::App& app) {
-  auto o = std::make_shared<Options>();
+  auto o = std::make_shared<PlanOptions>();
   CLI::App* command =
       app.add_subcommand("plan", "Parameters, memory and work of a run, and the largest micro-batch that fits");
   command->add_option("config", o->config, "the run's YAML file")->required();
