@@ -137,7 +137,10 @@ if [ $QUICK = no ]; then
   step 'Build (asan)'
   if configure_and_build asan; then
     step 'Tests under AddressSanitizer and UndefinedBehaviorSanitizer'
-    run_tests asan
+    # Of the training in bf16 over eight starts, which says how much rounding loses, one case: it takes minutes, and the tests of each
+    # op round too.
+    run_tests asan -E 'ModelBf16\.LosesNoMoreThanBf16Does/(qwen3|gpt2_dense|gpt2_sfa_topk_cpu)'
+    NOT_RUN+=('under sanitizers: ModelBf16.LosesNoMoreThanBf16Does but for gpt2_sfa_topk_2of4')
   else
     failed_check 'the build (preset asan)'
   fi
