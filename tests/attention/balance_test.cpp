@@ -8,13 +8,13 @@
 namespace sfa::test {
 namespace {
 
-struct Layer {
+struct BalancedLayer {
   std::unique_ptr<Attention> attention;
   Arena saved, scratch;
   AttentionState state;
 
-  Layer(Context& ctx, const AttentionConfig& config, const AttentionDims& dims, std::int64_t B, std::int64_t T,
-        DType type)
+  BalancedLayer(Context& ctx, const AttentionConfig& config, const AttentionDims& dims, std::int64_t B, std::int64_t T,
+                DType type)
       : attention(make_attention(config, dims, ctx.device(), type)),
         saved("saved", ctx.device()),
         scratch("scratch", ctx.device()) {
@@ -40,7 +40,7 @@ class Balanced : public DeviceTest {
 
   Result run(const AttentionConfig& config, const AttentionDims& dims, std::int64_t B, std::int64_t T, DType type,
              float scale) {
-    Layer layer(ctx, config, dims, B, T, type);
+    BalancedLayer layer(ctx, config, dims, B, T, type);
     const auto rows = normal(B * T * dims.row(), 1), upstream = normal(B * T * dims.H * dims.Dv, 2);
     const Tensor from = pool.floats(rows, {B, T, dims.row()}, type),
                  d_out = pool.floats(upstream, {B, T, dims.H, dims.Dv}, type),

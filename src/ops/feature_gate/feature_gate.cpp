@@ -9,7 +9,7 @@
 namespace sfa {
 namespace {
 
-void check(const Tensor& rows, const Tensor& weight, const Tensor& kept, const char* what) {
+void check_gate(const Tensor& rows, const Tensor& weight, const Tensor& kept, const char* what) {
   require(rows.rank == 2 && rows.contiguous() && weight.rank == 1 && weight.dim(0) <= rows.dim(1) &&
               (kept.empty() || (kept.rank == 2 && kept.contiguous() && kept.dim(0) == rows.dim(0) &&
                                 kept.dim(1) == weight.dim(0) && kept.dtype == rows.dtype)),
@@ -61,7 +61,7 @@ void backward_cpu(Context& ctx, const FeatureGateBackward& a) {
 }  // namespace
 
 void feature_gate_forward(Context& ctx, const FeatureGate& args) {
-  check(args.rows, args.weight, args.kept, "feature_gate_forward");
+  check_gate(args.rows, args.weight, args.kept, "feature_gate_forward");
   if (ctx.planning || args.rows.numel() == 0) return;
   const OpScope scope(ctx, [&] {
     return work("feature gate forward", args.rows, args.weight,
@@ -74,7 +74,7 @@ void feature_gate_forward(Context& ctx, const FeatureGate& args) {
 }
 
 void feature_gate_backward(Context& ctx, const FeatureGateBackward& args) {
-  check(args.d_rows, args.weight, args.kept, "feature_gate_backward");
+  check_gate(args.d_rows, args.weight, args.kept, "feature_gate_backward");
   require(!args.kept.empty() && args.d_weight.rank == 1 && args.d_weight.dim(0) == args.weight.dim(0),
           "internal error: feature_gate_backward: kept {}, d_weight {}", args.kept, args.d_weight);
   const OpScope scope(ctx, [&] {
