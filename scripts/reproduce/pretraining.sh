@@ -103,7 +103,10 @@ variant_keys() {
     window_[0-9]*)
       window=${1#window_}
       printf '%s\n' "model.attention.window=${window%%_*}"
-      case $1 in *_sfa[0-9]*) variant_keys "sfa${1##*_sfa}" ;; esac
+      case $1 in
+        *_sfa[0-9]*) variant_keys "sfa${1##*_sfa}" ;;
+        *_*_*) die "--variants: '$1' is not known; options follow sfaK, as in window_${window%%_*}_sfa8_gate (--help)" ;;
+      esac
       ;;
     *) die "--variants: '$1' is not known (--help)" ;;
   esac

@@ -44,7 +44,10 @@ Row row_of(const RunSummary& r) {
 
 std::string difference(const RunSummary& first, const RunSummary& r) {
   std::string out = fmt::format("{} against {}:", attention_label(r.config.model), attention_label(first.config.model));
-  if (r.val_loss && first.val_loss) out += fmt::format(" loss {:+.4f},", *r.val_loss - *first.val_loss);
+  if (r.config.train.loss_mask != first.config.train.loss_mask)
+    out += " losses of other tokens (train.loss_mask),";
+  else if (r.val_loss && first.val_loss)
+    out += fmt::format(" loss {:+.4f},", *r.val_loss - *first.val_loss);
   const auto ratio = [&](const char* what, double a, double b) {
     if (b > 0) out += fmt::format(" {} x{:.2f},", what, a / b);
   };

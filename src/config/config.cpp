@@ -24,6 +24,7 @@ struct Leaf {
   bool list = false;  // [a, b, ...]; text holds the parts with commas between them
 };
 using Leaves = std::map<std::string, Leaf>;
+constexpr const char* kOverride = "command line";
 
 // Aliases may lead back to their own anchor, or double at every level: a configuration is neither deep nor long.
 constexpr int kMostLevels = 8, kMostNodes = 10'000;
@@ -275,8 +276,27 @@ void apply_override(const std::string& text, Leaves& leaves) {
   if (equals == std::string::npos || equals == 0)
     throw UsageError(
         fmt::format("'{}' is not an override; write key.path=value, for example train.max_steps=200", text));
-  Source source{"command line", false, true};
+  Source source{kOverride, false, true};
   flatten(load_yaml(text.substr(equals + 1), "override " + text), text.substr(0, equals), 0, source, leaves);
+}
+
+// A resolved configuration, as runs keep it, names k_q and k_k beside k. Where they say the same there, an override of
+// k (`before`: what the file has) is meant for them too; one that nothing would follow is refused.
+void follow_features(const std::string& before, Leaves& leaves) {
+  const std::string key = "model.attention.k";
+  const auto k = leaves.find(key);
+  if (k == leaves.end() || k->second.where != kOverride) return;
+  bool followed = k->second.text == "0";
+  for (const std::string& side : {key + "_q", key + "_k"}) {
+    auto it = leaves.find(side);
+    if (it != leaves.end() && it->second.where != kOverride && it->second.text == before) {
+      leaves.erase(it);
+      it = leaves.end();
+    }
+    followed |= it == leaves.end() || it->second.text == "0" || it->second.text == k->second.text;
+  }
+  require(followed, "{}: {}: neither queries nor keys would keep {}, since k_q and k_k are set too; change those",
+          kOverride, key, k->second.text);
 }
 
 // A count whose products with a few others stay in range.
@@ -414,7 +434,10 @@ Config parse_config(const std::string& text, const std::string& source, const st
   const YAML::Node root = load_yaml(text, source);
   Source from{source, true, false};
   if (!root.IsNull()) flatten(root, "", 0, from, leaves);
+  const auto k = leaves.find("model.attention.k");
+  const std::string k_of_file = k == leaves.end() ? "" : k->second.text;
   for (const std::string& o : overrides) apply_override(o, leaves);
+  follow_features(k_of_file, leaves);
   return build(leaves);
 }
 

@@ -40,4 +40,9 @@ std::vector<AnswerRanges> all_answers(const ShardSet& shards) {
   return all;
 }
 
+void require_answers(std::int64_t count, const ShardSet& shards, Split split) {
+  require(count > 0, "train.loss_mask: the {} split of {} holds no answer to predict", name_of(split),
+          shards.describe());
+}
+
 }  // namespace sfa

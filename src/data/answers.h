@@ -5,6 +5,8 @@
 #include <span>
 #include <vector>
 
+#include "data/token_file.h"
+
 namespace sfa {
 
 class ShardSet;
@@ -28,5 +30,7 @@ class AnswerRanges {
 
 /// Of every file. Throws Error for a file that does not say which tokens are answers.
 std::vector<AnswerRanges> all_answers(const ShardSet& shards);
+/// Throws Error when a split has `count` = 0 answers: nothing could be learnt or measured.
+void require_answers(std::int64_t count, const ShardSet& shards, Split split);
 
 }  // namespace sfa

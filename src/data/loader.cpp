@@ -68,7 +68,15 @@ Loader::Loader(const LoaderOptions& options)
       shards_(options.paths),
       order_(shards_, options.split, options.seq_len, options.seed, options.shuffle) {
   if (options_.document_mask) document_starts_ = all_document_starts(shards_);
-  if (options_.answers) answers_ = all_answers(shards_);
+  if (options_.answers) {
+    answers_ = all_answers(shards_);
+    std::int64_t count = 0;
+    for (std::size_t i = 0; i < answers_.size(); ++i) {
+      const auto [begin, end] = shards_.files()[i]->range(options_.split);
+      count += answers_[i].count(begin + 1, end);
+    }
+    require_answers(count, shards_, options_.split);
+  }
   empty_.resize(static_cast<std::size_t>(options_.prefetch));
   thread_ = std::thread([this] { work(); });
 }

@@ -65,6 +65,8 @@ class TextSource::Impl {
  public:
   explicit Impl(TextSourceOptions options) : options_(std::move(options)) {
     require(!options_.inputs.empty(), "no input was named; give .txt or .jsonl files, or - for standard input");
+    require(options_.answer_field.empty() || options_.answer_field != options_.field,
+            "the field '{}' can't hold both the prompt (--field) and its answer (--answer-field)", options_.field);
     bool known = true;
     for (const std::string& path : options_.inputs) {
       require(options_.answer_field.empty() || is_jsonl(path, options_.format),

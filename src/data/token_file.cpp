@@ -169,9 +169,8 @@ void TokenFile::open_hdf5() {
   require(need_string(id, path, "metadata_checksum") == token_format::metadata_checksum(info_, digests),
           "{} is damaged: its attributes do not match their checksum", path);
   check_consistent(info_, file_, offset_, checksums_.size());
-  const auto answers = hdf5::read_string(id, "answer_ranges_checksum");
-  info_.has_answers = answers.has_value();
-  answers_hash_ = answers.value_or("");
+  info_.has_answers = H5Aexists(id, "answer_ranges_checksum") > 0 || H5Lexists(id, "/answer_ranges", H5P_DEFAULT) > 0;
+  if (info_.has_answers) answers_hash_ = need_string(id, path, "answer_ranges_checksum");
 }
 
 std::pair<std::int64_t, std::int64_t> TokenFile::range(Split split) const {

@@ -27,8 +27,7 @@ ValidationSet::ValidationSet(const ValidationOptions& options) : options_(option
     total_targets_ += o.answers ? answers_[begin_.size() - 1].count(begin + 1, begin + 1 + targets) : targets;
     first_.push_back(first_.back() + (targets + o.seq_len - 1) / o.seq_len);
   }
-  require(total_targets_ > 0 || first_.back() == 0, "{}: the {} split holds no answer to predict (train.loss_mask)",
-          shards_.describe(), name_of(o.split));
+  if (o.answers && first_.back() > 0) require_answers(total_targets_, shards_, o.split);
   require(total_targets_ > 0, "{}: the {} split has {} token(s), too few to predict one from another",
           shards_.describe(), name_of(o.split), shards_.tokens(o.split));
   if (o.document_mask) document_starts_ = all_document_starts(shards_);

@@ -138,6 +138,8 @@ void take_sfa_settings(const json& config, const std::string& where, Values& val
     require(plain, "{}: sfa.{} is {}, neither a number, a list of whole ones, nor a word", where, key, words(value));
     values["model.attention." + key] = value.is_string() ? value.get<std::string>() : value.dump();
   }
+  const auto q = values.find("model.attention.k_q"), k = values.find("model.attention.k_k");
+  if (q != values.end() && k != values.end() && q->second == k->second) values["model.attention.k"] = q->second;
 }
 
 // Every key that the architecture has, with its value.

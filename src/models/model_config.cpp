@@ -65,7 +65,7 @@ void resolve_features(ModelConfig& m) {
     require(*side >= 1,
             "model.attention.{}: sfa needs the number of active features, from 1 to qk_head_dim = {}, got {} (set "
             "model.attention.k)",
-            m.k == 0 ? key : "k", m.qk_head_dim, *side);
+            key, m.qk_head_dim, *side);
     check_features(m, *side, side == &a.k_q, fmt::format("model.attention.{}", m.k == *side ? "k" : key));
   }
   resolve_layers(m);
@@ -123,8 +123,8 @@ void ModelConfig::resolve() {
   require(a.kv_cache == "full" || a.kv_cache == "int8",
           "model.attention.kv_cache: '{}' is not known; there are full and int8", a.kv_cache);
   if (a.type != "sfa") {
-    require(k == 0 && a.k_q == 0 && a.k_k == 0, "model.attention.k: only type 'sfa' selects features, the type is '{}'",
-            a.type);
+    for (const auto& [features, key] : {std::pair<std::int64_t, const char*>{k, "k"}, {a.k_q, "k_q"}, {a.k_k, "k_k"}})
+      require(features == 0, "model.attention.{}: only type 'sfa' selects features, the type is '{}'", key, a.type);
     require(k_by_layer.empty(), "model.attention.k_by_layer: only type 'sfa' selects features, the type is '{}'",
             a.type);
     require(a.k_from == 0, "train.k_anneal.from: only type 'sfa' selects features, the type is '{}'", a.type);

@@ -42,8 +42,8 @@ Tensor ParameterList::view(const FlatMemory& memory, std::size_t index) const {
 void initialize_parameters(const ParameterList& list, std::uint64_t seed, const Tensor& flat) {
   float* data = flat.as<float>();
   std::fill_n(data, flat.numel(), 0.0f);
-  for (std::size_t number = 0; number < list.all().size(); ++number) {
-    const Parameter& p = list.all()[number];
+  std::uint64_t number = 0;  // of the parameter; identities draw nothing, so a model without them begins with the same
+  for (const Parameter& p : list.all()) {
     float* out = data + p.offset;
     const std::int64_t n = p.numel();
     switch (p.init) {
@@ -65,6 +65,7 @@ void initialize_parameters(const ParameterList& list, std::uint64_t seed, const 
         break;
       }
     }
+    if (p.init != Init::identity) ++number;
   }
 }
 

@@ -134,6 +134,31 @@ TEST(Config, DerivedValuesAreResolved) {
   EXPECT_EQ(c.data.micro_batch_size, c.data.batch_size);
 }
 
+// A run keeps its configuration resolved: k_q and k_k stand there beside k.
+TEST(Config, AnOverrideOfKReachesAFileThatWasResolved) {
+  const auto features = [](const std::string& text, const std::vector<std::string>& overrides) {
+    const Config c = parse_config(text, "saved.yaml", overrides);
+    return std::pair{c.model.attention.k_q, c.model.attention.k_k};
+  };
+  const std::string head = "output_dir: x\nmodel:\n  attention: {type: sfa, ";
+  const std::string alike = dump_config(parse_config(head + "k: 8}\n", "test.yaml", {}));
+  const std::string apart = dump_config(parse_config(head + "k: 8, k_q: 32}\n", "test.yaml", {}));
+  EXPECT_EQ(features(alike, {"model.attention.k=4"}), (std::pair{4, 4}));
+  EXPECT_EQ(features(alike, {"model.attention.k_k=4"}), (std::pair{8, 4}));
+  EXPECT_EQ(features(alike, {"model.attention.k=4", "model.attention.k_q=16"}), (std::pair{16, 4}));
+  EXPECT_EQ(features(apart, {"model.attention.k=4"}), (std::pair{32, 4}));
+  EXPECT_EQ(
+      parse_config(alike, "saved.yaml", {"model.attention.type=dense", "model.attention.k=0"}).model.attention.k_q, 0);
+  try {
+    parse_config(head + "k_q: 8, k_k: 6}\n", "test.yaml", {"model.attention.k=4"});
+    ADD_FAILURE() << "a k that nothing follows was taken";
+  } catch (const Error& e) {
+    EXPECT_STREQ(e.what(),
+                 "command line: model.attention.k: neither queries nor keys would keep 4, since k_q and k_k are set "
+                 "too; change those");
+  }
+}
+
 TEST(Config, ListsOfWholeNumbers) {
   const std::string text =
       "output_dir: x\nmodel:\n  num_hidden_layers: 3\n  attention: {type: sfa, k: 8, k_by_layer: [16, 0, 4]}\n";

@@ -1,6 +1,7 @@
 // Which tokens are answers: from records to ranges in the file, and on to the targets of batches.
 #include "data/answers.h"
 
+#include "core/hdf5.h"
 #include "data/data_test.h"
 #include "data/loader.h"
 #include "data/needle.h"
@@ -74,6 +75,30 @@ TEST_F(AnswersTest, FilesWithoutAnswersSaySo) {
   const std::string lacks = write_file("lacks.jsonl", "{\"prompt\": \"x\"}\n");
   EXPECT_NE(error_of([&] { tokenize(options({lacks}), *load_tokenizer("bytes")); }).find("--answer-field"),
             std::string::npos);
+  TokenizeOptions same = options({records()});
+  same.source.answer_field = same.source.field;
+  EXPECT_EQ(error_of([&] { tokenize(same, *load_tokenizer("bytes")); }),
+            "the field 'prompt' can't hold both the prompt (--field) and its answer (--answer-field)");
+}
+
+TEST_F(AnswersTest, SplitsWithoutAnyAreRefused) {
+  std::string text;
+  for (int i = 0; i < 20; ++i)
+    text += fmt::format("{{\"prompt\": \"pppp\", \"completion\": \"{}\"}}\n", i < 18 ? "" : "a");
+  TokenizeOptions t = options({write_file("late.jsonl", text)});
+  t.output.val_fraction = 0.2;
+  tokenize(t, *load_tokenizer("bytes"));
+  LoaderOptions o{.paths = {path("out.h5")}, .seq_len = 4, .batch_size = 1, .micro_batch_size = 1, .answers = true};
+  EXPECT_EQ(error_of([&] { Loader loader(o); }),
+            "train.loss_mask: the train split of " + path("out.h5") + " holds no answer to predict");
+  o.split = Split::val;
+  EXPECT_NO_THROW(Loader loader(o));
+  write_file("none.jsonl", "{\"prompt\": \"pppp\", \"completion\": \"\"}\n");
+  tokenize(options({path("none.jsonl")}), *load_tokenizer("bytes"));
+  const ValidationOptions v{
+      .paths = {path("out.h5")}, .split = Split::all, .seq_len = 4, .batch_size = 1, .answers = true};
+  EXPECT_EQ(error_of([&] { ValidationSet data(v); }),
+            "train.loss_mask: the all split of " + path("out.h5") + " holds no answer to predict");
 }
 
 TEST_F(AnswersTest, CountsAndMasksAreThoseOfEveryToken) {
@@ -185,6 +210,15 @@ TEST_F(AnswersTest, DamageIsSaid) {
   bytes[at + 8] = static_cast<char>(bytes[at + 8] ^ 1);
   write_file("bad.h5", bytes);
   EXPECT_NE(error_of([&] { TokenFile(path("bad.h5")).verify(); }).find("ranges of answers"), std::string::npos);
+  // Ranges without their checksum are no file without answers.
+  std::filesystem::copy_file(path("out.h5"), path("bare.h5"));
+  {
+    hdf5::Lock lock;
+    const hdf5::Handle bare(H5Fopen(path("bare.h5").c_str(), H5F_ACC_RDWR, H5P_DEFAULT), H5Fclose);
+    ASSERT_GE(H5Adelete(bare.get(), "answer_ranges_checksum"), 0);
+  }
+  EXPECT_NE(error_of([&] { TokenFile(path("bare.h5")); }).find("answer_ranges_checksum is missing or damaged"),
+            std::string::npos);
 }
 
 }  // namespace

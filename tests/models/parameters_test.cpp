@@ -140,6 +140,31 @@ TEST(ParameterList, Qwen3GoesByHuggingFacesNames) {
   EXPECT_EQ(rows.size(), 3u + 2u * (want.size() - 3u));
 }
 
+// Runs of one seed with and without gates are comparable from their first step on.
+TEST(Initialisation, IsTheSameBesideGates) {
+  for (const char* arch : {"gpt2", "qwen3"}) {
+    ModelConfig c;
+    c.arch = arch;
+    c.num_hidden_layers = 2;
+    c.hidden_size = 64;
+    c.num_attention_heads = 4;
+    c.vocab_size = 100;
+    c.attention.type = "sfa";
+    c.k = 4;
+    c.resolve();
+    const auto plain = make_model(c, Device::cpu, DType::f32);
+    c.attention.gate = "feature";
+    const auto gated = make_model(c, Device::cpu, DType::f32);
+    const auto a = initial(plain->parameters(), 11), b = initial(gated->parameters(), 11);
+    ASSERT_NE(gated->parameters().find("h.1.attn.qk_gate.weight"), nullptr);
+    for (const Parameter& p : plain->parameters().all()) {
+      const Parameter* q = gated->parameters().find(p.name);
+      ASSERT_NE(q, nullptr) << p.name;
+      EXPECT_TRUE(std::equal(a.begin() + p.offset, a.begin() + p.offset + p.numel(), b.begin() + q->offset)) << p.name;
+    }
+  }
+}
+
 TEST(Initialisation, IsThatOfQwen3) {
   const auto model = make_model(small_qwen3(), Device::cpu, DType::f32);
   const auto flat = initial(model->parameters(), 11);
@@ -353,6 +378,11 @@ TEST(ModelConfigTest, RefusesWhatCannotBe) {
       c.k_by_layer = k;
     };
   };
+  expect("attention.k_q: sfa needs", [&](ModelConfig& c) {
+    sfa(c, 4);
+    c.attention.k_q = -1;
+  });
+  expect("attention.k_k: only type 'sfa'", [](ModelConfig& c) { c.attention.k_k = 4; });
   expect("k_by_layer: 3 entries for a model of 12 blocks", layers({4, 4, 4}));
   expect("k_by_layer: must be from 1", layers({4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, -1}));
   expect("k_by_layer: 17 active features", layers({17, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4}));
