@@ -199,7 +199,7 @@ Y
       -x 12 -l 6e-4 -q 0 -u 5 -n 0 -m 1 >llmc.log 2>&1 || { failed "llm.c on $n"; tail -3 llmc.log; return; }
     grep -q ' ms' llmc.log || { failed "llm.c on $n: $(tail -1 llmc.log)"; return; }
     rate=$(grep -Eo '[0-9.]+ ms' llmc.log | cut -d' ' -f1 | tail -n +6 | sort -g | awk '{a[NR] = $1} END {print NR ? a[int((NR + 1) / 2)] : 0}')
-    rate=$(awk -v ms="$rate" -v n="$n" 'BEGIN {printf "%.0f", ms > 0 ? 524288 * n * 1000 / ms : 0}')
+    rate=$(awk -v ms="$rate" -v n="$n" 'BEGIN {printf "%.0f", (ms > 0) ? 524288 * n * 1000 / ms : 0}')
     [ "$n" -gt 1 ] || one=$rate
     TABLE+=("$(awk -v n="$n" -v z="$zero" -v r="$rate" -v o="$one" 'BEGIN {printf "%d cards  llm.c, ZeRO %d  %8.0f tok/s  %6.2f %% of %d x one card", n, z, r, (o > 0) ? 100 * r / (n * o) : 0, n}')")
     say "${TABLE[-1]}"

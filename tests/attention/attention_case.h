@@ -58,6 +58,30 @@ struct AttentionInputs {
         d_out(normal(s.B * s.Tq * s.H * s.Dv, 4)) {}
 };
 
+/// A layer's attention with its memory, planned as a model plans it.
+struct PlannedLayer {
+  std::unique_ptr<Attention> attention;
+  Arena saved, scratch;
+  AttentionState state;
+
+  PlannedLayer(Context& ctx, const AttentionConfig& config, const AttentionDims& dims, std::int64_t B, std::int64_t T,
+               DType type = DType::f32)
+      : attention(make_attention(config, dims, ctx.device(), type)),
+        saved("saved", ctx.device()),
+        scratch("scratch", ctx.device()) {
+    Context counting = Context::for_planning(ctx.device());
+    if (config.k_from > 0) attention->activate({config.k_from, config.k_from});  // as training plans its steps
+    const Tensor d_out(nullptr, type, ctx.device(), {B, T, dims.H, dims.Dv}),
+        d_qkv(nullptr, type, ctx.device(), {B, T, dims.row()});
+    state = attention->plan(saved, scratch, B, T);
+    attention_forward(counting, *attention, state, {}, scratch);
+    attention_backward(counting, *attention, state, {}, d_out, d_qkv, scratch);
+    saved.bind();
+    scratch.bind();
+    state = attention->plan(saved, scratch, B, T);
+  }
+};
+
 inline Ranges ranges_of(Pool& pool, const RangeCase& r, std::int64_t B, std::int64_t Tq) {
   return {.causal = r.causal,
           .query_offset = r.query_offset,

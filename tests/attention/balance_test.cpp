@@ -8,28 +8,6 @@
 namespace sfa::test {
 namespace {
 
-struct BalancedLayer {
-  std::unique_ptr<Attention> attention;
-  Arena saved, scratch;
-  AttentionState state;
-
-  BalancedLayer(Context& ctx, const AttentionConfig& config, const AttentionDims& dims, std::int64_t B, std::int64_t T,
-                DType type)
-      : attention(make_attention(config, dims, ctx.device(), type)),
-        saved("saved", ctx.device()),
-        scratch("scratch", ctx.device()) {
-    Context counting = Context::for_planning(ctx.device());
-    const Tensor d_out(nullptr, type, ctx.device(), {B, T, dims.H, dims.Dv}),
-        d_qkv(nullptr, type, ctx.device(), {B, T, dims.row()});
-    state = attention->plan(saved, scratch, B, T);
-    attention_forward(counting, *attention, state, {}, scratch);
-    attention_backward(counting, *attention, state, {}, d_out, d_qkv, scratch);
-    saved.bind();
-    scratch.bind();
-    state = attention->plan(saved, scratch, B, T);
-  }
-};
-
 class Balanced : public DeviceTest {
  protected:
   struct Result {
@@ -40,7 +18,7 @@ class Balanced : public DeviceTest {
 
   Result run(const AttentionConfig& config, const AttentionDims& dims, std::int64_t B, std::int64_t T, DType type,
              float scale) {
-    BalancedLayer layer(ctx, config, dims, B, T, type);
+    PlannedLayer layer(ctx, config, dims, B, T, type);
     const auto rows = normal(B * T * dims.row(), 1), upstream = normal(B * T * dims.H * dims.Dv, 2);
     const Tensor from = pool.floats(rows, {B, T, dims.row()}, type),
                  d_out = pool.floats(upstream, {B, T, dims.H, dims.Dv}, type),

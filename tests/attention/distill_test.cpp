@@ -7,27 +7,6 @@
 namespace sfa::test {
 namespace {
 
-struct DistilledLayer {
-  std::unique_ptr<Attention> attention;
-  Arena saved, scratch;
-  AttentionState state;
-
-  DistilledLayer(Context& ctx, const AttentionConfig& config, const AttentionDims& dims, std::int64_t B, std::int64_t T)
-      : attention(make_attention(config, dims, ctx.device(), DType::f32)),
-        saved("saved", ctx.device()),
-        scratch("scratch", ctx.device()) {
-    Context counting = Context::for_planning(ctx.device());
-    const Tensor d_out(nullptr, DType::f32, ctx.device(), {B, T, dims.H, dims.Dv}),
-        d_qkv(nullptr, DType::f32, ctx.device(), {B, T, dims.row()});
-    state = attention->plan(saved, scratch, B, T);
-    attention_forward(counting, *attention, state, {}, scratch);
-    attention_backward(counting, *attention, state, {}, d_out, d_qkv, scratch);
-    saved.bind();
-    scratch.bind();
-    state = attention->plan(saved, scratch, B, T);
-  }
-};
-
 class Distilled : public DeviceTest {
  protected:
   static constexpr std::int64_t B = 2, T = 21;
@@ -58,7 +37,7 @@ class Distilled : public DeviceTest {
     double distance = 0;
   };
   Result run(double lambda, const std::string& impl, const Distillation& on) {
-    DistilledLayer layer(ctx, config(lambda, impl), dims, B, T);
+    PlannedLayer layer(ctx, config(lambda, impl), dims, B, T);
     const auto rows = packed_rows();
     ctx.copy(layer.state.qkv.data, ctx.device(), rows.data(), Device::cpu, rows.size() * sizeof(float));
     ctx.synchronize();

@@ -5,30 +5,6 @@
 namespace sfa::test {
 namespace {
 
-// A layer's attention with its memory, planned as a model plans it.
-struct Layer {
-  std::unique_ptr<Attention> attention;
-  Arena saved, scratch;
-  AttentionState state;
-
-  Layer(Context& ctx, const VariantCase& c)
-      : attention(make_attention(c.config, c.dims, ctx.device(), DType::f32)),
-        saved("saved", ctx.device()),
-        scratch("scratch", ctx.device()) {
-    Context counting = Context::for_planning(ctx.device());
-    if (c.config.k_from > 0) attention->activate({c.config.k_from, c.config.k_from});  // as training plans its steps
-    state = attention->plan(saved, scratch, c.B, c.T);
-    const Ranges ranges{};
-    const Tensor d_out(nullptr, DType::f32, ctx.device(), {c.B, c.T, c.dims.H, c.dims.Dv}),
-        d_qkv(nullptr, DType::f32, ctx.device(), {c.B, c.T, c.dims.row()});
-    attention_forward(counting, *attention, state, ranges, scratch);
-    attention_backward(counting, *attention, state, ranges, d_out, d_qkv, scratch);
-    saved.bind();
-    scratch.bind();
-    state = attention->plan(saved, scratch, c.B, c.T);
-  }
-};
-
 class Variants : public DeviceTest {
  protected:
   // The implementations of config.type that can serve the case on this device in f32, forward alone or backward too.
@@ -66,7 +42,7 @@ class Variants : public DeviceTest {
                                         << " H " << c.dims.H << " G " << c.dims.G << " Dqk " << c.dims.Dqk << " Dv "
                                         << c.dims.Dv << " window " << c.ranges.window
                                         << (c.ranges.first_key.empty() ? "" : " documents"));
-      Layer layer(ctx, c);
+      PlannedLayer layer(ctx, c.config, c.dims, c.B, c.T);
       const auto rows = packed(in, c.dims);
       const Ranges ranges = ranges_of(pool, c.ranges, c.B, c.T);
       const Tensor d_out = pool.floats(in.d_out, {c.B, c.T, c.dims.H, c.dims.Dv}),
@@ -216,9 +192,10 @@ TEST_P(Variants, ScoresByAnotherFactor) {
     for (const std::string& impl : implementations(plain, true)) {
       SCOPED_TRACE(config.type + "/" + impl + " " + config.selection);
       plain.config.impl = scaled.config.impl = impl;
-      Layer a(ctx, plain), b(ctx, scaled);
+      PlannedLayer a(ctx, plain.config, plain.dims, plain.B, plain.T),
+          b(ctx, scaled.config, scaled.dims, scaled.B, scaled.T);
       const Tensor d_out = pool.floats(in.d_out, {2, 19, dims.H, dims.Dv});
-      const auto gradient = [&](Layer& layer, const std::vector<float>& from) {
+      const auto gradient = [&](PlannedLayer& layer, const std::vector<float>& from) {
         const Tensor d_qkv = pool.poisoned(DType::f32, {2, 19, dims.row()});
         ctx.copy(layer.state.qkv.data, ctx.device(), from.data(), Device::cpu, from.size() * sizeof(float));
         attention_forward(ctx, *layer.attention, layer.state, Ranges{}, layer.scratch);
@@ -244,9 +221,9 @@ TEST_P(Variants, FewerFeaturesThanWerePlanned) {
     const auto rows = packed(in, wide.dims);
     for (const std::string& impl : implementations(wide, true)) {
       wide.config.impl = narrow.config.impl = impl;
-      Layer annealed(ctx, wide);
+      PlannedLayer annealed(ctx, wide.config, wide.dims, wide.B, wide.T);
       const Tensor d_out = pool.floats(in.d_out, {2, 17, wide.dims.H, wide.dims.Dv});
-      const auto results = [&](Layer& layer) {
+      const auto results = [&](PlannedLayer& layer) {
         const Tensor d_qkv = pool.poisoned(DType::f32, {2, 17, wide.dims.row()});
         ctx.copy(layer.state.qkv.data, ctx.device(), rows.data(), Device::cpu, rows.size() * sizeof(float));
         attention_forward(ctx, *layer.attention, layer.state, Ranges{}, layer.scratch);
@@ -257,7 +234,7 @@ TEST_P(Variants, FewerFeaturesThanWerePlanned) {
         SCOPED_TRACE(::testing::Message() << impl << " " << selection << " " << k.q << "/" << k.k);
         narrow.config.k_q = k.q;
         narrow.config.k_k = k.k;
-        Layer own(ctx, narrow);
+        PlannedLayer own(ctx, narrow.config, narrow.dims, narrow.B, narrow.T);
         annealed.attention->activate(k);
         EXPECT_EQ(results(annealed), results(own));
         EXPECT_EQ(annealed.state.k.values.dim(3), k.k);

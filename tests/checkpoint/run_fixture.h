@@ -3,6 +3,9 @@
 
 #include <fcntl.h>
 
+#include <nlohmann/json.hpp>
+#include <sstream>
+
 #include "checkpoint/helpers.h"
 
 namespace sfa::test {
@@ -54,6 +57,36 @@ struct RunFixture : ::testing::Test {
                                      fmt::format("checkpoint.background={}", background ? "true" : "false")};
     command.insert(command.end(), more.begin(), more.end());
     return command;
+  }
+  // `sfa train` into a folder, every step in the metrics; goes on where it has begun.
+  [[nodiscard]] static std::vector<std::string> logged(const std::string& output,
+                                                       const std::vector<std::string>& more) {
+    std::vector<std::string> command{"train", "run.yaml", "--resume", "output_dir=" + output, "train.log_every=1"};
+    command.insert(command.end(), more.begin(), more.end());
+    return command;
+  }
+  [[nodiscard]] int run(const std::string& output, const std::vector<std::string>& more) const {
+    return exit_code(logged(output, more));
+  }
+  // A key's values, line by line of the metrics.
+  [[nodiscard]] std::vector<double> metric(const std::string& output, const char* key) const {
+    std::vector<double> all;
+    std::istringstream text(read_file(folder.path() / output / "metrics.jsonl"));
+    for (std::string line; std::getline(text, line);) {
+      const auto object = nlohmann::json::parse(line);
+      if (object.contains(key)) all.push_back(object[key].get<double>());
+    }
+    return all;
+  }
+  // Killed after its first checkpoint and started again, a run ends with the bits of one that was left alone.
+  void expect_cut_ends_like_whole(const std::vector<std::string>& more) const {
+    ASSERT_EQ(run("whole", more), 0) << errors();
+    const pid_t child = start(logged("cut", more));
+    while (list_checkpoints(folder.path() / "cut").empty()) ::usleep(1000);
+    ::kill(child, SIGKILL);
+    (void)wait_for(child);
+    ASSERT_EQ(run("cut", more), 0) << errors();
+    EXPECT_EQ(final_bytes("whole"), final_bytes("cut"));
   }
   // The bytes of the last checkpoint: the same content makes the same bytes.
   [[nodiscard]] std::string final_bytes(const std::string& output) const {

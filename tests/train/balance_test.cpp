@@ -2,39 +2,22 @@
 // it weighs something, gates are learnt and do not decay, and a stopped run ends like one that was not.
 #include <gtest/gtest.h>
 
-#include <sstream>
-
 #include "checkpoint/run_fixture.h"
 
 namespace sfa::test {
 namespace {
 
-struct BalanceRun : RunFixture {
-  int run(const std::string& output, std::vector<std::string> more) {
-    std::vector<std::string> arguments{"train", "run.yaml", "--resume", "output_dir=" + output, "train.log_every=1"};
-    arguments.insert(arguments.end(), more.begin(), more.end());
-    return exit_code(arguments);
-  }
-  [[nodiscard]] std::vector<double> column(const std::string& output, const char* key) const {
-    std::vector<double> all;
-    std::istringstream text(read_file(folder.path() / output / "metrics.jsonl"));
-    for (std::string line; std::getline(text, line);) {
-      const auto object = nlohmann::json::parse(line);
-      if (object.contains(key)) all.push_back(object[key].get<double>());
-    }
-    return all;
-  }
-};
+struct BalanceRun : RunFixture {};
 
 TEST_F(BalanceRun, WeightBringsTheLoadNearerToOne) {
   // A step that only shows the balance, its weight next to nothing, against one that matters.
   ASSERT_EQ(run("seen", {"model.attention.balance=1e-9"}), 0) << errors();
   ASSERT_EQ(run("balanced", {"model.attention.balance=1"}), 0) << errors();
   ASSERT_EQ(run("without", {}), 0) << errors();
-  const auto seen = column("seen", "train/balance_loss"), balanced = column("balanced", "train/balance_loss");
+  const auto seen = metric("seen", "train/balance_loss"), balanced = metric("balanced", "train/balance_loss");
   ASSERT_EQ(seen.size(), static_cast<std::size_t>(kSteps));
   ASSERT_EQ(balanced.size(), seen.size());
-  EXPECT_TRUE(column("without", "train/balance_loss").empty());
+  EXPECT_TRUE(metric("without", "train/balance_loss").empty());
   EXPECT_EQ(seen.front(), balanced.front()) << "the first step has the same weights";
   for (const double b : seen) EXPECT_TRUE(b >= 0.9 && b <= 4) << b << ": 1 where all are kept alike, at most D / k";
   EXPECT_LT(balanced.back() - 1, 0.8 * (seen.back() - 1));
@@ -45,20 +28,14 @@ TEST_F(BalanceRun, MicroBatchesOfAnySizeWeighItAlike) {
   ASSERT_EQ(run("two", {"model.attention.balance=0.01", "train.max_steps=1"}), 0) << errors();
   ASSERT_EQ(run("four", {"model.attention.balance=0.01", "train.max_steps=1", "data.micro_batch_size=4"}), 0)
       << errors();
-  const auto two = column("two", "train/balance_loss"), four = column("four", "train/balance_loss");
+  const auto two = metric("two", "train/balance_loss"), four = metric("four", "train/balance_loss");
   ASSERT_EQ(two.size(), 1u);
   EXPECT_NEAR(two.front(), four.front(), 0.1 * four.front());
 }
 
 TEST_F(BalanceRun, StoppedAndResumedItEndsTheSame) {
   const std::vector<std::string> keys{"model.attention.balance=0.1", "model.attention.gate=feature"};
-  ASSERT_EQ(run("whole", keys), 0) << errors();
-  const pid_t child = start({"train", "run.yaml", "--resume", "output_dir=cut", "train.log_every=1", keys[0], keys[1]});
-  while (list_checkpoints(folder.path() / "cut").empty()) ::usleep(1000);
-  ::kill(child, SIGKILL);
-  (void)wait_for(child);
-  ASSERT_EQ(run("cut", keys), 0) << errors();
-  EXPECT_EQ(final_bytes("whole"), final_bytes("cut"));
+  expect_cut_ends_like_whole(keys);
 }
 
 TEST_F(BalanceRun, AResumedRunMayChangeTheWeightButNotTheGate) {

@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <sstream>
 
 #include "checkpoint/run_fixture.h"
 #include "models/model.h"
@@ -11,22 +10,7 @@
 namespace sfa::test {
 namespace {
 
-struct AnnealRun : RunFixture {
-  int run(const std::string& output, std::vector<std::string> more) {
-    std::vector<std::string> arguments{"train", "run.yaml", "--resume", "output_dir=" + output, "train.log_every=1"};
-    arguments.insert(arguments.end(), more.begin(), more.end());
-    return exit_code(arguments);
-  }
-  [[nodiscard]] std::vector<double> metric(const std::string& output, const char* key) const {
-    std::vector<double> all;
-    std::istringstream text(read_file(folder.path() / output / "metrics.jsonl"));
-    for (std::string line; std::getline(text, line);) {
-      const auto object = nlohmann::json::parse(line);
-      if (object.contains(key)) all.push_back(object[key].get<double>());
-    }
-    return all;
-  }
-};
+struct AnnealRun : RunFixture {};
 
 TEST(AnnealedK, GoesDownByEqualShares) {
   EXPECT_EQ(annealed_k(32, 8, 0, false), 32);
@@ -80,13 +64,7 @@ TEST_F(AnnealRun, ValidatesWithTheFinalK) {
 
 TEST_F(AnnealRun, StoppedAndResumedItEndsTheSame) {
   const std::vector<std::string> keys{"train.k_anneal.from=12", "train.k_anneal.until=0.9"};
-  ASSERT_EQ(run("whole", keys), 0) << errors();
-  const pid_t child = start({"train", "run.yaml", "--resume", "output_dir=cut", "train.log_every=1", keys[0], keys[1]});
-  while (list_checkpoints(folder.path() / "cut").empty()) ::usleep(1000);
-  ::kill(child, SIGKILL);
-  (void)wait_for(child);
-  ASSERT_EQ(run("cut", keys), 0) << errors();
-  EXPECT_EQ(final_bytes("whole"), final_bytes("cut"));
+  expect_cut_ends_like_whole(keys);
 }
 
 TEST_F(AnnealRun, RefusesACourseThatCannotBe) {

@@ -2,8 +2,6 @@
 // step without one says so and changes nothing but by decay; data that can't tell is refused.
 #include <gtest/gtest.h>
 
-#include <sstream>
-
 #include "checkpoint/run_fixture.h"
 
 namespace sfa::test {
@@ -21,25 +19,12 @@ struct LossMaskRun : RunFixture {
               0)
         << errors();
   }
-  int run(const std::string& output, std::vector<std::string> more, const std::string& data = "answers.h5") {
-    std::vector<std::string> arguments{"train",
-                                       "run.yaml",
-                                       "--resume",
-                                       "output_dir=" + output,
-                                       "train.log_every=1",
-                                       "data.train=" + data,
-                                       "train.loss_mask=answers"};
-    arguments.insert(arguments.end(), more.begin(), more.end());
-    return exit_code(arguments);
+  static std::vector<std::string> masked(std::vector<std::string> more, const std::string& data = "answers.h5") {
+    more.insert(more.begin(), {"data.train=" + data, "train.loss_mask=answers"});
+    return more;
   }
-  [[nodiscard]] std::vector<double> column(const std::string& output, const char* key) const {
-    std::vector<double> all;
-    std::istringstream text(read_file(folder.path() / output / "metrics.jsonl"));
-    for (std::string line; std::getline(text, line);) {
-      const auto object = nlohmann::json::parse(line);
-      if (object.contains(key)) all.push_back(object[key].get<double>());
-    }
-    return all;
+  int run(const std::string& output, std::vector<std::string> more, const std::string& data = "answers.h5") {
+    return RunFixture::run(output, masked(std::move(more), data));
   }
 };
 
@@ -47,16 +32,16 @@ TEST_F(LossMaskRun, IsTheMeanOverAnswersHoweverTheBatchIsCut) {
   ASSERT_EQ(run("four", {"data.micro_batch_size=4"}), 0) << errors();
   ASSERT_EQ(run("one", {"data.micro_batch_size=1"}), 0) << errors();
   ASSERT_EQ(run("all", {"train.loss_mask=none"}), 0) << errors();
-  const auto four = column("four", "train/loss"), one = column("one", "train/loss"), all = column("all", "train/loss");
+  const auto four = metric("four", "train/loss"), one = metric("one", "train/loss"), all = metric("all", "train/loss");
   ASSERT_EQ(four.size(), static_cast<std::size_t>(kSteps));
   for (std::size_t i = 0; i < four.size(); ++i) EXPECT_NEAR(four[i], one[i], 1e-3) << "step " << i;
   EXPECT_NE(four.front(), all.front());
   EXPECT_LT(four.back(), four.front() - 1) << "answers are learnt";
-  EXPECT_NEAR(column("four", "grad_norm").front(), column("one", "grad_norm").front(), 1e-3);
-  for (const double n : column("four", "train/answer_tokens")) EXPECT_TRUE(n > 0 && n < 4 * 32) << n;
-  EXPECT_TRUE(column("all", "train/answer_tokens").empty());
+  EXPECT_NEAR(metric("four", "grad_norm").front(), metric("one", "grad_norm").front(), 1e-3);
+  for (const double n : metric("four", "train/answer_tokens")) EXPECT_TRUE(n > 0 && n < 4 * 32) << n;
+  EXPECT_TRUE(metric("all", "train/answer_tokens").empty());
   // Validation counts what training counts: answers are easier than sums of random digits.
-  EXPECT_LT(column("four", "val/loss").back(), column("all", "val/loss").back());
+  EXPECT_LT(metric("four", "val/loss").back(), metric("all", "val/loss").back());
 }
 
 TEST_F(LossMaskRun, AStepWithoutAnswersIsSaid) {
@@ -70,20 +55,13 @@ TEST_F(LossMaskRun, AStepWithoutAnswersIsSaid) {
             0);
   ASSERT_EQ(run("few", {"train.max_steps=3", "data.shuffle=false"}, "few.h5"), 0) << errors();
   EXPECT_NE(errors().find("step 1: no target is an answer"), std::string::npos) << errors();
-  EXPECT_EQ(column("few", "train/loss"), std::vector<double>(3));
-  EXPECT_EQ(column("few", "grad_norm"), std::vector<double>(3));
-  EXPECT_EQ(column("few", "train/answer_tokens"), std::vector<double>(3));
+  EXPECT_EQ(metric("few", "train/loss"), std::vector<double>(3));
+  EXPECT_EQ(metric("few", "grad_norm"), std::vector<double>(3));
+  EXPECT_EQ(metric("few", "train/answer_tokens"), std::vector<double>(3));
 }
 
 TEST_F(LossMaskRun, StoppedAndResumedItEndsTheSame) {
-  ASSERT_EQ(run("whole", {}), 0) << errors();
-  const pid_t child = start({"train", "run.yaml", "--resume", "output_dir=cut", "train.log_every=1",
-                             "data.train=answers.h5", "train.loss_mask=answers"});
-  while (list_checkpoints(folder.path() / "cut").empty()) ::usleep(1000);
-  ::kill(child, SIGKILL);
-  (void)wait_for(child);
-  ASSERT_EQ(run("cut", {}), 0) << errors();
-  EXPECT_EQ(final_bytes("whole"), final_bytes("cut"));
+  expect_cut_ends_like_whole(masked({}));
 }
 
 TEST_F(LossMaskRun, NeedsDataThatTells) {
