@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 BARS = {
     "backward": {1024: 1.3, 4096: 0.9, 16384: 0.92, 65536: 0.92},
-    "sfa": {16384: 0.95, 65536: 0.95},
+    "sfa": {8192: 0.95, 16384: 0.95, 65536: 0.95},
 }
 
 

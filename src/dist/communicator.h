@@ -7,7 +7,8 @@
 // same order.
 //
 // Sums are the same bits on every rank and in every run of one layout: over MPI elements are added in the order of the
-// ranks, bf16 in f32 and rounded once; over NCCL in the order of its rings, which a layout fixes.
+// ranks, bf16 in f32 and rounded once, and so they are in shared memory of GPUs; over NCCL in the order of its rings,
+// which a layout fixes.
 //
 // Models know nothing of ranks.
 #pragma once
@@ -47,6 +48,11 @@ class Communicator {
   /// t[parts[r]] = sum over ranks, on rank r; what rank r holds elsewhere in the parts is undefined afterwards. One
   /// part a rank, in order, without overlap; f32 or bf16.
   virtual void reduce_scatter(Context& ctx, const Tensor& t, const std::vector<FlatRange>& parts) = 0;
+  /// Every rank names a tensor of the same shape: where the ranks' GPUs reach each other's memory, reduce_scatter() of
+  /// parts of it leaves the multiprocessors to others (dist/peer_sums.h), best where a part has no more than `together`
+  /// elements. Until the next tensor, or an empty one, which is named before the memory is given back. Whether it is
+  /// so; the same on all ranks.
+  virtual bool share(const Tensor& /*t*/, std::int64_t /*together*/ = 0) { return false; }
   /// t[parts[r]] of rank r comes to all.
   virtual void all_gather(Context& ctx, const Tensor& t, const std::vector<FlatRange>& parts) = 0;
   virtual void broadcast(Context& ctx, const Tensor& t, int root) = 0;

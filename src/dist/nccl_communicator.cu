@@ -13,6 +13,7 @@
 #include "dist/mpi_session.h"
 #include "dist/nccl_communicator.h"
 #include "dist/nccl_library.cuh"
+#include "dist/peer_sums.h"
 
 namespace sfa::dist {
 namespace {
@@ -56,6 +57,7 @@ class NcclCommunicator final : public Communicator {
     stop_ = true;
     watch_.join();
     cudaStreamSynchronize(stream_);
+    peers_.reset();
     nccl().destroy(comm_);
     cudaEventDestroy(ready_);
     cudaEventDestroy(done_);
@@ -78,6 +80,7 @@ class NcclCommunicator final : public Communicator {
   }
   void reduce_scatter(Context& ctx, const Tensor& t, const std::vector<FlatRange>& parts) override {
     begin(ctx, t);
+    if (peers_ != nullptr && peers_->covers(t)) return peers_->reduce_scatter(stream_, t, parts);
     check(nccl().group_start(), "begin a group");
     for (int r = 0; r < size(); ++r) {
       const FlatRange& p = parts[static_cast<std::size_t>(r)];
@@ -87,6 +90,11 @@ class NcclCommunicator final : public Communicator {
               "sum over ranks");
     }
     check(nccl().group_end(), "sum over ranks");
+  }
+  bool share(const Tensor& t, std::int64_t together) override {
+    peers_.reset();
+    if (!t.empty()) peers_ = PeerSums::connect(*control_, t, together);
+    return peers_ != nullptr;
   }
   void all_gather(Context& ctx, const Tensor& t, const std::vector<FlatRange>& parts) override {
     begin(ctx, t);
@@ -116,6 +124,7 @@ class NcclCommunicator final : public Communicator {
   void join(Context& ctx) override {
     SFA_CUDA_CHECK(cudaEventRecord(done_, stream_));
     SFA_CUDA_CHECK(cudaStreamWaitEvent(ctx.cuda().stream, done_));
+    if (peers_ != nullptr) peers_->add_pulled(ctx.cuda().stream);
   }
 
  private:
@@ -156,6 +165,7 @@ class NcclCommunicator final : public Communicator {
   ncclComm_t comm_ = nullptr;
   cudaStream_t stream_ = nullptr;
   cudaEvent_t ready_ = nullptr, done_ = nullptr;
+  std::unique_ptr<PeerSums> peers_;
   std::atomic<bool> stop_{false};
   std::thread watch_;
 };

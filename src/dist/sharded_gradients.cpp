@@ -50,6 +50,17 @@ ShardedGradients::ShardedGradients(Communicator& communicator, GradientPlaces pl
       working_(working),
       owned_(owned) {}
 
+bool ShardedGradients::share() {
+  std::int64_t block = 0;
+  for (const GradientPlaces::Stretch& s : places_.stretches)
+    if (s.shared) block = std::max(block, s.flat.count);
+  return communicator_.share(working_, block);
+}
+
+ShardedGradients::~ShardedGradients() {
+  communicator_.share({});
+}
+
 void ShardedGradients::reduce(Context& ctx, const GradientPlaces::Stretch& stretch) {
   std::vector<FlatRange> parts;
   for (const FlatRange& owner : owners_) {

@@ -36,6 +36,11 @@ class ShardedGradients {
   /// sums of owners[rank].
   ShardedGradients(Communicator& communicator, GradientPlaces places, std::vector<FlatRange> owners,
                    const Tensor& working, const Tensor& owned);
+  ~ShardedGradients();
+  ShardedGradients(const ShardedGradients&) = delete;
+  ShardedGradients& operator=(const ShardedGradients&) = delete;
+  /// All ranks, before the first micro-step: sums by copies between cards where they can be (Communicator::share).
+  bool share();
 
   /// As GradientBuckets::final, in every micro-step.
   void final(Context& ctx, std::int64_t begin, std::int64_t end);

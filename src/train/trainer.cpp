@@ -355,10 +355,11 @@ int Run::go() {
                name_of(state_.model().dtype()), name_of(state_.model().device()), state_.context().device_name(),
                static_cast<double>(state_.memory().bytes()) / (1 << 30));
   spdlog::info("memory: {}", describe(state_.memory().parts()));
+  const bool copied = state_.share_gradients();
   if (!alone())
-    spdlog::info("{} ranks over {}, {} sequences a {} and micro-step, dist.zero {}", ranks_.size(), ranks_.backend(),
-                 config_.data.micro_batch_size, config_.dist.context_parallel > 1 ? "group" : "rank",
-                 config_.dist.zero);
+    spdlog::info("{} ranks over {}, {} sequences a {} and micro-step, dist.zero {}{}", ranks_.size(), ranks_.backend(),
+                 config_.data.micro_batch_size, config_.dist.context_parallel > 1 ? "group" : "rank", config_.dist.zero,
+                 copied ? ", gradients summed by copy engines" : "");
   if (const TrainingMemory& memory = state_.memory(); memory.ring != nullptr) {
     const int together = memory.ring->size();
     const RingBytes hop = ring_bytes_a_hop(config_, state_.model().dtype());

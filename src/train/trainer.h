@@ -32,6 +32,10 @@ class TrainingState {
   TrainingState(const Config& config, Device device, const MemoryLimits& limits = {},
                 Communicator* communicator = nullptr);
 
+  /// All ranks together, before the first step: gradients are summed by copies between cards where that serves them
+  /// (Communicator::share). Whether they are.
+  bool share_gradients() { return sharded_ != nullptr && sharded_->share(); }
+
   /// Seeded initial weights, zero moments, a guard that has seen nothing. `weights` may put others in their place
   /// (flat f32 in host memory).
   void initialize(std::uint64_t seed, const std::function<void(const Tensor& flat)>& weights = {});

@@ -17,6 +17,7 @@
 #include "core/rng.h"
 #include "dist/communicator.h"
 #include "dist/gradient_buckets.h"
+#include "ops/reduce/reduce.h"
 #include "train/trainer.h"
 
 namespace sfa::test {
@@ -131,6 +132,51 @@ struct Checker {
     }
   }
 
+  // Sums in shared memory follow each other without the host's waiting: what is summed next must not reach a slower
+  // rank's sum before.
+  bool shared() {
+    bool copied = false;
+    for (const DType type : {DType::f32, DType::bf16}) {
+      if (type == DType::bf16 && !ctx.on_cuda()) continue;        // bf16 gradients are for GPUs
+      const std::int64_t n = ctx.on_cuda() ? 5'000'000 : 50'000;  // on GPUs parts of more than one piece
+      const Tensor region = upload(type, std::vector<double>(static_cast<std::size_t>(n + 64)));
+      const Tensor t = region.slice(0, 64, n),
+                   total = upload(DType::f32, std::vector<double>(static_cast<std::size_t>(n)));
+      const std::vector<Tensor> fresh = {mine(type, n),
+                                         upload(type, std::vector<double>(static_cast<std::size_t>(n), 1))};
+      copied = ranks.share(region, type == DType::f32 ? n / 2 : n / 5);  // one piece and several
+      // In turn: parts of all ranks, all of it for one, and of some nothing.
+      std::vector<std::vector<FlatRange>> plans = {split_evenly(n, ranks.size(), 64)};
+      for (int owner = 0; owner < ranks.size(); ++owner) {
+        std::vector<FlatRange> parts(static_cast<std::size_t>(ranks.size()), FlatRange{0, 0});
+        parts[static_cast<std::size_t>(owner)] = {owner, n - 2 * owner};
+        plans.push_back(parts);
+      }
+      constexpr int kRounds = 24;
+      std::vector<std::int64_t> times(static_cast<std::size_t>(n) * 2);
+      for (int round = 0; round < kRounds; ++round) {
+        const std::size_t which = static_cast<std::size_t>(round) % 2;
+        const std::vector<FlatRange>& parts = plans[static_cast<std::size_t>(round) % plans.size()];
+        ctx.copy(t.data, t.device, fresh[which].data, t.device, static_cast<std::size_t>(t.bytes()));
+        ranks.reduce_scatter(ctx, t, parts);
+        ranks.join(ctx);
+        const FlatRange own = parts[static_cast<std::size_t>(ranks.rank())];
+        if (own.count > 0) add_to(ctx, t.slice(0, own.begin, own.count), total.slice(0, own.begin, own.count));
+        for (std::int64_t i = own.begin; i < own.end(); ++i) ++times[static_cast<std::size_t>(i) * 2 + which];
+      }
+      expect(
+          total, {0, n},
+          [&](std::int64_t i) {
+            const std::int64_t* seen = &times[static_cast<std::size_t>(i) * 2];
+            return static_cast<double>(seen[0]) * sum(i) + static_cast<double>(seen[1]) * ranks.size();
+          },
+          "a sum in shared memory");
+      ranks.share({});
+      memory.clear();
+    }
+    return copied;
+  }
+
   // Named in any order, in part or not at all, every gradient is summed once.
   void buckets(std::int64_t n) {
     for (const bool owned : {false, true})
@@ -158,13 +204,16 @@ int collectives(const std::string& device) {
   const auto ranks = make_communicator(read_launch(process_environment), where, 30,
                                        [](const std::string& line) { std::fprintf(stderr, "%s\n", line.c_str()); });
   Checker checker(*ranks, where);
+  bool copied = false;
   try {
     checker.all();
+    copied = checker.shared();
   } catch (const std::exception& e) {
     ranks->control().give_up(e.what());
   }
   if (ranks->rank() == 0)
-    std::printf("%d ranks over %s: all operations are right\n", ranks->size(), ranks->backend().c_str());
+    std::printf("%d ranks over %s%s: all operations are right\n", ranks->size(), ranks->backend().c_str(),
+                copied ? " and by copy engines" : "");
   return 0;
 }
 

@@ -393,7 +393,7 @@ int main(int argc, char** argv) {
     if (mode == "all" || mode == "time")
       for (int d : {64, 128})
         if (only == 0 || only == d)
-          for (int n : {1024, 4096, 16384, 65536}) {
+          for (int n : {1024, 4096, 8192, 16384, 65536}) {
             std::vector<int> together{0};
             for (int i = 3; i < argc; ++i) together.push_back(std::atoi(argv[i]));
             time_shape(d, d == 64 ? 12 : 16, n, together);
