@@ -74,6 +74,8 @@ run() {
 step "NCCL on $GPUS x $(gpu_name)"
 if ranks "$GPUS" timeout 120 "$PROGRAM" collectives cuda >collectives.log 2>&1; then passed "$(tail -1 collectives.log)"
 else failed 'operations of the communicator'; tail -5 collectives.log; fi
+if NCCL_P2P_DISABLE=1 ranks "$GPUS" timeout 120 "$PROGRAM" collectives cuda >collectives.log 2>&1 && ! grep -q 'copy engines' collectives.log
+then passed "$(tail -1 collectives.log), without each other's memory"; else failed 'operations of the communicator with NCCL_P2P_DISABLE=1'; tail -5 collectives.log; fi
 
 step 'The same training on one card and on many'
 cat "$ROOT"/docs/*.md "$ROOT"/README.md >text.txt 2>/dev/null
