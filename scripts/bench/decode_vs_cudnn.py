@@ -49,7 +49,7 @@ def main():
     args = parser.parse_args()
     lines = subprocess.run([args.binary, "time"], check=True, capture_output=True, text=True).stdout.splitlines()
     print(torch.cuda.get_device_name(), "torch", torch.__version__, "cuDNN", torch.backends.cudnn.version())
-    print(f"{'type':8} {'heads':>6} {'d':>4} {'k':>3} {'B':>4} {'n':>7} {'ours ms':>8} {'GB/s':>5} {'cuDNN ms':>9} {'FA2 ms':>8} "
+    print(f"{'type':16} {'heads':>6} {'d':>4} {'k':>3} {'B':>4} {'n':>7} {'ours ms':>8} {'GB/s':>5} {'cuDNN ms':>9} {'FA2 ms':>8} "
           f"{'cuDNN/ours':>10} {'bytes':>6}")
     rivals = {}
     for line in lines:
@@ -67,7 +67,7 @@ def main():
         show = [f"{t:.4f}" if t else "-" for t in (cudnn, flash)]
         ratio = f"{cudnn / ms:.3f}" if cudnn else "-"
         part = size / (4.0 * batch * groups * n * d)
-        print(f"{kind:8} {heads:3}/{groups:2} {d:4} {k:3} {batch:4} {n:7} {ms:8.4f} {speed:5.0f} {show[0]:>9} {show[1]:>8} "
+        print(f"{kind:16} {heads:3}/{groups:2} {d:4} {k:3} {batch:4} {n:7} {ms:8.4f} {speed:5.0f} {show[0]:>9} {show[1]:>8} "
               f"{ratio:>10} {part:6.3f}", flush=True)
 
 

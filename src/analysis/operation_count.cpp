@@ -5,6 +5,7 @@
 
 #include "attention/cost.h"
 #include "core/error.h"
+#include "ops/select/support_format.h"
 
 namespace sfa {
 namespace {
@@ -70,13 +71,20 @@ AttentionOperations count_attention(const AttentionCount& c, std::int64_t N, Con
                              : 0.0};
 }
 
+KeyFormat key_format(Convention convention, double value_bytes) {
+  KeyFormat format{.value_bytes = value_bytes, .index_bytes = {}};
+  if (convention == Convention::paper) format.index_bytes = 1;
+  return format;
+}
+
 double kv_bytes(const AttentionConfig& config, const AttentionDims& dims, const KeyFormat& f) {
   const auto row = [&](std::int64_t features) {
     return config.int8_cache() ? int8_row_bytes(features) : static_cast<double>(features) * f.value_bytes;
   };
-  const double keys =
-      config.type == "sfa" ? config.k_k * (f.value_bytes + f.index_bytes) + f.pointer_bytes : row(dims.Dqk);
-  return keys + row(dims.Dv);
+  if (config.type != "sfa") return row(dims.Dqk) + row(dims.Dv);
+  const double support =
+      f.index_bytes ? config.k_k * *f.index_bytes : static_cast<double>(support_format(dims.Dqk, config.k_k).bytes);
+  return config.k_k * f.value_bytes + support + f.pointer_bytes + row(dims.Dv);
 }
 
 double kv_ratio(const AttentionConfig& config, const AttentionDims& dims, const KeyFormat& f) {

@@ -42,11 +42,16 @@ struct AttentionOperations {
 
 AttentionOperations count_attention(const AttentionCount& c, std::int64_t N, Convention convention);
 
-/// The widths that a stored key may have besides its values; appendix J says 8-bit indices and 32-bit row pointers,
-/// Figure 1(b)'s bars at d = 128 are those of 32-bit indices.
+/// The widths that a stored key may have besides its values. The paper has an index a value: appendix J says 8-bit
+/// indices and 32-bit row pointers, Figure 1(b)'s bars at d = 128 are those of 32-bit indices. Our cache has 8-bit
+/// indices, or a bit a feature where that is less (ops/select/support_format.h): index_bytes unset.
 struct KeyFormat {
-  double value_bytes = 2, index_bytes = 1, pointer_bytes = 0;
+  double value_bytes = 2;
+  std::optional<double> index_bytes;
+  double pointer_bytes = 0;
 };
+/// The widths under a convention; `paper`: 8-bit indices.
+KeyFormat key_format(Convention convention, double value_bytes);
 /// Bytes a token and key/value head: sfa k_k (value + index) + pointer + Dv values, dense (Dqk + Dv) values. In 8 bits
 /// (config.kv_cache) rows of keys and values are int8 with a scale.
 double kv_bytes(const AttentionConfig& config, const AttentionDims& dims, const KeyFormat& format);

@@ -58,13 +58,15 @@ Json model_row(const FlopsOptions& o, const Config& config, std::int64_t T) {
   const double t = static_cast<double>(T), element = static_cast<double>(size_of(dtype));
   const AttentionDims dims = config.model.attention_dims();
   AttentionOperations a;
-  double ratio = 0;
+  double ratio = 0, kv = 0;
+  const KeyFormat format = key_format(convention, element);
   for (std::int64_t l = 0; l < L; ++l) {
     const AttentionConfig layer = config.model.attention_of(l);
     const AttentionOperations own = count_attention({layer, dims, 1, o.kernels(), o.measured_overlap()}, T, convention);
     a.flops += own.flops;
     a.integer_ops += own.integer_ops;
-    ratio += kv_ratio(layer, dims, {.value_bytes = element}) / static_cast<double>(L);
+    kv += static_cast<double>(dims.G) * kv_bytes(layer, dims, format);
+    ratio += kv_ratio(layer, dims, format) / static_cast<double>(L);
   }
   const double attention = a.flops, matrices = (c.forward_flops_per_token - c.attention_flops_per_token) * t;
   Json row = {{"context", T},
@@ -77,7 +79,7 @@ Json model_row(const FlopsOptions& o, const Config& config, std::int64_t T) {
               {"model_forward_flops", matrices + attention},
               {"step_flops_per_token", nullptr},
               {"integer_ops", a.integer_ops * (convention == Convention::paper ? static_cast<double>(dims.H) : 1)},
-              {"kv_bytes_per_token", c.kv_bytes_per_token},
+              {"kv_bytes_per_token", kv},
               {"kv_ratio", ratio}};
   if (convention == Convention::causal) {  // the paper counts no backward pass
     row["backward_flops_per_token"] = c.backward_flops_per_token;
@@ -97,8 +99,10 @@ Json attention_row(const FlopsOptions& o, std::int64_t T) {
   count.batch = static_cast<double>(o.batch_heads);
   count.device = o.kernels();
   count.overlap = o.measured_overlap();
-  const AttentionOperations a = count_attention(count, T, convention_of(o.convention));
+  const Convention convention = convention_of(o.convention);
+  const AttentionOperations a = count_attention(count, T, convention);
   const double element = o.dtype == "bf16" ? 2 : 4;
+  const KeyFormat format = key_format(convention, element);
   Json row = {{"context", T},
               {"type", o.type},
               {"d", o.d},
@@ -108,8 +112,8 @@ Json attention_row(const FlopsOptions& o, std::int64_t T) {
               {"convention", o.convention},
               {"attention_flops", a.flops},
               {"integer_ops", a.integer_ops},
-              {"kv_bytes_per_token_head", kv_bytes(count.config, count.dims, {.value_bytes = element})},
-              {"kv_ratio", kv_ratio(count.config, count.dims, {.value_bytes = element})}};
+              {"kv_bytes_per_token_head", kv_bytes(count.config, count.dims, format)},
+              {"kv_ratio", kv_ratio(count.config, count.dims, format)}};
   if (o.type == "sfa") row["kv_ratios"] = kv_ratios(count.config, count.dims, element);
   return row;
 }

@@ -92,6 +92,7 @@ struct Queries {
 struct Keys {
   Tensor dense;            // [B, Tk, G, Dqk]; sfa: zero outside the support
   Tensor values, indices;  // sfa: [B, Tk, G, k_k]
+  Tensor mask;             // sfa, a cache alone, instead of indices where it is smaller (ops/select/support_format.h)
   Tensor v;                // [B, Tk, G, Dv]
   // A cache in 8 bits (ops/int8_rows): [B, Tk, G] bf16; `v`, or `dense` too, is then u8 holding int8.
   Tensor v_scale, k_scale;

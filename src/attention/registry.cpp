@@ -181,6 +181,7 @@ Keys KvCache::filled() const {
   view.dense = part(keys.dense);
   view.values = part(keys.values);
   view.indices = part(keys.indices);
+  view.mask = part(keys.mask);
   view.v = part(keys.v);
   view.v_scale = part(keys.v_scale);
   view.k_scale = part(keys.k_scale);

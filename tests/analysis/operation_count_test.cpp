@@ -51,27 +51,45 @@ TEST(OperationCount, EveryCellOfThePapersTable6) {
 }
 
 TEST(OperationCount, CacheBytesOfFigure1AndAppendixJ) {
-  const auto ratio = [](int k, std::int64_t d, KeyFormat f) {
+  const auto ratio = [](int k, std::int64_t d, double index_bytes, double pointer_bytes = 0) {
     const AttentionCount c = heads("sfa", k, d, 1);
-    return kv_ratio(c.config, c.dims, f);
+    return kv_ratio(c.config, c.dims, {.index_bytes = index_bytes, .pointer_bytes = pointer_bytes});
   };
   // Figure 1(b): 0.875, 0.688, 0.59 at k = 32, 16, 8: 64 features with 8-bit indices, or 128 with 32-bit ones.
   for (const auto& [k, bar] : {std::pair{32, 0.875}, std::pair{16, 0.688}, std::pair{8, 0.59}}) {
-    EXPECT_NEAR(ratio(k, 64, {}), bar, 0.005);
-    EXPECT_NEAR(ratio(k, 128, {.index_bytes = 4}), bar, 0.005);
+    EXPECT_NEAR(ratio(k, 64, 1), bar, 0.005);
+    EXPECT_NEAR(ratio(k, 128, 4), bar, 0.005);
   }
-  EXPECT_NEAR(ratio(8, 128, {}), 0.547, 0.0005);
-  EXPECT_NEAR(ratio(16, 128, {.pointer_bytes = 4}), 0.602, 0.0005);
-  EXPECT_NEAR(ratio(4, 64, {.index_bytes = 2}), 0.563, 0.0005);
+  EXPECT_NEAR(ratio(8, 128, 1), 0.547, 0.0005);
+  EXPECT_NEAR(ratio(16, 128, 1, 4), 0.602, 0.0005);
+  EXPECT_NEAR(ratio(4, 64, 2), 0.563, 0.0005);
   // Appendix J's worked examples are of K alone: 2 d / (3 k + 4).
   for (const auto& [k, d, gain] : {std::tuple{8, 64, 4.57}, std::tuple{8, 128, 9.14}, std::tuple{16, 128, 4.92}}) {
     AttentionCount c = heads("sfa", k, d, 1);
     c.dims.Dv = 0;
-    EXPECT_NEAR(1 / kv_ratio(c.config, c.dims, {.pointer_bytes = 4}), gain, 0.005);
+    EXPECT_NEAR(1 / kv_ratio(c.config, c.dims, {.index_bytes = 1, .pointer_bytes = 4}), gain, 0.005);
   }
   const AttentionCount dense = heads("dense", 0, 128, 1);
   EXPECT_EQ(kv_ratio(dense.config, dense.dims, {}), 1);
   EXPECT_EQ(kv_bytes(dense.config, dense.dims, {}), 512);
+}
+
+TEST(OperationCount, OurCacheHasTheSmallerOfNumbersAndBits) {
+  const auto bytes = [](int k, std::int64_t d, Convention convention, const char* kv_cache) {
+    AttentionCount c = heads("sfa", k, d, 1);
+    c.config.kv_cache = kv_cache;
+    return kv_bytes(c.config, c.dims, key_format(convention, 2));
+  };
+  for (const Convention ours : {Convention::causal, Convention::executed}) {
+    EXPECT_EQ(bytes(8, 64, ours, "full"), 8 * 3 + 128) << "eight bytes either way";
+    EXPECT_EQ(bytes(28, 64, ours, "full"), 28 * 2 + 8 + 128);
+    EXPECT_EQ(bytes(28, 64, ours, "int8"), 28 * 2 + 8 + 66);
+    EXPECT_EQ(bytes(38, 64, ours, "int8"), 38 * 2 + 8 + 66);
+    EXPECT_EQ(bytes(13, 96, ours, "full"), 13 * 2 + 12 + 192);
+    EXPECT_EQ(bytes(16, 128, ours, "full"), 16 * 3 + 256);
+    EXPECT_EQ(bytes(17, 128, ours, "full"), 17 * 2 + 16 + 256);
+  }
+  EXPECT_EQ(bytes(28, 64, Convention::paper, "full"), 28 * 3 + 128) << "8-bit indices";
 }
 
 TEST(OperationCount, CausalCountsWhatIsSeen) {

@@ -1,6 +1,7 @@
 // Every row of the attention table through the interface that models use: prepare, core, backward, KV cache.
 // The oracle selects by brute force and computes in double; dense is the case that keeps all features.
 #include "attention/variant_case.h"
+#include "ops/select/support_format.h"
 
 namespace sfa::test {
 namespace {
@@ -80,6 +81,7 @@ class Variants : public DeviceTest {
       attention->plan_cache(cache_arena, c.B, c.T + 2);
       cache_arena.bind();
       KvCache cache = attention->plan_cache(cache_arena, c.B, c.T + 2);
+      expect_promised_bytes(*attention, cache, c.B);
       std::vector<float> out(exact.out.size());
       for (const std::int64_t n : chunks) {
         const std::int64_t at = cache.length;
@@ -113,6 +115,19 @@ class Variants : public DeviceTest {
       Arena none("none", ctx.device());
       EXPECT_THROW(attention_forward_cached(ctx, *attention, one, cache, Ranges{}, none), Error);
     }
+  }
+
+  // What is in a cache is what the cost says, in the smaller of the two formats of a support.
+  static void expect_promised_bytes(const Attention& attention, const KvCache& cache, std::int64_t B) {
+    double bytes = 0;
+    for (const Tensor* t :
+         {&cache.keys.dense, &cache.keys.values, &cache.keys.indices, &cache.keys.mask, &cache.keys.v})
+      if (!t->empty()) bytes += static_cast<double>(t->bytes());
+    EXPECT_DOUBLE_EQ(bytes, attention.cost(1).kv_bytes_per_token * static_cast<double>(B * cache.capacity));
+    if (attention.config().type != "sfa") return;
+    const bool mask = support_format(attention.dims().Dqk, attention.config().k_k).mask;
+    EXPECT_EQ(cache.keys.mask.empty(), !mask);
+    EXPECT_EQ(cache.keys.indices.empty(), mask);
   }
 
   static AttentionConfig sfa(int k_q, int k_k, const std::string& selection = "topk",
@@ -271,6 +286,25 @@ TEST_P(Variants, CacheInChunks) {
     check_cache({sfa(4, 6, "topk_pairs"), {2, 1, 32, 32}, 1, 9, {}}, chunks);
     check_cache({sfa(2, 2, "topk", "mask"), {2, 2, 16, 16}, 2, 9, {}}, chunks);
   }
+}
+
+// Supports as one bit a feature: just beyond d / 8 and just not, odd k, half of the features and more, all of them.
+TEST_P(Variants, CacheOfMasks) {
+  for (const auto& chunks : std::vector<std::vector<std::int64_t>>{{4, 1, 1, 3}, {9}}) {
+    check_cache({sfa(5, 5), {4, 2, 32, 16}, 2, 9, {}}, chunks);
+    check_cache({sfa(8, 8), {2, 1, 64, 16}, 1, 9, {}}, chunks);
+    check_cache({sfa(8, 9), {2, 1, 64, 16}, 1, 9, {}}, chunks);
+    check_cache({sfa(28, 28), {2, 2, 64, 64}, 2, 9, {}}, chunks);
+    check_cache({sfa(64, 38), {4, 2, 64, 64}, 2, 9, {}}, chunks);
+    check_cache({sfa(13, 13), {2, 1, 96, 32}, 1, 9, {}}, chunks);
+    check_cache({sfa(10, 17), {2, 1, 128, 32}, 1, 9, {}}, chunks);
+    check_cache({sfa(64, 128), {2, 1, 256, 16}, 1, 9, {}}, chunks);
+    check_cache({sfa(20, 20), {2, 1, 20, 16}, 1, 9, {}}, chunks);
+    check_cache({sfa(4, 7, "topk", "mask"), {2, 2, 32, 16}, 2, 9, {}}, chunks);
+  }
+  // Decoding has a path of its own on the CPU from 65 keys on.
+  check_cache({sfa(64, 28), {4, 2, 64, 32}, 2, 80, {}}, {75, 1, 1, 3});
+  check_cache({windowed(sfa(9, 9), 40), {4, 4, 64, 32}, 1, 80, {.window = 40, .first_key = {}}}, {30, 46, 1, 3});
 }
 
 SFA_ON_EVERY_DEVICE(Variants);

@@ -45,9 +45,30 @@ std::vector<FlashCase> cases() {
   return list;
 }
 
+// Keys whose support is one bit a feature in a cache: even, odd and in pieces of four; beyond half of the features;
+// more bytes than the decoding kernel's buffers hold beside sixteen query rows, and beside any.
+std::vector<FlashCase> masked_cases() {
+  std::vector<FlashCase> list;
+  for (const auto& [k, dims] : {std::pair{28, AttentionDims{4, 4, 64, 64}},
+                                {38, AttentionDims{4, 2, 64, 64}},
+                                {9, AttentionDims{8, 1, 64, 64}},
+                                {6, AttentionDims{2, 2, 32, 64}},
+                                {30, AttentionDims{3, 1, 80, 48}},
+                                {20, AttentionDims{2, 2, 96, 96}},
+                                {40, AttentionDims{4, 2, 128, 128}},
+                                {100, AttentionDims{8, 1, 128, 128}},
+                                {64, AttentionDims{2, 1, 256, 256}}})
+    list.push_back({config_of("flash", "sfa", k, "topk"), dims, 2, 200});
+  list.push_back({config_of("flash", "sfa", 28, "topk_2of4"), {2, 2, 64, 64}, 2, 200, 50});
+  list.push_back({config_of("flash_sm80", "sfa", 24, "topk_pairs"), {2, 1, 64, 64}, 2, 200});
+  list.push_back({config_of("flash", "sfa", 38, "topk"), {4, 2, 64, 64}, 2, 200});
+  list.back().config.k_q = 64;  // queries whole
+  return list;
+}
+
 std::string describe(const FlashCase& c) {
-  return fmt::format("{} {} {} D {} {} window {}", c.config.impl, c.config.type, c.config.selection, c.dims.Dqk,
-                     c.dims.Dv, c.window);
+  return fmt::format("{} {} {} k {} {} D {} {} window {}", c.config.impl, c.config.type, c.config.selection,
+                     c.config.k_q, c.config.k_k, c.dims.Dqk, c.dims.Dv, c.window);
 }
 
 // A layer's attention with its memory, planned as a model plans it.
@@ -149,8 +170,7 @@ const std::vector<std::vector<std::int64_t>> kChunks = {
 TEST_F(FlashAttentionGpu, ChunksThroughACacheAreOnePass) {
   type_ = DType::bf16;
   std::vector<FlashCase> list = cases();
-  list.push_back(
-      {config_of("flash", "sfa", 40, "topk"), {4, 2, 128, 128}, 2, 200});  // more features than decoding looks up
+  for (const FlashCase& c : masked_cases()) list.push_back(c);
   list.push_back({config_of("flash", "sfa", 40, "topk_2of4"), {4, 2, 128, 128}, 2, 200});
   list.push_back({config_of("flash", "sfa", 7, "topk"), {8, 1, 64, 64}, 3, 200});
   for (const FlashCase& c : list) {
@@ -262,7 +282,9 @@ TEST_F(FlashAttentionGpu, EightBitCachesAreAttentionOverRoundedRows) {
   std::vector<std::int64_t> few{1, 15};  // the kernels that read the cache as it is; the first token reads itself
   while (few.size() < 13) few.push_back(16);
   few.push_back(8);
-  for (FlashCase c : cases()) {
+  std::vector<FlashCase> list = cases();
+  for (const FlashCase& c : masked_cases()) list.push_back(c);
+  for (FlashCase c : list) {
     SCOPED_TRACE(describe(c));
     const Twin qkv = random({c.B, c.T, c.dims.row()});
     c.config.as_cached = "int8";

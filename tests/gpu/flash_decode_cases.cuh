@@ -6,12 +6,14 @@
 
 #include "attention/flash/decode.h"
 #include "gpu/flash_forward_cases.cuh"
+#include "ops/select/support_format.h"
 
 namespace sfa::test {
 
-/// Rows [B, T, heads, D] reduced to their k largest magnitudes, ties to the lowest index. A thread a row.
+/// Rows [B, T, heads, D] reduced to their k largest magnitudes, ties to the lowest index. `crowded`: a row prefers one
+/// stretch of 32 features, whatever their magnitudes, so that words of masks stay empty. A thread a row.
 static __global__ void reduce_rows(const __nv_bfloat16* x, flash::Strides at, int B, int T, int heads, int D, int k,
-                                   __nv_bfloat16* dense, __nv_bfloat16* values, std::uint8_t* indices,
+                                   bool crowded, __nv_bfloat16* dense, __nv_bfloat16* values, std::uint8_t* indices,
                                    flash::Strides sparse_at) {
   const int n = blockIdx.x * blockDim.x + threadIdx.x;
   if (n >= B * T * heads) return;
@@ -20,12 +22,16 @@ static __global__ void reduce_rows(const __nv_bfloat16* x, flash::Strides at, in
   __nv_bfloat16* full = dense + static_cast<std::int64_t>(n) * D;
   const std::int64_t to = b * sparse_at.batch + t * sparse_at.token + h * sparse_at.head;
   for (int c = 0; c < D; ++c) full[c] = __float2bfloat16(0.0f);
+  const auto rank = [&](int c) {
+    const bool preferred = crowded && c / 32 == n % ((D + 31) / 32);
+    return fabsf(__bfloat162float(row[c])) + (preferred ? 1000.0f : 0.0f);
+  };
   int stored = 0;
   for (int c = 0; c < D; ++c) {
-    const float mine = fabsf(__bfloat162float(row[c]));
+    const float mine = rank(c);
     int before = 0;
     for (int o = 0; o < D; ++o) {
-      const float other = fabsf(__bfloat162float(row[o]));
+      const float other = rank(o);
       before += other > mine || (other == mine && o < c);
     }
     if (before >= k) continue;
@@ -34,22 +40,37 @@ static __global__ void reduce_rows(const __nv_bfloat16* x, flash::Strides at, in
   }
 }
 
+/// Rows of k feature numbers to rows of one bit a feature, both at a constant distance.
+static __global__ void pack_masks(const std::uint8_t* numbers, std::size_t rows, int k, std::uint8_t* masks,
+                                  int bytes) {
+  for (std::size_t n = blockIdx.x * static_cast<std::size_t>(blockDim.x) + threadIdx.x; n < rows;
+       n += static_cast<std::size_t>(gridDim.x) * blockDim.x) {
+    for (int c = 0; c < bytes; ++c) masks[n * bytes + c] = 0;
+    for (int i = 0; i < k; ++i) {
+      const int f = numbers[n * k + i];
+      if (f < 8 * bytes) masks[n * bytes + f / 8] |= 1u << f % 8;  // tokens that are not there have none
+    }
+  }
+}
+
 /// Sparse queries, token by token, and keys, head by head, with the dense rows that they stand for.
 struct SparseProblem {
-  int k;
+  int k, mask_bytes;
   DeviceBuffer<__nv_bfloat16> q_dense, k_dense, q_values, k_values;
-  DeviceBuffer<std::uint8_t> q_indices, k_indices;
+  DeviceBuffer<std::uint8_t> q_indices, k_indices, k_masks;
   std::int64_t capacity;  // of the cache, a multiple of 16
 
   static std::size_t rows(const flash::Shape& s, int T, int heads) { return static_cast<std::size_t>(s.B) * T * heads; }
-  SparseProblem(const flash::ForwardParams& p, int active)
+  SparseProblem(const flash::ForwardParams& p, int active, bool crowded = false)
       : k(active),
+        mask_bytes(static_cast<int>(sfa::mask_bytes(p.shape.Dqk))),
         q_dense(rows(p.shape, p.shape.Tq, p.shape.H) * p.shape.Dqk),
         k_dense(rows(p.shape, p.shape.Tk, p.shape.G) * p.shape.Dqk),
         q_values(rows(p.shape, p.shape.Tq, p.shape.H) * active),
         k_values(rows(p.shape, p.shape.Tk + 24, p.shape.G) * active),
         q_indices(q_values.count()),
         k_indices(k_values.count()),
+        k_masks(rows(p.shape, p.shape.Tk + 24, p.shape.G) * static_cast<std::size_t>(mask_bytes)),
         capacity((p.shape.Tk + 17) / 16 * 16) {
     const flash::Shape& s = p.shape;
     k_values.poison();
@@ -57,17 +78,23 @@ struct SparseProblem {
     const auto reduce = [&](const void* x, const flash::Strides& at, int T, int heads, __nv_bfloat16* dense,
                             __nv_bfloat16* values, std::uint8_t* indices, const flash::Strides& sparse_at) {
       const int n = s.B * T * heads;
-      reduce_rows<<<(n + 127) / 128, 128>>>(static_cast<const __nv_bfloat16*>(x), at, s.B, T, heads, s.Dqk, k, dense,
-                                            values, indices, sparse_at);
+      reduce_rows<<<(n + 127) / 128, 128>>>(static_cast<const __nv_bfloat16*>(x), at, s.B, T, heads, s.Dqk, k, crowded,
+                                            dense, values, indices, sparse_at);
       SFA_CHECK_CUDA(cudaGetLastError());
     };
     reduce(p.q, p.q_stride, s.Tq, s.H, q_dense.get(), q_values.get(), q_indices.get(), q_stride(s));
     reduce(p.k, p.k_stride, s.Tk, s.G, k_dense.get(), k_values.get(), k_indices.get(), k_stride(s));
+    pack_masks<<<128, 256>>>(k_indices.get(), static_cast<std::size_t>(s.B) * s.G * capacity, k, k_masks.get(),
+                             mask_bytes);
+    SFA_CHECK_CUDA(cudaGetLastError());
   }
   [[nodiscard]] flash::Strides q_stride(const flash::Shape& s) const {
     return {std::int64_t{s.Tq} * s.H * k, std::int64_t{s.H} * k, k};
   }
-  [[nodiscard]] flash::Strides k_stride(const flash::Shape& s) const { return {s.G * capacity * k, k, capacity * k}; }
+  [[nodiscard]] flash::Strides k_stride(const flash::Shape& s) const { return by_head(s, k); }
+  [[nodiscard]] flash::Strides by_head(const flash::Shape& s, std::int64_t width) const {
+    return {s.G * capacity * width, width, capacity * width};
+  }
 
   /// What the oracle multiplies.
   [[nodiscard]] flash::ForwardParams oracle(flash::ForwardParams p) const {
@@ -78,10 +105,18 @@ struct SparseProblem {
     p.k_stride = {std::int64_t{s.Tk} * s.G * s.Dqk, std::int64_t{s.G} * s.Dqk, s.Dqk};
     return p;
   }
-  void fill(flash::DecodeParams& d) const {
+  /// Keys with numbers, or with masks.
+  void fill(flash::DecodeParams& d, bool masks) const {
+    const flash::Shape& s = d.shape;
     d.q = d.k = nullptr;
-    d.q_sparse = {q_values.get(), q_indices.get(), k, q_stride(d.shape), q_stride(d.shape)};
-    d.k_sparse = {k_values.get(), k_indices.get(), k, k_stride(d.shape), k_stride(d.shape)};
+    d.q_sparse = {q_values.get(), q_indices.get(), k, q_stride(s), q_stride(s)};
+    if (masks)
+      d.k_sparse = {k_values.get(), k_masks.get(), k, k_stride(s), by_head(s, mask_bytes), mask_bytes};
+    else
+      d.k_sparse = {k_values.get(), k_indices.get(), k, k_stride(s), k_stride(s)};
+  }
+  [[nodiscard]] bool fits(const flash::Shape& s, bool masks) const {
+    return flash::decode_sparse_fits(s, 2 * k + (masks ? mask_bytes : k));
   }
 };
 

@@ -71,6 +71,32 @@ bool check_int8(const Case& c, const Problem& problem, const Int8Cache& v, void*
   });
 }
 
+/// Sparse keys, values in bf16 and in 8 bits.
+bool check_sparse(const Case& c, const Problem& problem, const Int8Cache& v8, void* workspace,
+                  const SparseProblem& sparse, bool masks) {
+  const auto check = [&](const std::string& name, const Int8Cache* v) {
+    Case named = c;
+    named.name = name + " k" + std::to_string(sparse.k) + " " + c.name;
+    flash::ForwardParams oracle = sparse.oracle(problem.params);
+    if (v != nullptr) oracle_values(*v, oracle);
+    return check_case(named, problem, oracle, [&](const flash::ForwardParams& p) {
+      flash::DecodeParams d = decode_params(p, workspace);
+      sparse.fill(d, masks);
+      if (v != nullptr) fill_values(*v, d);
+      flash::decode(d, nullptr);
+    });
+  };
+  const std::string name = masks ? "masks" : "sparse";
+  return check(name, nullptr) & check("int8 " + name, &v8);
+}
+
+/// How many features a key keeps in the checks of a case.
+std::vector<int> widths_of(const Case& c, bool small) {
+  const int D = c.shape.Dqk;
+  if (small || c.shape.Tk > 300 || !c.name.starts_with("one")) return {D / 8, D * 7 / 16};
+  return {1, 3, 4, 8, 12, 16, 19, 28, 32, 38, 40, 64};
+}
+
 bool check_all(bool small) {
   bool good = true;
   for (const Case& c : cases()) {
@@ -83,27 +109,15 @@ bool check_all(bool small) {
     });
     const Int8Cache v8(c.shape, problem.params.v, problem.params.v_stride, c.shape.Dv);
     good &= check_int8(c, problem, v8, workspace.get());
-    std::vector<int> widths = {c.shape.Dqk / 8};
-    if (!small && c.shape.Tk <= 300 && c.name.starts_with("one")) widths = {1, 3, 4, 8, 12, 16, 32};
-    for (const int k : widths) {
+    for (const int k : widths_of(c, small)) {
       const SparseProblem sparse(problem.params, k);
-      Case named = c;
-      named.name = "sparse k" + std::to_string(k) + " " + c.name;
-      good &= check_case(named, problem, sparse.oracle(problem.params), [&](const flash::ForwardParams& p) {
-        flash::DecodeParams d = decode_params(p, workspace.get());
-        sparse.fill(d);
-        flash::decode(d, nullptr);
-      });
-      named.name = "int8 " + named.name;
-      flash::ForwardParams oracle = sparse.oracle(problem.params);
-      oracle_values(v8, oracle);
-      good &= check_case(named, problem, oracle, [&](const flash::ForwardParams& p) {
-        flash::DecodeParams d = decode_params(p, workspace.get());
-        sparse.fill(d);
-        fill_values(v8, d);
-        flash::decode(d, nullptr);
-      });
+      for (const bool masks : {false, true})
+        if (sparse.fits(c.shape, masks)) good &= check_sparse(c, problem, v8, workspace.get(), sparse, masks);
     }
+    const SparseProblem crowded(problem.params, std::min(20, c.shape.Dqk / 2), true);
+    Case named = c;
+    named.name = "crowded " + c.name;
+    good &= check_sparse(named, problem, v8, workspace.get(), crowded, true);
   }
   return good;
 }
@@ -129,18 +143,20 @@ float median_ms(const auto& run, int reps) {
 static __global__ void fill_supports(std::uint8_t* indices, std::size_t rows, int k, int D) {
   for (std::size_t n = blockIdx.x * static_cast<std::size_t>(blockDim.x) + threadIdx.x; n < rows;
        n += static_cast<std::size_t>(gridDim.x) * blockDim.x) {
-    // Ascending, one out of every D / k features.
+    // Ascending, one out of every D / k features or so.
     std::uint32_t state = static_cast<std::uint32_t>(n) * 2654435761u + 12345u;
     for (int i = 0; i < k; ++i) {
       state = state * 1664525u + 1013904223u;
-      indices[n * k + i] = static_cast<std::uint8_t>(i * (D / k) + (state >> 16) % static_cast<unsigned>(D / k));
+      const int first = i * D / k, last = (i + 1) * D / k;
+      indices[n * k + i] = static_cast<std::uint8_t>(first + (state >> 16) % static_cast<unsigned>(last - first));
     }
   }
 }
 
 /// Caches head by head, as the variants keep them; k = 0: dense. In 8 bits the values, or dense keys and values: any
-/// bytes will do, those of the bf16 rows, with small scales.
-void time_shape(int H, int G, int D, int k, int B, int n, bool int8) {
+/// bytes will do, those of the bf16 rows, with small scales. Where keys have masks, queries keep every feature, and
+/// `numbers` says how long it would take without.
+void time_shape(int H, int G, int D, int k, int B, int n, bool int8, bool numbers = false) {
   flash::DecodeParams d;
   d.shape = {B, 1, n, H, G, D, D};
   d.ranges.query_offset = n - 1;
@@ -148,7 +164,10 @@ void time_shape(int H, int G, int D, int k, int B, int n, bool int8) {
   const std::size_t keys = static_cast<std::size_t>(B) * G * n;
   const DeviceBuffer<__nv_bfloat16> q(static_cast<std::size_t>(B) * H * D), out(q.count()), v(keys * D),
       rows(keys * (k > 0 ? k : D));
-  const DeviceBuffer<std::uint8_t> indices(keys * k + 16), q_indices(static_cast<std::size_t>(B) * H * k + 16);
+  const bool masks = k > 0 && support_format(D, k).mask && !numbers;
+  const int k_q = support_format(D, k).mask ? D : k, row_mask = masks ? static_cast<int>(mask_bytes(D)) : 0;
+  const DeviceBuffer<std::uint8_t> indices(keys * k + 16), k_masks(keys * row_mask + 16),
+      q_indices(static_cast<std::size_t>(B) * H * k_q + 16);
   const DeviceBuffer<float> lse(static_cast<std::size_t>(B) * H);
   const DeviceBuffer<char> workspace(flash::decode_workspace_bytes(d.shape));
   fill_normal<<<1024, 256>>>(q.get(), q.count(), 1u, 1.0f);
@@ -165,10 +184,14 @@ void time_shape(int H, int G, int D, int k, int B, int n, bool int8) {
   d.workspace = workspace.get();
   if (k > 0) {
     fill_supports<<<1024, 256>>>(indices.get(), keys, k, D);
-    fill_supports<<<1024, 256>>>(q_indices.get(), static_cast<std::size_t>(B) * H, k, D);
-    const flash::Strides at{std::int64_t{H} * k, std::int64_t{H} * k, k};
-    d.q_sparse = {q.get(), q_indices.get(), k, at, at};
+    fill_supports<<<1024, 256>>>(q_indices.get(), static_cast<std::size_t>(B) * H, k_q, D);
+    const flash::Strides at{std::int64_t{H} * k_q, std::int64_t{H} * k_q, k_q};
+    d.q_sparse = {q.get(), q_indices.get(), k_q, at, at};
     d.k_sparse = {rows.get(), indices.get(), k, head_major(k), head_major(k)};
+    if (masks) {
+      pack_masks<<<1024, 256>>>(indices.get(), keys, k, k_masks.get(), row_mask);
+      d.k_sparse = {rows.get(), k_masks.get(), k, head_major(k), head_major(row_mask), row_mask};
+    }
   } else {
     d.q = q.get();
     d.q_stride = d.out_stride;
@@ -188,9 +211,9 @@ void time_shape(int H, int G, int D, int k, int B, int n, bool int8) {
   }
   const float ms = median_ms([&] { flash::decode(d, nullptr); }, 20);
   const int value = int8 ? D + 2 : 2 * D;
-  const double bytes = static_cast<double>(keys) * (value + (k > 0 ? 3 * k : value));
-  std::printf("decode %s%s %d %d %d %d %d %d %.4f %.0f %.0f\n", k > 0 ? "sfa" : "dense", int8 ? "_int8" : "", H, G, D,
-              k, B, n, ms, bytes / ms * 1e-6, bytes);
+  const double bytes = static_cast<double>(keys) * (value + (k > 0 ? d.k_sparse.row_bytes() : value));
+  std::printf("decode %s%s%s %d %d %d %d %d %d %.4f %.0f %.0f\n", k > 0 ? "sfa" : "dense", numbers ? "_numbers" : "",
+              int8 ? "_int8" : "", H, G, D, k, B, n, ms, bytes / ms * 1e-6, bytes);
   std::fflush(stdout);
 }
 
@@ -199,12 +222,13 @@ void time_all() {
     int H, G, D, B, n;
     std::vector<int> k;
   };
-  for (const Heads& s : {Heads{12, 12, 64, 32, 32768, {0, 8}}, Heads{16, 8, 128, 32, 32768, {0, 16, 8}},
+  for (const Heads& s : {Heads{12, 12, 64, 32, 32768, {0, 8, 28, 38}}, Heads{16, 8, 128, 32, 32768, {0, 16, 8}},
                          Heads{16, 8, 128, 4, 131072, {0, 16, 8}}, Heads{12, 12, 64, 4, 131072, {0, 8}},
                          Heads{32, 8, 128, 16, 32768, {0, 16}}, Heads{12, 12, 64, 1, 131072, {0, 8}},
                          Heads{12, 12, 64, 1, 1024, {0, 8}}, Heads{16, 8, 128, 256, 2048, {0, 16}}})
     for (const int k : s.k)
       for (const bool int8 : {false, true}) time_shape(s.H, s.G, s.D, k, s.B, s.n, int8);
+  for (const bool int8 : {false, true}) time_shape(12, 12, 64, 28, 32, 32768, int8, true);
 }
 
 }  // namespace

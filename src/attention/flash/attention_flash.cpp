@@ -275,7 +275,10 @@ class SfaFlash final : public SfaAttention {
     ArenaScope scope(a.scratch);
     const bool cached = a.k.dense.empty();
     Keys k = flash::as_activations(ctx, a.k, dims_, a.scratch);
-    if (cached) k.dense = expanded(ctx, a.k.values, a.k.indices, a.scratch);
+    if (cached) {
+      const Keys numbered = with_indices(ctx, k, a.scratch);
+      k.dense = expanded(ctx, numbered.values, numbered.indices, a.scratch);
+    }
     if (cached && flash::decodes(a)) {
       const Tensor q = expanded(ctx, a.q.values, a.q.indices, a.scratch);
       return flash::decode_rows(ctx, q, k, a, scale());

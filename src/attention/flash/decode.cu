@@ -7,6 +7,7 @@
 #include "attention/flash/decode_args.cuh"
 #include "attention/flash/flash_checks.h"
 #include "core/error.h"
+#include "ops/select/support_format.h"
 
 namespace sfa::flash {
 namespace {
@@ -45,18 +46,25 @@ void check(const DecodeParams& p) {
   require(p.lse != nullptr && p.workspace != nullptr && p.out != nullptr,
           "attention decode: out, lse and workspace must be set");
   if (p.k_sparse.k > 0) {
-    const Strides &values = p.k_sparse.values_stride, &indices = p.k_sparse.indices_stride;
+    const SparseRows& keys = p.k_sparse;
+    const Strides &values = keys.values_stride, &support = keys.support_stride;
     const auto aligned = [](const void* data, std::int64_t step) {
       return data != nullptr && (reinterpret_cast<std::uintptr_t>(data) | static_cast<std::uintptr_t>(step)) % 16 == 0;
     };
-    require(values.token == p.k_sparse.k && indices.token == p.k_sparse.k &&
-                aligned(p.k_sparse.values, 2 * (values.batch | values.head)) &&
-                aligned(p.k_sparse.indices, indices.batch | indices.head),
+    require(values.token == keys.k && support.token == keys.support_bytes() &&
+                aligned(keys.values, 2 * (values.batch | values.head)) &&
+                aligned(keys.support, support.batch | support.head),
             "attention decode: the {} features of sparse keys must follow each other over the tokens of a head, which "
             "must start at multiples of 16 bytes",
-            p.k_sparse.k);
-    require(p.q_sparse.values != nullptr && p.q_sparse.indices != nullptr && p.q_sparse.k > 0,
-            "attention decode: sparse keys want sparse queries");
+            keys.k);
+    require(keys.mask_bytes == 0 || keys.mask_bytes == mask_bytes(s.Dqk),
+            "attention decode: masks of {} features have {} bytes, not {}", s.Dqk, mask_bytes(s.Dqk), keys.mask_bytes);
+    require(decode_sparse_fits(s, keys.row_bytes()),
+            "attention decode: {} query rows of a key head leave no room for sparse keys of {} bytes", rows_of(s),
+            keys.row_bytes());
+    require(
+        p.q_sparse.values != nullptr && p.q_sparse.support != nullptr && p.q_sparse.k > 0 && p.q_sparse.mask_bytes == 0,
+        "attention decode: sparse keys want sparse queries, with numbers");
   } else {
     require_aligned(kOp, "q", p.q, p.q_stride);
     require_aligned(kOp, "k", p.k, p.k_stride);

@@ -15,17 +15,21 @@ namespace sfa::flash {
 /// Up to this many query rows a sequence a call is decoding.
 inline constexpr int kDecodeRows = 16;
 
-/// k stored features a row: values bf16, indices ascending u8. Queries: [B, Tq, H, k]. Keys: [B, Tk, G, k].
+/// k stored features a row: values bf16, and which features they are. Queries: [B, Tq, H, k], ascending numbers. Keys:
+/// [B, Tk, G, k], ascending numbers or masks (ops/select/support_format.h) of mask_bytes bytes.
 struct SparseRows {
   const void* values = nullptr;
-  const std::uint8_t* indices = nullptr;
+  const std::uint8_t* support = nullptr;  ///< u8 numbers, or masks
   int k = 0;
-  Strides values_stride, indices_stride;  ///< elements
+  Strides values_stride, support_stride;  ///< elements
+  int mask_bytes = 0;                     ///< 0: numbers
+  [[nodiscard]] constexpr int support_bytes() const { return mask_bytes > 0 ? mask_bytes : k; }
+  [[nodiscard]] constexpr int row_bytes() const { return 2 * k + support_bytes(); }
 };
 
 /// q, k, v, out as in ForwardParams, all strides but the last multiples of 8 elements, of int8 rows 16. Sparse:
 /// q_sparse and k_sparse instead of q and k; the rows of k_sparse of one sequence and head follow each other (token
-/// stride k) and the first is 16-byte aligned.
+/// strides k and support_bytes()) and the first is 16-byte aligned.
 struct DecodeParams {
   Shape shape;
   Ranges ranges;
@@ -45,6 +49,10 @@ struct DecodeParams {
 
 /// Head sizes are multiples of 8 up to 256. Lengths, batch and groups are free.
 bool decode_supported(const Shape& shape);
+
+/// Whether the kernel's buffers hold sparse keys of `row_bytes` bytes: tiles of 32 of them, beside V's, twice for each
+/// warp of a block. True for fewer query rows or fewer bytes where it is for more.
+bool decode_sparse_fits(const Shape& shape, int row_bytes);
 
 /// Grows with every entry of `shape`.
 std::size_t decode_workspace_bytes(const Shape& shape);

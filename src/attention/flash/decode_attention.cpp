@@ -6,13 +6,10 @@
 #include "core/build_config.h"
 #include "core/device_cuda.h"
 #include "ops/int8_rows/int8_rows.h"
+#include "ops/select/support_mask.h"
 
 namespace sfa::flash {
 namespace {
-
-/// Beyond so many stored features a key, its row is expanded: a tile would not fit into the kernel's buffers, and the
-/// bytes saved are few.
-constexpr std::int64_t kMostActive = 32;
 
 std::int64_t round_up(std::int64_t n, std::int64_t unit) {
   return (n + unit - 1) / unit * unit;
@@ -62,12 +59,17 @@ DecodeParams decode_params(const Tensor& q, const Keys& k, const Attention::Forw
   return p;
 }
 
-SparseRows sparse_rows(const Tensor& values, const Tensor& indices) {
+/// `support`: numbers, or masks of `mask_bytes`.
+SparseRows sparse_rows(const Tensor& values, const Tensor& support, std::int64_t mask_bytes = 0) {
   return {.values = values.data,
-          .indices = indices.as<std::uint8_t>(),
+          .support = support.as<std::uint8_t>(),
           .k = static_cast<int>(values.dim(3)),
           .values_stride = strides_of(values),
-          .indices_stride = strides_of(indices)};
+          .support_stride = strides_of(support),
+          .mask_bytes = static_cast<int>(mask_bytes)};
+}
+SparseRows sparse_keys(const Keys& k) {
+  return k.mask.empty() ? sparse_rows(k.values, k.indices) : sparse_rows(k.values, k.mask, k.mask.dim(3));
 }
 
 /// Takes the workspace, also while planning, and launches.
@@ -100,7 +102,9 @@ KvCache plan_sparse_cache(Arena& arena, const AttentionConfig& config, const Att
   KvCache cache;
   cache.capacity = capacity;
   cache.keys.values = take_by_head(arena, dtype, B, capacity, dims.G, config.k_k);
-  cache.keys.indices = take_by_head(arena, DType::u8, B, capacity, dims.G, config.k_k);
+  const SupportFormat support = support_format(dims.Dqk, config.k_k);
+  (support.mask ? cache.keys.mask : cache.keys.indices) =
+      take_by_head(arena, DType::u8, B, capacity, dims.G, support.bytes);
   if (config.kv_cache == "int8")
     take_int8_by_head(arena, B, capacity, dims.G, dims.Dv, cache.keys.v, cache.keys.v_scale);
   else
@@ -120,6 +124,8 @@ void append_to_cache(Context& ctx, const Keys& keys, KvCache& cache) {
     append(keys.dense, cache.keys.dense, cache.keys.k_scale);
     append(keys.values, cache.keys.values, {});
     append(keys.indices, cache.keys.indices, {});
+    if (!cache.keys.mask.empty())
+      mask_pack(ctx, keys.indices, cache.keys.mask.slice(1, cache.length, keys.indices.dim(1)));
     append(keys.v, cache.keys.v, cache.keys.v_scale);
   }
   cache.length += keys.v.dim(1);
@@ -144,9 +150,12 @@ bool decodes(const Attention::Forward& args) {
 }
 
 bool decodes_sparse(const Attention::Forward& args) {
-  const Tensor& values = args.k.values;
-  return args.k.dense.empty() && !values.empty() && values.dim(3) <= kMostActive && values.stride[1] == values.dim(3) &&
-         args.k.indices.stride[1] == values.dim(3);
+  if (!args.k.dense.empty() || args.k.values.empty()) return false;
+  const SparseRows keys = sparse_keys(args.k);
+  if (keys.values_stride.token != keys.k || keys.support_stride.token != keys.support_bytes()) return false;
+  if constexpr (kHasCuda)
+    return decode_sparse_fits(decode_params(args.q.values, args.k, args, 1.0f).shape, keys.row_bytes());
+  return false;
 }
 
 void decode_rows(Context& ctx, const Tensor& q, const Keys& k, const Attention::Forward& args, float scale) {
@@ -166,7 +175,7 @@ void decode_sparse_rows(Context& ctx, const Attention::Forward& args, std::int64
   DecodeParams p = decode_params(args.q.values, args.k, args, scale);
   p.shape.Dqk = static_cast<int>(Dqk);
   p.q_sparse = sparse_rows(args.q.values, args.q.indices);
-  p.k_sparse = sparse_rows(args.k.values, args.k.indices);
+  p.k_sparse = sparse_keys(args.k);
   launch(ctx, p, args.scratch);
 }
 

@@ -11,7 +11,7 @@ namespace sfa::flash {
 /// dense and v; with their scales when config.kv_cache says int8.
 KvCache plan_dense_cache(Arena& arena, const AttentionConfig& config, const AttentionDims& dims, DType dtype,
                          std::int64_t B, std::int64_t capacity);
-/// values, indices, v; and v_scale when config.kv_cache says int8.
+/// values, indices or mask (ops/select/support_format.h), v; and v_scale when config.kv_cache says int8.
 KvCache plan_sparse_cache(Arena& arena, const AttentionConfig& config, const AttentionDims& dims, DType dtype,
                           std::int64_t B, std::int64_t capacity);
 /// Appends what the cache holds.
@@ -22,7 +22,7 @@ Keys as_activations(Context& ctx, const Keys& k, const AttentionDims& dims, Aren
 
 /// Few enough query rows.
 bool decodes(const Attention::Forward& args);
-/// Sparse keys that the kernel reads as they are: few features a key, in a cache's layout.
+/// Sparse keys that the kernel reads as they are: in a cache's layout, few enough bytes a key for its buffers.
 bool decodes_sparse(const Attention::Forward& args);
 
 /// q and k.dense full-width rows; those of k in 8 bits where it has their scales.

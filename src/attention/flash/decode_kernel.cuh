@@ -54,7 +54,7 @@ __device__ inline void fill_ranges(const DecodeArgs& a, const DecodeUnit& unit, 
 inline constexpr int kSharedMemory = 228 * 1024;
 
 /// Shared memory of a block: the warps' maxima and sums of P, the policy's, the warps' ranges and private areas, their
-/// sums of a unit, and their rings. `k` is the number of stored features of a sparse key, `rows` of a unit's rows.
+/// sums of a unit, and their rings. `key` is the bytes of a sparse key, `rows` the number of a unit's rows.
 template <class Scores>
 struct DecodeLayout {
   using C = typename Scores::Config;
@@ -69,14 +69,18 @@ struct DecodeLayout {
 
   static constexpr int sums(int rows) { return C::kWarps * rows * kSumPitch * 4; }
   /// A tile: keys, rows of V, their scales.
-  static constexpr int stage(int k) { return Scores::tile_bytes(k) + Values::kBytes + kScales; }
-  static constexpr int bytes(int k, int rows, int stages) { return kSums + sums(rows) + C::kWarps * stages * stage(k); }
+  static constexpr int stage(int key) { return Scores::tile_bytes(key) + Values::kBytes + kScales; }
+  static constexpr int bytes(int key, int rows, int stages) {
+    return kSums + sums(rows) + C::kWarps * stages * stage(key);
+  }
   /// Stages of a ring: C::kStages, or what there is room for when sparse rows are long or rows are many.
-  static constexpr int stages(int k, int rows) {
+  static constexpr int stages(int key, int rows) {
     int n = C::kStages;
-    while (n > 2 && bytes(k, rows, n) > kSharedMemory / C::kBlocks - 1024) --n;
+    while (n > 2 && bytes(key, rows, n) > kSharedMemory / C::kBlocks - 1024) --n;
     return n;
   }
+  /// A block alone on an SM has room for it.
+  static constexpr bool fits(int key, int rows) { return bytes(key, rows, 2) <= kSharedMemory - 1024; }
 };
 
 /// A warp's O^T as [rows][Dv].
@@ -164,7 +168,7 @@ __global__ void __launch_bounds__(Scores::Config::kWarps * 32, Scores::Config::k
   UnitRanges& ranges = reinterpret_cast<UnitRanges*>(memory + Layout::kUnits)[warp];
   char* mine = memory + Layout::kPrivate + warp * Scores::kWarpBytes;
   float* sums = reinterpret_cast<float*>(memory + Layout::kSums);
-  const int key_bytes = Scores::tile_bytes(a.p.k_sparse.k), stage_bytes = Layout::stage(a.p.k_sparse.k);
+  const int key = a.p.k_sparse.row_bytes(), key_bytes = Scores::tile_bytes(key), stage_bytes = Layout::stage(key);
   char* ring = memory + Layout::kSums + Layout::sums(a.unit_rows()) + warp * a.stages * stage_bytes;
 
   const std::int64_t part_end = a.split.begin(blockIdx.x + 1);
@@ -235,9 +239,10 @@ cudaError_t launch_decode(DecodeArgs args, cudaStream_t stream) {
   using Layout = DecodeLayout<Scores>;
   static_assert(C::kStages >= 2 && C::kStages <= 4);
   static thread_local Residency known;
-  const int k = args.p.k_sparse.k, rows = std::min(kUnitRows, args.p.shape.H / args.p.shape.G * args.p.shape.Tq);
-  args.stages = Layout::stages(k, rows);
-  const int bytes = Layout::bytes(k, rows, args.stages);
+  const int key = args.p.k_sparse.row_bytes(),
+            rows = std::min(kUnitRows, args.p.shape.H / args.p.shape.G * args.p.shape.Tq);
+  args.stages = Layout::stages(key, rows);
+  const int bytes = Layout::bytes(key, rows, args.stages);
   cudaError_t status = known.find(reinterpret_cast<const void*>(decode_kernel<Scores>), C::kWarps * 32, bytes);
   if (status != cudaSuccess) return status;
   split_decode(args, C::kTokens, C::kWarps, known.blocks);

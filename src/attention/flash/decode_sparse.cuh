@@ -1,10 +1,12 @@
-// Scores of sparse keys: a lane takes a key, reads its k values and feature numbers from the warp's ring, and looks the
-// queries' features up in a table in shared memory. An entry of the table holds one feature of all ROWS query rows of
-// the unit (bf16, as the queries are; f32 when there is one row), so that one look-up serves all of them; products and
-// sums are f32. P goes through shared memory to become the right operand of the product with V.
+// Scores of sparse keys: a lane takes a key, reads its k values and feature numbers, or the mask of its features, from
+// the warp's ring, and looks the queries' features up in a table in shared memory. An entry of the table holds one
+// feature of all ROWS query rows of the unit (bf16, as the queries are; f32 when there is one row), so that one look-up
+// serves all of them; products and sums are f32. P goes through shared memory to become the right operand of the
+// product with V.
 #pragma once
 
 #include "attention/flash/decode_kernel.cuh"
+#include "cuda/vector.cuh"
 
 namespace sfa::flash {
 
@@ -55,6 +57,62 @@ struct QueryTable {
   }
 };
 
+/// Takes the lowest bit out of a word; 31 where there is none.
+__device__ __forceinline__ std::uint32_t take_lowest_bit(std::uint32_t& word) {
+  const std::uint32_t bit = word & (0u - word);
+  word ^= bit;
+  return static_cast<std::uint32_t>(31 - __clz(static_cast<int>(bit))) & 31u;
+}
+
+/// The features of a key by its mask, lowest first: next() k times, by all lanes together. Lanes come to the end of
+/// their words at different times, so that takes no branch. Whatever a mask holds, features are below 256.
+/// Up to 64 features: both words in registers.
+class ShortMask {
+ public:
+  __device__ __forceinline__ ShortMask(const std::uint32_t* row, int words)
+      : word_(row[0]), high_(words > 1 ? row[1] : 0) {}
+  __device__ __forceinline__ std::uint32_t next() {
+    if (word_ == 0) {
+      word_ = high_;
+      base_ = 32;
+    }
+    return base_ + take_lowest_bit(word_);
+  }
+
+ private:
+  std::uint32_t word_, high_, base_ = 0;
+};
+
+/// Up to 256: the numbers of the words that have bits, four bits each, so that the next word is never an empty one.
+class LongMask {
+ public:
+  __device__ __forceinline__ LongMask(const std::uint32_t* row, int words) : row_(row) {
+    int filled = 0;
+    for (int w = 0; w < words; ++w) {
+      if (row[w] == 0) continue;
+      order_ |= static_cast<std::uint32_t>(w) << filled;
+      filled += 4;
+    }
+    take_up();
+  }
+  __device__ __forceinline__ std::uint32_t next() {
+    if (word_ == 0) {
+      order_ >>= 4;
+      take_up();
+    }
+    return base_ + take_lowest_bit(word_);
+  }
+
+ private:
+  __device__ __forceinline__ void take_up() {
+    word_ = row_[order_ & 15u];
+    base_ = (order_ & 15u) * 32;
+  }
+
+  const std::uint32_t* row_;
+  std::uint32_t order_ = 0, word_, base_;
+};
+
 template <int ROWS, int DQK, int DV, bool INT8, int WARPS, int STAGES, int BLOCKS>
 struct SparseDecodeConfig {
   static constexpr int kRows = ROWS;  // 1, 2, 4, 8 or 16
@@ -71,18 +129,21 @@ class SparseScores {
   using Config = C;
   using Table = QueryTable<C::kRows>;
   static constexpr int kRows = C::kRows;
-  static constexpr int tile_bytes(int k) { return C::kTokens * 3 * k; }
+  static constexpr int tile_bytes(int key) { return C::kTokens * key; }
   static constexpr int kSharedBytes = Table::template kBytes<C::kDqk>;
   static constexpr int kWeightPitch = C::kTokens * 2 + 16;
   static constexpr int kWarpBytes = C::kColumns * 8 * kWeightPitch;
 
   __device__ __forceinline__ SparseScores(const DecodeArgs& a, const DecodeUnit& unit)
-      : k_(a.p.k_sparse.k), scale_(a.scale_log2) {
+      : k_(a.p.k_sparse.k),
+        mask_words_(a.p.k_sparse.mask_bytes / 4),
+        support_bytes_(a.p.k_sparse.support_bytes()),
+        scale_(a.scale_log2) {
     const SparseRows& keys = a.p.k_sparse;
     values_ = static_cast<const char*>(keys.values) +
               2 * (unit.b * keys.values_stride.batch + unit.g * keys.values_stride.head);
-    indices_ = reinterpret_cast<const char*>(keys.indices) + unit.b * keys.indices_stride.batch +
-               unit.g * keys.indices_stride.head;
+    support_ = reinterpret_cast<const char*>(keys.support) + unit.b * keys.support_stride.batch +
+               unit.g * keys.support_stride.head;
   }
 
   /// A warp's weights: columns of rows that do not exist stay zero.
@@ -102,7 +163,7 @@ class SparseScores {
       const auto* values = static_cast<const __nv_bfloat16*>(q.values) + unit.b * q.values_stride.batch +
                            token * q.values_stride.token + head * q.values_stride.head;
       const std::uint8_t* indices =
-          q.indices + unit.b * q.indices_stride.batch + token * q.indices_stride.token + head * q.indices_stride.head;
+          q.support + unit.b * q.support_stride.batch + token * q.support_stride.token + head * q.support_stride.head;
       for (int n = lane; n < q.k; n += 32) Table::template put<C::kDqk>(shared, indices[n], row, values[n]);
     }
   }
@@ -122,7 +183,8 @@ class SparseScores {
   __device__ __forceinline__ void load(char* stage, int t0, int, int hi) const {
     const int lane = threadIdx.x % 32, there = min(C::kTokens, hi - t0);
     copy(stage, values_ + std::int64_t{t0} * k_ * 2, C::kTokens * 2 * k_, there * 2 * k_, lane);
-    copy(stage + C::kTokens * 2 * k_, indices_ + std::int64_t{t0} * k_, C::kTokens * k_, there * k_, lane);
+    copy(stage + C::kTokens * 2 * k_, support_ + std::int64_t{t0} * support_bytes_, C::kTokens * support_bytes_,
+         there * support_bytes_, lane);
   }
 
   __device__ __forceinline__ void weigh(const char* stage, const char* scales, int t0, const UnitRanges& ranges,
@@ -130,7 +192,7 @@ class SparseScores {
                                         float (&o)[C::kDv / 16][C::kColumns][4]) {
     const int lane = threadIdx.x % 32;
     float s[kRows] = {};
-    look_up(s, stage + lane * 2 * k_, stage + C::kTokens * 2 * k_ + lane * k_);
+    look_up(s, stage + lane * 2 * k_, stage + C::kTokens * 2 * k_ + lane * support_bytes_);
     const bool full = t0 >= ranges.full_lo && t0 + C::kTokens <= ranges.full_hi;
     bool higher = false;
 #pragma unroll
@@ -180,7 +242,39 @@ class SparseScores {
     }
   }
 
-  __device__ __forceinline__ void look_up(float (&s)[kRows], const char* values, const char* indices) const {
+  __device__ __forceinline__ void look_up(float (&s)[kRows], const char* values, const char* support) const {
+    const auto* mask = reinterpret_cast<const std::uint32_t*>(support);
+    if (mask_words_ == 0)
+      look_up_numbers(s, values, support);
+    else if (mask_words_ <= 2)
+      look_up_mask(s, values, ShortMask(mask, mask_words_));
+    else
+      look_up_mask(s, values, LongMask(mask, mask_words_));
+  }
+
+  /// In the widest pieces that rows of k values are made of.
+  template <class Mask>
+  __device__ __forceinline__ void look_up_mask(float (&s)[kRows], const char* values, Mask mask) const {
+    if (k_ % 8 == 0)
+      add_pieces<8>(s, values, mask);
+    else if (k_ % 4 == 0)
+      add_pieces<4>(s, values, mask);
+    else if (k_ % 2 == 0)
+      add_pieces<2>(s, values, mask);
+    else
+      add_pieces<1>(s, values, mask);
+  }
+  template <int N, class Mask>
+  __device__ __forceinline__ void add_pieces(float (&s)[kRows], const char* values, Mask& mask) const {
+    for (int n = 0; n < k_; n += N) {
+      float x[N];
+      sfa::load(x, reinterpret_cast<const __nv_bfloat16*>(values) + n);
+#pragma unroll
+      for (int i = 0; i < N; ++i) Table::template add<C::kDqk>(s, table_, mask.next(), x[i]);
+    }
+  }
+
+  __device__ __forceinline__ void look_up_numbers(float (&s)[kRows], const char* values, const char* indices) const {
     if (k_ % 8 == 0) {
       for (int n = 0; n < k_; n += 8) {
         const uint4 x = *reinterpret_cast<const uint4*>(values + 2 * n);
@@ -232,9 +326,9 @@ class SparseScores {
         for (int e = 0; e < 4; ++e) o[d][n][e] *= mine[n][e % 2];
   }
 
-  const char *table_ = nullptr, *values_, *indices_;
+  const char *table_ = nullptr, *values_, *support_;
   char* weights_ = nullptr;
-  int k_;
+  int k_, mask_words_, support_bytes_;
   float scale_;
   float top_[kRows], total_[kRows];
 };

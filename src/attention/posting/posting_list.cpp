@@ -27,9 +27,10 @@ class SfaPostingList final : public SfaAttention {
     const cuda_ops::PostingLists lists{.first = a.scratch.take(DType::u16, {B, dims_.G, tiles, dims_.Dqk + 1}),
                                        .keys = a.scratch.take(DType::u8, {B, dims_.G, tiles, slots}),
                                        .values = a.scratch.take(dtype_, {B, dims_.G, tiles, slots})};
+    const Keys keys = with_indices(ctx, a.k, a.scratch);
     if (ctx.planning) return;
     if constexpr (kHasCuda) {
-      cuda_ops::build_posting_lists(ctx, a.k, dims_.Dqk, lists);
+      cuda_ops::build_posting_lists(ctx, keys, dims_.Dqk, lists);
       cuda_ops::posting_list_forward(
           ctx,
           {.q = a.q, .v = a.k.v, .lists = lists, .ranges = a.ranges, .scale = scale(), .out = a.out, .lse = a.lse});

@@ -20,7 +20,7 @@ Queries half_of(const Queries& q, int half) {
           half_of(q.metadata, half)};
 }
 Keys half_of(const Keys& k, int half) {
-  return {half_of(k.dense, half), half_of(k.values, half), half_of(k.indices, half), half_of(k.v, half), {}, {}};
+  return {half_of(k.dense, half), half_of(k.values, half), half_of(k.indices, half), {}, half_of(k.v, half), {}, {}};
 }
 
 Tensor like(Arena& arena, DType type, const Tensor& t) {

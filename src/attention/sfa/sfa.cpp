@@ -5,6 +5,7 @@
 #include "attention/cost.h"
 #include "attention/reference.h"
 #include "ops/select/select.h"
+#include "ops/select/support_mask.h"
 
 namespace sfa {
 namespace {
@@ -43,8 +44,9 @@ class SfaReference final : public SfaAttention {
 
  private:
   // Keys that come from a cache have no full-width rows; they are expanded for the time of one call.
-  [[nodiscard]] ReferenceForward arguments(Context& ctx, const Queries& q, const Keys& k, const Ranges& ranges,
+  [[nodiscard]] ReferenceForward arguments(Context& ctx, const Queries& q, const Keys& keys, const Ranges& ranges,
                                            const Tensor& out, const Tensor& lse, Arena& scratch) const {
+    const Keys k = with_indices(ctx, keys, scratch);
     Tensor rows = k.dense;
     if (rows.empty()) {
       rows = scratch.take(dtype_, {k.values.dim(0), k.values.dim(1), dims_.G, dims_.Dqk});
@@ -88,6 +90,16 @@ void SfaAttention::plan_values(AttentionState& s, Arena& saved) const {
       keeps_rows() ? packed_views(s.qkv, dims_).v : saved.take(dtype_, {s.qkv.dim(0), s.qkv.dim(1), dims_.G, dims_.Dv});
 }
 
+Keys SfaAttention::with_indices(Context& ctx, const Keys& keys, Arena& scratch) {
+  if (keys.mask.empty()) return keys;
+  Keys numbered = keys;
+  const Tensor& values = keys.values;
+  numbered.indices = scratch.take(DType::u8, {values.dim(0), values.dim(1), values.dim(2), values.dim(3)});
+  mask_unpack(ctx, keys.mask, numbered.indices);
+  numbered.mask = {};
+  return numbered;
+}
+
 void SfaAttention::select_rows(Context& ctx, AttentionState& s) const {
   const PackedViews rows = packed_views(s.qkv, dims_);
   const bool two_of_four = config_.selection == "topk_2of4", pairs = config_.selection == "topk_pairs";
@@ -99,14 +111,18 @@ KvCache SfaAttention::plan_cache(Arena& arena, std::int64_t B, std::int64_t capa
   KvCache cache;
   cache.capacity = capacity;
   cache.keys.values = arena.take(dtype_, {B, capacity, dims_.G, config_.k_k});
-  cache.keys.indices = arena.take(DType::u8, {B, capacity, dims_.G, config_.k_k});
+  const SupportFormat support = support_format(dims_.Dqk, config_.k_k);
+  (support.mask ? cache.keys.mask : cache.keys.indices) = arena.take(DType::u8, {B, capacity, dims_.G, support.bytes});
   cache.keys.v = arena.take(dtype_, {B, capacity, dims_.G, dims_.Dv});
   return cache;
 }
 
 void SfaAttention::append(Context& ctx, const Keys& keys, KvCache& cache) const {
   cache_append(ctx, keys.values, cache.keys.values, cache.length);
-  cache_append(ctx, keys.indices, cache.keys.indices, cache.length);
+  if (cache.keys.mask.empty())
+    cache_append(ctx, keys.indices, cache.keys.indices, cache.length);
+  else
+    mask_pack(ctx, keys.indices, cache.keys.mask.slice(1, cache.length, keys.indices.dim(1)));
   cache_append(ctx, keys.v, cache.keys.v, cache.length);
   cache.length += keys.v.dim(1);
 }
@@ -117,13 +133,14 @@ AttentionCost SfaAttention::cost(std::int64_t T) const {
                Dv = static_cast<double>(dims_.Dv), k_q = config_.k_q, k_k = config_.k_k;
   const double shared = k_q * k_k / Dqk;  // features that a pair has in common, uniform supports
   const double values = config_.int8_cache() ? int8_row_bytes(dims_.Dv) : element * Dv;
+  const double support = static_cast<double>(support_format(dims_.Dqk, config_.k_k).bytes);
   const ActiveFeatures most = room(config_);
   const double whole_rows = (keeps_rows() ? 1 : 0) + (config_.gate == "feature" ? 1 : 0);
   return {.forward_flops = 2 * pairs * H * (shared + Dv),
           .backward_flops = 2 * pairs * H * (3 * shared + 2 * Dv),
           .saved_bytes_per_token = (H * most.q + G * most.k) * (element + 1) + element * (G + H) * Dv + 4 * H +
                                    whole_rows * element * (H + G) * Dqk,
-          .kv_bytes_per_token = G * (k_k * (element + 1) + values)};
+          .kv_bytes_per_token = G * (k_k * element + support + values)};
 }
 
 std::string sfa_reference_why_not(const AttentionConfig&, const AttentionDims& dims, DType) {

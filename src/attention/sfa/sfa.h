@@ -1,6 +1,6 @@
 // Sparse Feature Attention, `type: sfa` (arXiv 2603.22300): the k largest-magnitude features of each query and key are
 // kept (or the k/2 largest rotated pairs, which is our own choice), scores come from shared features alone, V stays
-// dense. The KV cache holds k values and k u8 indices a key, and V rows.
+// dense. The KV cache holds k values a key and which features they are (ops/select/support_format.h), and V rows.
 #pragma once
 
 #include "attention/attention.h"
@@ -33,6 +33,8 @@ class SfaAttention : public Attention {
   AttentionState plan_supports(const Tensor& rows, Arena& saved, std::int64_t B, std::int64_t T) const;
   /// V for backward: those of the packed projection where that is kept, otherwise from `saved`.
   void plan_values(AttentionState& s, Arena& saved) const;
+  /// The same keys with the feature numbers that a mask stands for, if they have one, in scratch.
+  static Keys with_indices(Context& ctx, const Keys& keys, Arena& scratch);
   /// Selects queries and keys by config().selection into s.q and s.k; zero-filled rows where `dense` has a place.
   void select_rows(Context& ctx, AttentionState& s) const;
 };

@@ -68,9 +68,10 @@ struct DecodeTile {
 
   void sparse_scores(const float* q, std::int64_t first, int n) {
     const int active = p.k_sparse.active;
+    std::uint8_t room[256];
     for (int j = 0; j < n; ++j) {
       const float* value = p.k_sparse.value_at(unit.b, first + j, unit.g);
-      const std::uint8_t* index = p.k_sparse.index_at(unit.b, first + j, unit.g);
+      const std::uint8_t* index = p.k_sparse.numbers_at(unit.b, first + j, unit.g, room);
       float sum = 0;
       int t = 0;
       if (active >= 8) {

@@ -15,10 +15,18 @@ flash_cpu::Rows rows_of(const Tensor& t) {
   return {t.as<float>(), t.stride[0], t.stride[1], t.stride[2]};
 }
 
-flash_cpu::SparseRows sparse_rows_of(const Tensor& values, const Tensor& indices) {
-  return {values.as<float>(), indices.as<std::uint8_t>(), values.stride[0],
-          values.stride[1],   values.stride[2],           indices.stride[0],
-          indices.stride[1],  indices.stride[2],          static_cast<int>(values.dim(3))};
+// `support`: feature numbers, or masks of `mask_bytes`.
+flash_cpu::SparseRows sparse_rows_of(const Tensor& values, const Tensor& support, std::int64_t mask_bytes = 0) {
+  return {values.as<float>(),
+          support.as<std::uint8_t>(),
+          values.stride[0],
+          values.stride[1],
+          values.stride[2],
+          support.stride[0],
+          support.stride[1],
+          support.stride[2],
+          static_cast<int>(values.dim(3)),
+          static_cast<int>(mask_bytes)};
 }
 
 // The parts that forward and backward arguments have in common.
@@ -39,7 +47,8 @@ Problem problem_of(const Context& ctx, const Args& a, const Attention& attention
   require(p.Tk < (std::int64_t{1} << 31), "attention over {} keys: at most 2^31 - 1 are served", p.Tk);
   if (sparse) {
     p.q_sparse = sparse_rows_of(a.q.values, a.q.indices);
-    p.k_sparse = sparse_rows_of(a.k.values, a.k.indices);
+    p.k_sparse = a.k.mask.empty() ? sparse_rows_of(a.k.values, a.k.indices)
+                                  : sparse_rows_of(a.k.values, a.k.mask, a.k.mask.dim(3));
   } else {
     p.q = rows_of(a.q.dense);
     p.k = rows_of(a.k.dense);

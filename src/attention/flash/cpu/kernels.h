@@ -9,6 +9,8 @@
 
 #include <cstdint>
 
+#include "ops/select/support_format.h"
+
 namespace sfa::flash_cpu {
 
 /// Rows [batch, token, head] of floats, as a strided view; features have stride 1.
@@ -20,18 +22,26 @@ struct Rows {
   }
 };
 
-/// Sparse rows: `active` values and ascending feature numbers a row.
+/// Sparse rows: `active` values and ascending feature numbers a row. Of keys in a cache the numbers may be masks of
+/// `mask_bytes` bytes a row.
 struct SparseRows {
   const float* values = nullptr;
   const std::uint8_t* indices = nullptr;
   std::int64_t value_batch = 0, value_token = 0, value_head = 0;
   std::int64_t index_batch = 0, index_token = 0, index_head = 0;
-  int active = 0;
+  int active = 0, mask_bytes = 0;
   [[nodiscard, gnu::always_inline]] const float* value_at(std::int64_t b, std::int64_t t, std::int64_t h) const {
     return values + b * value_batch + t * value_token + h * value_head;
   }
   [[nodiscard, gnu::always_inline]] const std::uint8_t* index_at(std::int64_t b, std::int64_t t, std::int64_t h) const {
     return indices + b * index_batch + t * index_token + h * index_head;
+  }
+  /// The feature numbers of a key, where they lie or, out of a mask, in `room`.
+  [[nodiscard, gnu::always_inline]] const std::uint8_t* numbers_at(std::int64_t b, std::int64_t t, std::int64_t h,
+                                                                   std::uint8_t (&room)[256]) const {
+    if (mask_bytes == 0) return index_at(b, t, h);
+    unpack_mask(index_at(b, t, h), mask_bytes, active, room);
+    return room;
   }
 };
 

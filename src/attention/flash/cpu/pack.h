@@ -90,15 +90,17 @@ void pack_transposed(const float* from, std::int64_t stride, int rows, int featu
 template <class V>
 struct SparseTile {
   static void scatter(const SparseRows& k, std::int64_t b, std::int64_t g, std::int64_t first, int keys, float* tile) {
+    std::uint8_t room[256];
     for (int j = 0; j < keys; ++j) {
       const float* value = k.value_at(b, first + j, g);
-      const std::uint8_t* index = k.index_at(b, first + j, g);
+      const std::uint8_t* index = k.numbers_at(b, first + j, g, room);
       for (int t = 0; t < k.active; ++t) tile[index[t] * kTileKeys + j] = value[t];
     }
   }
   static void clear(const SparseRows& k, std::int64_t b, std::int64_t g, std::int64_t first, int keys, float* tile) {
+    std::uint8_t room[256];
     for (int j = 0; j < keys; ++j) {
-      const std::uint8_t* index = k.index_at(b, first + j, g);
+      const std::uint8_t* index = k.numbers_at(b, first + j, g, room);
       for (int t = 0; t < k.active; ++t) tile[index[t] * kTileKeys + j] = 0.0f;
     }
   }
