@@ -42,24 +42,37 @@ CXX=("$CLANG")
 if command -v ccache >/dev/null; then CXX=(ccache "$CLANG"); fi
 SANITIZERS=-fsanitize=address,undefined
 # shellcheck disable=SC2207
-FLAGS=(-std=c++20 -O1 -g -march=x86-64-v3 -Isrc -Itests -fno-omit-frame-pointer -fsanitize=fuzzer-no-link "$SANITIZERS" -fno-sanitize-recover=undefined
+FLAGS=(-std=c++20 -O1 -gline-tables-only -march=x86-64-v3 -iquote . -Isrc -Itests -fno-omit-frame-pointer -fsanitize=fuzzer-no-link "$SANITIZERS" -fno-sanitize-recover=undefined
   $(pkg-config --cflags hdf5 2>/dev/null || true))
-object_of() { printf 'build/fuzz/objects/%s.o' "${1//\//_}"; }
+object_of() { printf 'build/fuzz/objects/%s.o' "$(basename "$1" .cpp)"; }
 compile() { "${CXX[@]}" "${FLAGS[@]}" -c "$1" -o "$(object_of "$1")"; }
 
-# Every source once, whichever targets need it, then a program a target.
+# Every source once, whichever targets need it, those of a folder as one file (their headers' templates take most of the time: cmake/Unite.cmake),
+# then a program a target. Since what one target needs of a folder drags in what another needs, each is linked with the libraries of all.
 build_targets() {
-  local name file source running=0
-  local -A sources=()
-  mkdir -p build/fuzz/objects
+  local name file source folder united running=0 files=() objects=() libraries=()
+  local -A of_folder=()
+  mkdir -p build/fuzz/objects build/fuzz/united
   for name in "${TARGETS[@]}"; do
     file="tests/fuzz/${name}_fuzz.cpp"
     [ -f "$file" ] || die "there is no target $name ($file)"
+    files+=("$file")
+    # shellcheck disable=SC2207
+    libraries+=($(said libraries "$file"))
     # shellcheck disable=SC2046
-    for source in "$file" $(said sources "$file"); do sources[$source]=1; done
+    for source in $(said sources "$file"); do
+      folder=$(dirname "$source")
+      case ${of_folder[$folder]:-} in *"\"$source\""*) ;; *) of_folder[$folder]+="#include \"$source\""$'\n' ;; esac
+    done
   done
-  for source in "${!sources[@]}"; do
-    compile "$source" &
+  for folder in "${!of_folder[@]}"; do
+    united="build/fuzz/united/${folder//\//_}.cpp"
+    printf '%s' "${of_folder[$folder]}" >"$united"
+    files+=("$united")
+    objects+=("$(object_of "$united")")
+  done
+  for file in "${files[@]}"; do
+    compile "$file" &
     running=$((running + 1))
     if [ $running -ge "$(jobs_here)" ]; then
       wait -n || die "a fuzz target could not be compiled"
@@ -70,14 +83,11 @@ build_targets() {
     wait -n || die "a fuzz target could not be compiled"
     running=$((running - 1))
   done
+  rm -f build/fuzz/objects/sources.a
+  ar rcs build/fuzz/objects/sources.a "${objects[@]}"
   for name in "${TARGETS[@]}"; do
-    local objects=()
-    file="tests/fuzz/${name}_fuzz.cpp"
     mkdir -p "build/fuzz/$name/corpus"
-    # shellcheck disable=SC2046
-    for source in "$file" $(said sources "$file"); do objects+=("$(object_of "$source")"); done
-    # shellcheck disable=SC2046
-    "$CLANG" -fsanitize=fuzzer "$SANITIZERS" "${objects[@]}" $(said libraries "$file") -o "build/fuzz/$name/fuzz"
+    "$CLANG" -fsanitize=fuzzer "$SANITIZERS" "$(object_of "${name}_fuzz.cpp")" "build/fuzz/objects/sources.a" "${libraries[@]}" -o "build/fuzz/$name/fuzz"
   done
 }
 

@@ -7,10 +7,6 @@
 namespace sfa {
 namespace {
 constexpr std::size_t kShort = 48;  // above this the heap wins over scanning
-
-constexpr std::uint64_t pair_of(std::uint32_t left, std::uint32_t right) {
-  return (std::uint64_t{left} << 32) | right;
-}
 }  // namespace
 
 BpeMerger::BpeMerger(const std::array<std::uint32_t, 256>& byte_ids, std::span<const BpeMerge> merges)

@@ -15,6 +15,11 @@ struct BpeMerge {
   std::uint32_t left, right, merged, rank;
 };
 
+/// Two adjacent ids as one number: ordering by pair is ordering by left, then right.
+constexpr std::uint64_t pair_of(std::uint32_t left, std::uint32_t right) {
+  return (std::uint64_t{left} << 32) | right;
+}
+
 class BpeMerger {
  public:
   /// `byte_ids`: the id of every single byte. Of a pair that occurs twice the lower rank counts.

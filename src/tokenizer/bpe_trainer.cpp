@@ -7,15 +7,12 @@
 
 #include "core/error.h"
 #include "tokenizer/bpe_files.h"
+#include "tokenizer/bpe_merger.h"
 #include "tokenizer/unicode.h"
 
 namespace sfa {
 namespace {
-using Pair = std::uint64_t;  // left id in the upper half: ordering by pair is ordering by left, then right
-
-constexpr Pair pair_of(std::uint32_t left, std::uint32_t right) {
-  return (Pair{left} << 32) | right;
-}
+using Pair = std::uint64_t;  // pair_of two ids
 
 struct Word {
   std::vector<std::uint32_t> ids;
