@@ -8,8 +8,8 @@
 namespace sfa {
 namespace {
 
-constexpr double kWidth = 640, kHeight = 360, kLeft = 64, kRight = 16, kTop = 34, kBottom = 48;
-constexpr double kPlotWidth = kWidth - kLeft - kRight, kPlotHeight = kHeight - kTop - kBottom;
+constexpr double kWidth = 640, kHeight = 360, kWideWidth = 1000, kWideHeight = 480;
+constexpr double kLeft = 64, kRight = 16, kTop = 34, kBottom = 48;
 constexpr std::size_t kColours = 8;
 
 // One direction of a chart: where values lie between 0 and 1, and which are marked.
@@ -50,6 +50,9 @@ Axis axis_over(const std::vector<double>& values, bool log) {
     const double step = a.high / a.low > 200 ? 10 : 2;
     for (double v = std::pow(step, std::floor(std::log(a.low) / std::log(step))); v <= a.high * 1.0001; v *= step)
       if (v >= a.low * 0.9999) a.ticks.push_back(v);
+    const double margin = std::pow(a.high / a.low, 0.03);
+    a.low /= margin;
+    a.high *= margin;
     return a;
   }
   const double margin = 0.04 * (a.high - a.low), step = nice_step(a.high - a.low);
@@ -72,17 +75,20 @@ std::string colour_of(std::size_t index) {
   return fmt::format("var(--series-{})", index % kColours + 1);
 }
 
-std::string opening(const std::string& title, double height) {
+std::string opening(const std::string& title, double width, double height) {
   return fmt::format(
-      R"(<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}"><text class="title" x="{}" y="18">{}</text>)"
+      R"(<svg class="chart{}" viewBox="0 0 {} {}" role="img" aria-label="{}"><text class="title" x="{}" y="18">{}</text>)"
       "\n",
-      kWidth, height, html_escaped(title), kLeft, html_escaped(title));
+      width > kWidth ? " wide" : "", width, height, html_escaped(title), kLeft, html_escaped(title));
 }
 
 struct Frame {
   Axis x, y;
-  [[nodiscard]] double px(double v) const { return kLeft + x.at(v) * kPlotWidth; }
-  [[nodiscard]] double py(double v) const { return kTop + (1 - y.at(v)) * kPlotHeight; }
+  double width = kWidth, height = kHeight;
+  [[nodiscard]] double right() const { return width - kRight; }
+  [[nodiscard]] double bottom() const { return height - kBottom; }
+  [[nodiscard]] double px(double v) const { return kLeft + x.at(v) * (right() - kLeft); }
+  [[nodiscard]] double py(double v) const { return kTop + (1 - y.at(v)) * (bottom() - kTop); }
 };
 
 std::string grid(const Frame& f, const HtmlPlot& plot) {
@@ -91,18 +97,18 @@ std::string grid(const Frame& f, const HtmlPlot& plot) {
     out += fmt::format(
         R"(<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/><text class="tick" x="{}" y="{:.1f}" text-anchor="end">{}</text>)"
         "\n",
-        kLeft, kLeft + kPlotWidth, f.py(v), f.py(v), kLeft - 6, f.py(v) + 4, tick_text(v));
+        kLeft, f.right(), f.py(v), f.py(v), kLeft - 6, f.py(v) + 4, tick_text(v));
   for (const double v : f.x.ticks)
     out += fmt::format(
         R"(<line class="grid" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"/><text class="tick" x="{0:.1f}" y="{3}" text-anchor="middle">{4}</text>)"
         "\n",
-        f.px(v), kTop, kTop + kPlotHeight, kTop + kPlotHeight + 16, tick_text(v));
-  out += fmt::format(R"(<text class="label" x="{}" y="{}" text-anchor="middle">{}</text>)", kLeft + kPlotWidth / 2,
-                     kHeight - 8, html_escaped(plot.x_label));
+        f.px(v), kTop, f.bottom(), f.bottom() + 16, tick_text(v));
+  out += fmt::format(R"(<text class="label" x="{}" y="{}" text-anchor="middle">{}</text>)", (kLeft + f.right()) / 2,
+                     f.height - 8, html_escaped(plot.x_label));
   out +=
       fmt::format(R"svg(<text class="label" transform="translate(14 {}) rotate(-90)" text-anchor="middle">{}</text>)svg"
                   "\n",
-                  kTop + kPlotHeight / 2, html_escaped(plot.y_label));
+                  (kTop + f.bottom()) / 2, html_escaped(plot.y_label));
   return out;
 }
 
@@ -123,36 +129,54 @@ std::string drawn(const HtmlSeries& s, const Frame& f) {
   return out + marks + "</g>\n";
 }
 
-/// Names beside points, each where it covers no other name and no point, if there is such a place.
+/// Names near points, each in the nearest place where it covers no other name and no point, with a line to its point
+/// when that is further off. A point that finds none has its name as a tooltip alone.
 class Names {
  public:
   Names(const std::vector<HtmlSeries>& series, const Frame& f) : frame_(f) {
-    for (const HtmlSeries& s : series)
+    for (const HtmlSeries& s : series) {
+      std::vector<std::pair<double, double>> shown;
       for (const auto& [x, y] : s.points)
-        if (!s.line && f.x.shows(x) && f.y.shows(y)) taken_.push_back({f.px(x) - 5, f.py(y) - 5, 10, 10});
+        if (f.x.shows(x) && f.y.shows(y)) shown.emplace_back(f.px(x), f.py(y));
+      for (const auto& [x, y] : shown) taken_.push_back({x - 5, y - 5, 10, 10});
+      if (!s.line) continue;
+      for (std::size_t i = 1; i < shown.size(); ++i) keep_clear(shown[i - 1], shown[i]);
+    }
   }
   std::string of(const HtmlSeries& s) {
     if (!s.named || s.points.empty()) return "";
     const double x = frame_.px(s.points.back().first), y = frame_.py(s.points.back().second),
                  width = 6.2 * static_cast<double>(s.label.size());
-    const Box places[] = {{x + 8, y - 7, width, 13},          {x - 8 - width, y - 7, width, 13},
-                          {x - width / 2, y - 20, width, 13}, {x - width / 2, y + 7, width, 13},
-                          {x + 8, y - 18, width, 13},         {x + 8, y + 5, width, 13},
-                          {x - 8 - width, y - 18, width, 13}, {x - 8 - width, y + 5, width, 13}};
-    const Box* best = std::find_if(std::begin(places), std::end(places), [&](const Box& b) { return free(b); });
-    if (best == std::end(places)) best = places;
-    taken_.push_back(*best);
-    return fmt::format(R"(<text class="tick" x="{:.1f}" y="{:.1f}">{}</text>)"
-                       "\n",
-                       best->x, best->y + 11, html_escaped(s.label));
+    // Beside it, then above and below, further and further.
+    for (int row = 0; row <= 8; ++row)
+      for (const double dy : {-7.0 - 14 * row, -7.0 + 14 * row})
+        for (const double dx : {8.0, -8 - width, -width / 2})
+          if (const Box b{x + dx, y + dy, width, 13}; (row > 0 || dx != -width / 2) && free(b)) {
+            taken_.push_back(b);
+            return (row > 1 ? leader(x, y, b) : "") +
+                   fmt::format(R"(<text class="tick" x="{:.1f}" y="{:.1f}">{}</text>)"
+                               "\n",
+                               b.x, b.y + 11, html_escaped(s.label));
+          }
+    return "";
   }
 
  private:
   struct Box {
     double x, y, width, height;
   };
+  void keep_clear(const std::pair<double, double>& from, const std::pair<double, double>& to) {
+    const double dx = to.first - from.first, dy = to.second - from.second;
+    const int steps = static_cast<int>(std::hypot(dx, dy) / 4) + 1;
+    for (int i = 0; i <= steps; ++i)
+      taken_.push_back({from.first + dx * i / steps, from.second + dy * i / steps, 1, 1});
+  }
+  static std::string leader(double x, double y, const Box& b) {
+    return fmt::format(R"(<line class="grid" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>)", x, y,
+                       std::clamp(x, b.x, b.x + b.width), b.y > y ? b.y + 2 : b.y + b.height);
+  }
   [[nodiscard]] bool free(const Box& b) const {
-    return b.x > kLeft && b.x + b.width < kWidth && b.y > kTop && b.y + b.height < kTop + kPlotHeight &&
+    return b.x > kLeft && b.x + b.width < frame_.width && b.y > kTop && b.y + b.height < frame_.bottom() &&
            std::none_of(taken_.begin(), taken_.end(), [&](const Box& t) {
              return b.x < t.x + t.width && t.x < b.x + b.width && b.y < t.y + t.height && t.y < b.y + b.height;
            });
@@ -188,8 +212,8 @@ std::string HtmlPlot::svg() const {
       ys.push_back(y);
     }
   if (xs.empty()) return "<p class=\"note\">" + html_escaped(title) + ": nothing to plot.</p>\n";
-  const Frame f{axis_over(xs, log_x), axis_over(ys, log_y)};
-  std::string out = opening(title, kHeight) + grid(f, *this);
+  const Frame f{axis_over(xs, log_x), axis_over(ys, log_y), wide ? kWideWidth : kWidth, wide ? kWideHeight : kHeight};
+  std::string out = opening(title, f.width, f.height) + grid(f, *this);
   for (const HtmlSeries& s : series) out += drawn(s, f);
   Names names(series, f);
   for (const HtmlSeries& s : series) out += names.of(s);
@@ -207,7 +231,7 @@ std::string gap_chart(const std::string& title, const std::string& x_label, cons
   const Axis axis = axis_over(values, false);
   const double height = kTop + kRow * static_cast<double>(gaps.size()) + kBottom, bottom = height - kBottom;
   const auto px = [&](double v) { return kNames + axis.at(v) * (kWidth - kNames - kRight); };
-  std::string out = opening(title, height);
+  std::string out = opening(title, kWidth, height);
   for (const double v : axis.ticks)
     out += fmt::format(
         R"(<line class="{0}" x1="{1:.1f}" x2="{1:.1f}" y1="{2}" y2="{3}"/><text class="tick" x="{1:.1f}" y="{4}" text-anchor="middle">{5}</text>)"

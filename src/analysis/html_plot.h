@@ -21,6 +21,7 @@ struct HtmlSeries {
 struct HtmlPlot {
   std::string title, x_label, y_label;
   bool log_x = false, log_y = false;
+  bool wide = false;  // as wide as the page: for many names
   std::vector<HtmlSeries> series;
 
   /// An <svg> element, or a sentence when no series has a point. Points that a logarithm can't show are left out.

@@ -26,12 +26,14 @@ body { margin: 2rem auto; max-width: 88rem; padding: 0 1rem; background: var(--p
 h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid var(--grid); padding-bottom: .2rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .86rem; margin: .6rem 0; }
 caption { text-align: left; color: var(--soft); padding-bottom: .3rem; }
-th, td { padding: .28rem .5rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--grid); }
+th, td { padding: .28rem .38rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--grid); }
 th { background: var(--shade); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
 td.n, td.heat { font-variant-numeric: tabular-nums; } td.paper { color: var(--soft); font-style: italic; }
 td.heat { background: color-mix(in srgb, var(--heat) var(--share), var(--paper)); text-align: center; print-color-adjust: exact; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(34rem, 1fr)); gap: 1rem; }
-svg.chart { width: 100%; max-width: 46rem; height: auto; background: var(--paper); } svg text { fill: var(--ink); font: 12px system-ui, sans-serif; }
+svg.chart { width: 100%; max-width: 46rem; height: auto; background: var(--paper); }
+svg.wide { max-width: 70rem; grid-column: 1 / -1; }
+svg text { fill: var(--ink); font: 12px system-ui, sans-serif; }
 svg .title { font-size: 13px; font-weight: 600; } svg .tick { fill: var(--soft); font-size: 11px; } svg .label { fill: var(--soft); }
 svg .grid { stroke: var(--grid); } svg .zero { stroke: var(--ink); } svg .paper { fill: none; stroke: var(--soft); stroke-width: 1.6; }
 .legend { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; font-size: .86rem; margin: .4rem 0; }

@@ -19,6 +19,9 @@ std::string identity(Config config) {
   config.output_dir.clear();
   config.resume = "never";
   config.device = "auto";
+  config.checkpoint = {};
+  config.train.log_every = TrainConfig{}.log_every;
+  config.train.profile_steps = {};
   return dump_config(config);
 }
 

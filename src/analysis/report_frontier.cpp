@@ -74,6 +74,7 @@ HtmlPlot plot_of(const ReportData& data, const std::vector<Point>& all) {
   plot.title = "Loss against KV bytes";
   plot.x_label = "KV bytes a token, all layers";
   plot.y_label = "validation loss, nats a token";
+  plot.log_x = plot.wide = true;
   HtmlSeries frontier{"the frontier", {}, 0, true, true};
   for (const Point& p : all)
     if (on_frontier(all, p)) frontier.points.emplace_back(p.bytes, p.loss);

@@ -68,7 +68,7 @@ double number_in(const std::string& file, const std::string& key) {
 TEST_F(Report, EveryNumberIsInTheFileThatItNames) {
   train("dense", {"model.attention.type=dense", "model.attention.k=0"});
   train("sparse", {});
-  train("sparse_b", {"seed=4"});
+  train("sparse_b", {"seed=4", "train.log_every=3", "checkpoint.keep_last=1"});  // what is looked at is no variant
   ASSERT_EQ(sfa({"analyze", "support", "--checkpoint", at("sparse"), "--data", at("data.h5"), "--save"}).code, 0);
   ASSERT_EQ(sfa({"bench", "attention", "--d", "8", "--k", "2", "--n", "32..64", "--heads", "2", "--batch", "1",
                  "--repetitions", "2", "--device", "cpu", "--json", at("latency.json")})
@@ -81,6 +81,8 @@ TEST_F(Report, EveryNumberIsInTheFileThatItNames) {
   write_text(at("dense") + "/eval/niah_synthetic.json",
              R"({"cells": [{"length": 8, "depth": 0, "accuracy": 0.5}, {"length": 8, "depth": 1, "accuracy": 1}]})");
   const std::string page = report({at("dense"), at("sparse"), at("sparse_b"), "--latency", at("latency.json")});
+
+  EXPECT_NE(page.find("3 run(s) of 2 variant(s)"), std::string::npos);
 
   const std::regex cell("data-file=\"([^\"]*)\" data-key=\"([^\"]*)\" data-value=\"([^\"]*)\"");
   std::set<std::string> files;
@@ -194,8 +196,8 @@ TEST_F(Report, ABrowserShowsIt) {
   ASSERT_EQ(std::system((browser + "--dump-dom" + page + ">dom.html 2>dom.log").c_str()), 0);
   const std::string dom = read_text(scratch() / "dom.html");
   std::size_t charts = 0, lines = 0;
-  for (std::size_t i = dom.find("<svg class=\"chart\""); i != std::string::npos;
-       i = dom.find("<svg class=\"chart\"", i + 1))
+  for (std::size_t i = dom.find("<svg class=\"chart"); i != std::string::npos;
+       i = dom.find("<svg class=\"chart", i + 1))
     ++charts;
   for (std::size_t i = dom.find("<path d=\"M"); i != std::string::npos; i = dom.find("<path d=\"M", i + 1)) ++lines;
   EXPECT_EQ(charts, 5u) << "the gap, the frontier, two courses, the time";
