@@ -27,39 +27,43 @@ passed_check() {
   PASSED=$((PASSED + 1))
 }
 
-# configure_and_build PRESET [ninja target...]; the output is shown when it fails.
+# tree_of PRESET: the folder in build/ that is compiled and tested. A developer's own tree serves where there is one. From nothing, with an
+# empty ccache most likely, to compile the files of a folder together takes a third of the time of file by file; such a tree (-O1 but for what
+# computes) is nothing to use or to measure, and has a folder of its own.
+tree_of() {
+  if [ $QUICK = yes ] || [ -f "build/$1/CMakeCache.txt" ]; then echo "$1"; else echo "test_$1"; fi
+}
+
+# configure_and_build PRESET TREE; the output is shown when it fails.
 configure_and_build() {
-  local preset=$1 log="build/$1.log" began=$SECONDS options=()
-  shift
+  local preset=$1 tree=build/$2 log="build/$2.log" began=$SECONDS options=()
   mkdir -p build
-  # A tree from nothing most likely has nothing in ccache either. To compile the files of a folder together then takes a third of the time of
-  # file by file, which is how --quick and everybody's own build go.
-  if [ $QUICK = no ] && [ ! -f "build/$preset/CMakeCache.txt" ]; then options=(-DSFA_UNITE=ON); fi
-  if ! cmake --preset "$preset" "${options[@]}" >"$log" 2>&1; then
+  if [ "$preset" != "$2" ]; then options=(-DSFA_UNITE=ON); fi
+  if ! cmake --preset "$preset" -B "$tree" "${options[@]}" >"$log" 2>&1; then
     tail -30 "$log"
     return 1
   fi
   grep '^-- sfa:' "$log" || true
-  if ! ninja -C "build/$preset" -j "$(jobs_here)" -k 0 "$@" >"$log" 2>&1; then
+  if ! ninja -C "$tree" -j "$(jobs_here)" -k 0 >"$log" 2>&1; then
     grep -A12 -E '^FAILED|error:' "$log" | head -60
     say "(all of it: $log)"
     return 1
   fi
-  say "built build/$preset in $((SECONDS - began)) s"
+  say "built $tree in $((SECONDS - began)) s"
 }
 
 attribute() { sed -n "s/.*<testsuite[^>]* $1=\"\([0-9]*\)\".*/\1/p;s/^[[:space:]]*$1=\"\([0-9]*\)\".*/\1/p" "$2" | head -1; }
 
-# run_tests PRESET [ctest argument...]: runs them and adds to the counts.
+# run_tests TREE [ctest argument...]: runs them and adds to the counts.
 run_tests() {
   local report="$ROOT/build/$1/junit.xml" log="$ROOT/build/$1/ctest.log" total failures skipped
-  local preset=$1
+  local tree=$1
   shift
   rm -f "$report"
-  ctest --test-dir "build/$preset" -j "$(jobs_here)" --output-on-failure --no-tests=error --output-junit "$report" "$@" >"$log" 2>&1 || true
+  ctest --test-dir "build/$tree" -j "$(jobs_here)" --output-on-failure --no-tests=error --output-junit "$report" "$@" >"$log" 2>&1 || true
   if [ ! -s "$report" ]; then
     tail -30 "$log"
-    failed_check "ctest in build/$preset did not finish"
+    failed_check "ctest in build/$tree did not finish"
     return
   fi
   total=$(attribute tests "$report") failures=$(attribute failures "$report")
@@ -70,7 +74,7 @@ run_tests() {
   # Tests that need a card are spoken of at the end; any other that was left out is named.
   local left_out
   left_out=$(awk -F'"' '/<testcase /{name = $2} /<skipped /{print name}' "$report" | grep -viE 'gpu|cuda' | sort -u | paste -sd ' ' || true)
-  if [ -n "$left_out" ]; then NOT_RUN+=("skipped in build/$preset (its own words: ctest -R NAME -V): $left_out"); fi
+  if [ -n "$left_out" ]; then NOT_RUN+=("skipped in build/$tree (its own words: ctest -R NAME -V): $left_out"); fi
   PASSED=$((PASSED + total - failures - skipped)) FAILED=$((FAILED + failures)) SKIPPED=$((SKIPPED + skipped))
 }
 
@@ -123,21 +127,23 @@ if NVCC=$(find_nvcc) && [ $QUICK = no ]; then
 fi
 
 step "Build ($BUILD)"
-if configure_and_build $BUILD; then
+TREE=$(tree_of $BUILD)
+if configure_and_build $BUILD "$TREE"; then
   [ $BUILD = cuda ] && passed_check 'the CUDA sources compile and link'
   step 'Tests'
-  run_tests $BUILD
+  run_tests "$TREE"
 else
   failed_check "the build (preset $BUILD)"
 fi
 
 if [ $QUICK = no ]; then
   step 'Build (asan)'
-  if configure_and_build asan; then
+  TREE=$(tree_of asan)
+  if configure_and_build asan "$TREE"; then
     step 'Tests under AddressSanitizer and UndefinedBehaviorSanitizer'
     # Of the training in bf16 over eight starts, which says how much rounding loses, one case: it takes minutes, and the tests of each
     # op round too.
-    run_tests asan -E 'ModelBf16\.LosesNoMoreThanBf16Does/(qwen3|gpt2_dense|gpt2_sfa_topk_cpu)'
+    run_tests "$TREE" -E 'ModelBf16\.LosesNoMoreThanBf16Does/(qwen3|gpt2_dense|gpt2_sfa_topk_cpu)'
     NOT_RUN+=('under sanitizers: ModelBf16.LosesNoMoreThanBf16Does but for gpt2_sfa_topk_2of4')
   else
     failed_check 'the build (preset asan)'

@@ -50,6 +50,11 @@ Axis axis_over(const std::vector<double>& values, bool log) {
     const double step = a.high / a.low > 200 ? 10 : 2;
     for (double v = std::pow(step, std::floor(std::log(a.low) / std::log(step))); v <= a.high * 1.0001; v *= step)
       if (v >= a.low * 0.9999) a.ticks.push_back(v);
+    if (a.ticks.size() < 3) {  // a span of less than a few powers
+      const double even = nice_step(a.high - a.low);
+      a.ticks.clear();
+      for (double v = std::ceil(a.low / even) * even; v <= a.high; v += even) a.ticks.push_back(v);
+    }
     const double margin = std::pow(a.high / a.low, 0.03);
     a.low /= margin;
     a.high *= margin;

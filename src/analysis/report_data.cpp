@@ -19,9 +19,12 @@ std::string identity(Config config) {
   config.output_dir.clear();
   config.resume = "never";
   config.device = "auto";
-  config.checkpoint = {};
+  // A run that goes back does so to a checkpoint; otherwise they decide nothing, nor does what is logged.
+  if (config.train.guard.nonfinite != "rollback" && config.train.guard.spike != "rollback") config.checkpoint = {};
   config.train.log_every = TrainConfig{}.log_every;
   config.train.profile_steps = {};
+  config.train.tensorboard = TrainConfig{}.tensorboard;
+  config.dist.timeout_s = DistConfig{}.timeout_s;
   return dump_config(config);
 }
 
@@ -45,12 +48,15 @@ std::vector<DocumentLoss> documents_of(const ReportRun& run) {
   return out;
 }
 
-// Pairs of runs, of the first group and of another, with the same seed.
+// Pairs of runs, of the first group and of another, with the same seed; of repeated runs of a seed the first.
 std::vector<std::pair<std::size_t, std::size_t>> same_seeds(const ReportData& data, const ReportGroup& other) {
   std::vector<std::pair<std::size_t, std::size_t>> pairs;
+  const auto seed_of = [&](std::size_t run) { return data.runs[run].summary.config.seed; };
   for (const std::size_t b : other.runs)
     for (const std::size_t a : data.groups.front().runs)
-      if (data.runs[a].summary.config.seed == data.runs[b].summary.config.seed) {
+      if (seed_of(a) == seed_of(b) && std::none_of(pairs.begin(), pairs.end(), [&](const auto& pair) {
+            return seed_of(pair.second) == seed_of(b);
+          })) {
         pairs.emplace_back(a, b);
         break;
       }

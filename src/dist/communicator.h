@@ -8,7 +8,7 @@
 //
 // Sums are the same bits on every rank and in every run of one layout: over MPI elements are added in the order of the
 // ranks, bf16 in f32 and rounded once, and so they are in shared memory of GPUs; over NCCL in the order of its rings,
-// which a layout fixes.
+// which a layout fixes. Whether GPUs share memory is found out at the start (share()).
 //
 // Models know nothing of ranks.
 #pragma once

@@ -4,14 +4,14 @@
 // product that fills the card then needs another round for a few tiles. The copies leave them alone.
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include <memory>
 #include <vector>
 
 #include "core/flat_range.h"
 #include "core/tensor.h"
 #include "dist/control.h"
+
+struct CUstream_st;  // cudaStream_t is a pointer to it; no header outside of src/cuda includes CUDA
 
 namespace sfa::dist {
 
@@ -29,10 +29,10 @@ class PeerSums {
   [[nodiscard]] bool covers(const Tensor& t) const;
   /// As Communicator::reduce_scatter, queued on `stream`; `t` is covered. Elements are added in the order of ranks,
   /// bf16 in f32 and rounded once, the last of them by add_pulled().
-  void reduce_scatter(cudaStream_t stream, const Tensor& t, const std::vector<FlatRange>& parts);
+  void reduce_scatter(CUstream_st* stream, const Tensor& t, const std::vector<FlatRange>& parts);
   /// Adds what has been pulled, on a stream that is behind the copies: the one that computes. Beside its kernels, which
   /// fill the card, additions would wait for each to end.
-  void add_pulled(cudaStream_t stream);
+  void add_pulled(CUstream_st* stream);
 
  private:
   struct Peer {
@@ -43,7 +43,7 @@ class PeerSums {
   PeerSums(int rank, int size, const Tensor& shared, std::int64_t together);
   [[nodiscard]] std::string handles() const;
   void open(const std::vector<std::string>& handles);
-  void pull(cudaStream_t stream, std::int64_t offset, std::int64_t bytes, bool first, bool last);
+  void pull(CUstream_st* stream, std::int64_t offset, std::int64_t bytes, bool first, bool last);
 
   // Counters of a rank: [r] = sums for which rank r has its gradients ready, [size + r] = sums for which rank r has
   // pulled what this one holds.

@@ -58,6 +58,7 @@ class ShardedGradients {
   Tensor working_, owned_;
   std::vector<GradientPlaces::Stretch> under_way_;
   std::size_t reduced_ = 0;  // stretches, in this micro-step
+  bool shared_ = false;
 };
 
 }  // namespace sfa

@@ -11,6 +11,8 @@
 namespace sfa::flash {
 namespace {
 
+constexpr int kLongestElsewhere = 96;  // bytes of a key: 32 values with their numbers
+
 std::int64_t round_up(std::int64_t n, std::int64_t unit) {
   return (n + unit - 1) / unit * unit;
 }
@@ -153,8 +155,11 @@ bool decodes_sparse(const Attention::Forward& args) {
   if (!args.k.dense.empty() || args.k.values.empty()) return false;
   const SparseRows keys = sparse_keys(args.k);
   if (keys.values_stride.token != keys.k || keys.support_stride.token != keys.support_bytes()) return false;
-  if constexpr (kHasCuda)
+  if constexpr (kHasCuda) {
+    // The layout counts with Hopper's shared memory; cards with less were never given longer keys.
+    if (cuda_ops::compute_capability() != 90 && keys.row_bytes() > kLongestElsewhere) return false;
     return decode_sparse_fits(decode_params(args.q.values, args.k, args, 1.0f).shape, keys.row_bytes());
+  }
   return false;
 }
 
