@@ -50,7 +50,7 @@ struct BackgroundCheckpoint::Impl {
         failure = e.what();
       }
       newest = finish_together(group, writer.get(), failure, state, config_yaml);
-      if (group.rank == 0) prune_checkpoints(run_folder, keep.keep_last, keep.keep_every);
+      prune_together(group, run_folder, keep);
     } catch (...) {
       error = std::current_exception();
     }
@@ -76,6 +76,17 @@ std::string told(CheckpointWriter* writer, const std::string& failure) {
 }
 
 }  // namespace
+
+void prune_together(const WriterGroup& group, const std::filesystem::path& run_folder, const KeepRules& keep) {
+  std::exception_ptr error;
+  try {
+    if (group.rank == 0) prune_checkpoints(run_folder, keep.keep_last, keep.keep_every);
+  } catch (...) {
+    error = std::current_exception();
+  }
+  if (group.gather) group.gather("");
+  if (error) std::rethrow_exception(error);
+}
 
 fs::path finish_together(const WriterGroup& group, CheckpointWriter* writer, const std::string& failure,
                          const nlohmann::json& state, const std::string& config_yaml) {

@@ -130,8 +130,8 @@ void Run::save(std::int64_t done) {
   for (const auto& [prefix, flat] : saved_buffers())
     add_parameters(ctx, writer, list, prefix, {flat, owned.begin}, mine);
   const auto folder = finish_together(writers(), &writer, "", state, dump_config(config_));
-  if (first_rank())
-    prune_checkpoints(folder_.path, static_cast<int>(config_.checkpoint.keep_last), config_.checkpoint.keep_every);
+  prune_together(writers(), folder_.path,
+                 {static_cast<int>(config_.checkpoint.keep_last), config_.checkpoint.keep_every});
   spdlog::info("saved {}", folder.string());
 }
 
