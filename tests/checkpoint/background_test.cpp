@@ -149,5 +149,23 @@ TEST_F(Background, KilledAtRandomMoments) {
   EXPECT_GT(newest, 1);
 }
 
+// A folder in which nothing is locked yet looks like one left behind: no rank goes on before rank 0 has pruned.
+TEST(PruneTogether, AllRanksWaitForRankZero) {
+  const TempFolder run;
+  for (const int step : {1, 2, 3}) save(run.path(), step, 10);
+  int met = 0;
+  const auto gather = [&](const std::string& mine) {
+    ++met;
+    EXPECT_EQ(list_checkpoints(run.path()).size(), 1u) << "rank 0 comes when it has pruned";
+    return std::vector<std::string>{mine};
+  };
+  prune_together({0, gather}, run.path(), {1, 0});
+  EXPECT_EQ(met, 1);
+  prune_together({1, gather}, run.path(), {1, 0});
+  EXPECT_EQ(met, 2) << "the others meet it there";
+  EXPECT_ERROR(prune_together({0, gather}, run.path(), {-1, 0}), "cannot be negative");
+  EXPECT_EQ(met, 3) << "and are not left waiting when it fails";
+}
+
 }  // namespace
 }  // namespace sfa::test
