@@ -36,8 +36,17 @@ use_local_tools() {
   if [ -d "$ROOT/build/tools/bin" ]; then PATH="$ROOT/build/tools/bin:$PATH"; fi
 }
 
-# The SHA-256 of every file that decides what runs on a GPU: CUDA sources and the headers that they alone share.
-cuda_source_hash() {
-  (cd "$ROOT" && find src \( -name '*.cu' -o -name '*.cuh' -o -path 'src/cuda/*' \) -type f -print0 |
-    LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -d' ' -f1)
+# Every file that decides what runs on a GPU: CUDA sources and all headers that they include, one through another.
+gpu_sources() {
+  local files found
+  found=$(find src \( -name '*.cu' -o -name '*.cuh' -o -path 'src/cuda/*' \) -type f | LC_ALL=C sort -u)
+  while [ "${files:-}" != "$found" ]; do
+    files=$found
+    # shellcheck disable=SC2086
+    found=$({ printf '%s\n' $files; sed -n 's|^#include "\(.*\)"|src/\1|p' $files | sort -u | xargs ls 2>/dev/null || true; } | LC_ALL=C sort -u)
+  done
+  printf '%s\n' "$files"
 }
+
+# The SHA-256 of all of them.
+cuda_source_hash() { (cd "$ROOT" && gpu_sources | xargs sha256sum | sha256sum | cut -d' ' -f1); }

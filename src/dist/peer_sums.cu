@@ -1,11 +1,12 @@
 #include "dist/peer_sums.h"
 
 #include <cuda.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
+#include <string>
 #include <string_view>
 
 #include "cuda/launch.h"
@@ -59,9 +60,16 @@ std::ptrdiff_t offset_in_allocation(const void* p) {
   return static_cast<std::ptrdiff_t>(address(p) - base);
 }
 
+/// Machines may have one name, but not one boot.
+std::string boot_of_this_machine() {
+  std::string boot;
+  std::getline(std::ifstream("/proc/sys/kernel/random/boot_id"), boot);
+  return boot;
+}
+
 /// What a rank tells of itself.
 struct Card {
-  char host[256] = {};
+  char boot[64] = {};
   cudaIpcMemHandle_t data{}, counters{};
   std::ptrdiff_t data_offset = 0, counters_offset = 0;
 };
@@ -91,9 +99,13 @@ PeerSums::PeerSums(int rank, int size, const Tensor& shared, std::int64_t togeth
     : rank_(rank), size_(size), shared_(shared), peers_(static_cast<std::size_t>(size)) {
   const std::int64_t wanted = std::max<std::int64_t>(together, 1) * static_cast<std::int64_t>(size_of(shared.dtype));
   piece_ = ceil_div(std::min(wanted, kMostStaging / (size - 1)), kAlignment) * kAlignment;
-  SFA_CUDA_CHECK(cudaMalloc(&counters_, 2 * static_cast<std::size_t>(size) * sizeof *counters_));
-  SFA_CUDA_CHECK(cudaMemset(counters_, 0, 2 * static_cast<std::size_t>(size) * sizeof *counters_));
-  SFA_CUDA_CHECK(cudaMalloc(&staging_, static_cast<std::size_t>((size - 1) * piece_)));
+}
+
+void PeerSums::allocate() {
+  const auto counters = 2 * static_cast<std::size_t>(size_) * sizeof *counters_;
+  SFA_CUDA_CHECK(cudaMalloc(&counters_, counters));
+  SFA_CUDA_CHECK(cudaMemset(counters_, 0, counters));
+  SFA_CUDA_CHECK(cudaMalloc(&staging_, static_cast<std::size_t>((size_ - 1) * piece_)));
   SFA_CUDA_CHECK(cudaDeviceSynchronize());  // others write the counters from now on
 }
 
@@ -108,7 +120,7 @@ PeerSums::~PeerSums() {
 
 std::string PeerSums::handles() const {
   Card card;
-  require(::gethostname(card.host, sizeof card.host - 1) == 0, "this machine has no name");
+  boot_of_this_machine().copy(card.boot, sizeof card.boot - 1);
   SFA_CUDA_CHECK(cudaIpcGetMemHandle(&card.data, shared_.data));
   SFA_CUDA_CHECK(cudaIpcGetMemHandle(&card.counters, counters_));
   card.data_offset = offset_in_allocation(shared_.data);
@@ -126,7 +138,7 @@ void PeerSums::open(const std::vector<std::string>& handles) {
       continue;
     }
     const Card card = decode(handles[static_cast<std::size_t>(r)]);
-    require(std::string_view(card.host) == mine.host, "ranks are on several machines");
+    require(std::string_view(card.boot) == mine.boot, "ranks are on several machines");
     SFA_CUDA_CHECK(cudaIpcOpenMemHandle(&peer.opened[0], card.data, cudaIpcMemLazyEnablePeerAccess));
     SFA_CUDA_CHECK(cudaIpcOpenMemHandle(&peer.opened[1], card.counters, cudaIpcMemLazyEnablePeerAccess));
     peer.data = static_cast<const std::byte*>(peer.opened[0]) + card.data_offset;
@@ -150,6 +162,7 @@ std::unique_ptr<PeerSums> PeerSums::connect(ControlChannel& control, const Tenso
       ControlChannel::kMain, tried([&] {
         require((off == nullptr || std::string_view(off) == "0") && control.size() <= kMostRanks, "switched off");
         peers.reset(new PeerSums(control.rank(), control.size(), shared, together));
+        peers->allocate();
         return peers->handles();
       }));
   const std::vector<std::string> opened = control.gather(ControlChannel::kMain, tried([&] {

@@ -41,6 +41,7 @@ class PeerSums {
     std::uint32_t* counters = nullptr;
   };
   PeerSums(int rank, int size, const Tensor& shared, std::int64_t together);
+  void allocate();
   [[nodiscard]] std::string handles() const;
   void open(const std::vector<std::string>& handles);
   void pull(CUstream_st* stream, std::int64_t offset, std::int64_t bytes, bool first, bool last);

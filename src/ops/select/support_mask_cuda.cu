@@ -16,10 +16,19 @@ struct Job {
   unsigned words, k;
 };
 
-__global__ void __launch_bounds__(kThreads) pack_kernel(const Job p) {
+/// A thread's.
+struct Word {
+  std::uint32_t row;
+  unsigned word;  // of the row
+};
+
+__device__ Word word_of(const Job& p) {
   const std::uint64_t i = blockIdx.x * std::uint64_t{kThreads} + threadIdx.x;
-  const std::uint32_t row = static_cast<std::uint32_t>(i / p.words);
-  const unsigned word = static_cast<unsigned>(i % p.words);
+  return {static_cast<std::uint32_t>(i / p.words), static_cast<unsigned>(i % p.words)};
+}
+
+__global__ void __launch_bounds__(kThreads) pack_kernel(const Job p) {
+  const auto [row, word] = word_of(p);
   if (row >= p.rows) return;
   const std::uint8_t* numbers = p.numbers.row(row);
   std::uint32_t bits = 0;
@@ -29,9 +38,7 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(const Job p) {
 }
 
 __global__ void __launch_bounds__(kThreads) unpack_kernel(const Job p) {
-  const std::uint64_t i = blockIdx.x * std::uint64_t{kThreads} + threadIdx.x;
-  const std::uint32_t row = static_cast<std::uint32_t>(i / p.words);
-  const unsigned word = static_cast<unsigned>(i % p.words);
+  const auto [row, word] = word_of(p);
   if (row >= p.rows) return;
   const std::uint32_t* mask = p.mask.row(row);
   std::uint8_t* numbers = p.numbers.row(row);
