@@ -151,9 +151,9 @@ class Names {
   std::string of(const HtmlSeries& s) {
     if (!s.named || s.points.empty()) return "";
     const double x = frame_.px(s.points.back().first), y = frame_.py(s.points.back().second),
-                 width = 6.2 * static_cast<double>(s.label.size());
+                 width = 6.7 * static_cast<double>(s.label.size());
     // Beside it, then above and below, further and further.
-    for (int row = 0; row <= 8; ++row)
+    for (int row = 0; row <= 20; ++row)
       for (const double dy : {-7.0 - 14 * row, -7.0 + 14 * row})
         for (const double dx : {8.0, -8 - width, -width / 2})
           if (const Box b{x + dx, y + dy, width, 13}; (row > 0 || dx != -width / 2) && free(b)) {

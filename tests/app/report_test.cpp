@@ -234,6 +234,22 @@ TEST_F(Report, FrontierHasTheCacheInEightBits) {
   EXPECT_EQ(page.find("sfa k=4 int8 cache"), std::string::npos) << "it was not evaluated";
 }
 
+// One seed beside two: what that seed does to both is no merit of either.
+TEST_F(Report, FrontierComparesTheSameSeeds) {
+  train("dense", {"model.attention.type=dense", "model.attention.k=0"});
+  train("dense_b", {"model.attention.type=dense", "model.attention.k=0", "seed=4"});
+  train("sparse", {"train.max_steps=8"});
+  const std::string page = report({at("dense"), at("dense_b"), at("sparse")});
+  const auto loss = [&](const char* run) { return number_in(at(run) + "/metrics.jsonl", "val/loss"); };
+  const double first = (loss("dense") + loss("dense_b")) / 2, gap = loss("sparse") - loss("dense");
+  ASSERT_GT(std::fabs(loss("dense_b") - loss("dense")), 1e-3) << "two seeds that this could not tell apart";
+  const std::regex row("of both\">([0-9.]+)</td><td[^>]*>([-+0-9.]+)</td>");
+  std::smatch m;
+  ASSERT_TRUE(std::regex_search(page, m, row));
+  EXPECT_NEAR(std::stod(m[1]), first + gap, 1e-4);
+  EXPECT_NEAR(std::stod(m[2]), gap, 1e-4);
+}
+
 // Latency needs no run; rivals that were timed beside it have their line and column.
 TEST_F(Report, LatencyAloneWithRivals) {
   write_text(at("l.json"), R"({"device": "a card", "rows": [

@@ -1,4 +1,5 @@
 // A rank that dies, hangs, throws or is told to stop: the job ends, says why, and goes on bit for bit.
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <random>
@@ -106,7 +107,7 @@ TEST_P(FaultsOfLayouts, RanksKilledAtAnyMomentEndBitForBit) {
   const int most = std::string(GetParam()) == "dist.zero=1" ? 20 : 5;
   const auto begin = Clock::now();
   ASSERT_EQ(on_ranks(2, {"train", at("run.yaml"), "output_dir=" + at("undisturbed"), GetParam()}).code, 0);
-  const double whole = seconds_since(begin);
+  double whole = seconds_since(begin);
   const auto expected = tensors(at("undisturbed"));
   std::mt19937 random(20);
   int kills = 0;
@@ -129,6 +130,7 @@ TEST_P(FaultsOfLayouts, RanksKilledAtAnyMomentEndBitForBit) {
     }
     ASSERT_EQ(tensors(at("run")), expected) << "after " << kills << " kills";
     fs::remove_all(at("run"));
+    whole = std::min(whole, seconds_since(since));  // the machine may have had other work at first
   }
   const Ended last = on_ranks(2, {"train", at("run.yaml"), "resume=auto", GetParam()});
   ASSERT_EQ(last.code, 0) << last.err;
