@@ -171,7 +171,7 @@ HASH=$([ -d src ] && [ ! -f CUDA_SOURCE_HASH ] && cuda_source_hash || cat CUDA_S
 say "card: $(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | head -1)"
 step 'CUDA against the CPU'
 for name in test_gpu test_models test_core test_ops test_optim test_attention test_eval test_hf; do begin $name $name --gtest_color=no; done
-for name in flash_forward_check flash_backward_check flash_decode_check project_select_check; do begin $name $name check; done
+for name in flash_forward_check flash_backward_check flash_decode_check project_select_check peer_sums_check; do begin $name $name check; done
 begin 'flash_forward_check, sm_80' flash_forward_check sm80
 for name in "${PENDING[@]}"; do finish "$name"; done
 step 'Training on the card against training on the CPU'
