@@ -1,6 +1,6 @@
 // libFuzzer target, built and run by scripts/fuzz.sh.
 // sources: src/hf/config_file.cpp src/hf/element.cpp src/config/*.cpp src/models/model_config.cpp src/core/file.cpp
-// libraries: -lfmt -lyaml-cpp -fopenmp
+// libraries: -lfmt -lyaml-cpp -fopenmp=libgomp
 //
 // config.json of a Hugging Face folder: any bytes either give a configuration of ours, which is exported as a
 // config.json that gives the same one again (or can't be exported), or end in one sfa::Error.
