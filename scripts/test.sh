@@ -113,6 +113,7 @@ check_gpu_record() {
     say "GPU check on record for these CUDA sources: $(sed -n 's/.*"card": *"\([^"]*\)".*/\1/p' tests/gpu/record.json), $(sed -n 's/.*"date": *"\([^"]*\)".*/\1/p' tests/gpu/record.json)"
     recorded=$(sed -n 's/.*"failed": \([0-9]*\), "skipped": [0-9]*,$/\1/p' tests/gpu/record.json | head -1)
     if [ "${recorded:-0}" -gt 0 ]; then NOT_RUN+=("the GPU check on record has $recorded failed: $(sed -n 's/.*"name": "\([^"]*\)".*"failed": [1-9].*/\1/p' tests/gpu/record.json | paste -sd ' ')"); fi
+    if command -v python3 >/dev/null && ! python3 scripts/bench/record_tables.py --check; then failed_check 'docs: figures of another GPU record (above)'; fi
   else
     NOT_RUN+=('the CUDA sources have changed since the GPU check on record (tests/gpu/record.json): run scripts/gpu_check.sh where there is a card')
   fi

@@ -42,8 +42,12 @@ Row row_of(const RunSummary& r) {
           duration_text(r.train_seconds)};
 }
 
-std::string difference(const RunSummary& first, const RunSummary& r) {
-  std::string out = fmt::format("{} against {}:", attention_label(r.config.model), attention_label(first.config.model));
+/// With `seeds`, those are named.
+std::string difference(const RunSummary& first, const RunSummary& r, bool seeds) {
+  const auto name = [&](const RunSummary& run) {
+    return attention_label(run.config.model) + (seeds ? fmt::format(" seed {}", run.config.seed) : "");
+  };
+  std::string out = fmt::format("{} against {}:", name(r), name(first));
   if (r.config.train.loss_mask != first.config.train.loss_mask)
     out += " losses of other tokens (train.loss_mask),";
   else if (r.val_loss && first.val_loss)
@@ -56,6 +60,15 @@ std::string difference(const RunSummary& first, const RunSummary& r) {
   ratio("training time", r.train_seconds, first.train_seconds);
   out.back() = '\n';
   return out;
+}
+
+// What a run is held against: the run of the first's attention and of its own seed, or the first.
+const RunSummary& baseline_of(const std::vector<RunSummary>& runs, std::size_t i) {
+  const std::string label = attention_label(runs.front().config.model);
+  for (std::size_t b = 0; b < runs.size(); ++b)
+    if (b != i && runs[b].config.seed == runs[i].config.seed && attention_label(runs[b].config.model) == label)
+      return runs[b];
+  return runs.front();
 }
 
 // "16,3x8,12": runs of equal k are counted.
@@ -110,7 +123,10 @@ std::string compare_table(const std::vector<RunSummary>& runs) {
       out += c + 1 < row.size() ? "  " : "\n";
     }
   }
-  for (std::size_t i = 1; i < runs.size(); ++i) out += (i == 1 ? "\n" : "") + difference(runs[0], runs[i]);
+  const bool seeds =
+      std::ranges::any_of(runs, [&](const RunSummary& r) { return r.config.seed != runs.front().config.seed; });
+  for (std::size_t i = 1; i < runs.size(); ++i)
+    out += (i == 1 ? "\n" : "") + difference(baseline_of(runs, i), runs[i], seeds);
   return out;
 }
 

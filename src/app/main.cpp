@@ -1,4 +1,5 @@
 // The command line: subcommands, and one place where an exception becomes one line and an exit code.
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -6,7 +7,9 @@
 #include <cstdlib>
 #include <exception>
 #include <filesystem>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "app/commands.h"
 #include "core/build_config.h"
@@ -22,6 +25,19 @@ void wait_without_spinning(char** argv) {
   if (std::getenv("OMP_WAIT_POLICY") || std::getenv("GOMP_SPINCOUNT")) return;
   if (::setenv("OMP_WAIT_POLICY", "passive", 1) == 0) ::execv("/proc/self/exe", argv);
   // When that is not possible the program goes on as it is.
+}
+
+// "there is no command 'bogus' (sfa --help)" where CLI11 only knows that one is required; empty where that is not it.
+std::string unknown_command(const CLI::App& app) {
+  std::string path = "sfa";
+  const CLI::App* last = &app;
+  while (!last->get_subcommands().empty()) {
+    last = last->get_subcommands().front();
+    path += " " + last->get_name();
+  }
+  const std::vector<std::string> rest = app.remaining(true);
+  if (last->get_require_subcommand_min() == 0 || rest.empty()) return "";
+  return fmt::format("there is no command '{}' ({} --help)", rest.front(), path);
 }
 
 }  // namespace
@@ -50,6 +66,10 @@ int main(int argc, char** argv) {
     app.parse(argc, argv);
     return 0;
   } catch (const CLI::ParseError& e) {
+    if (const std::string why = e.get_exit_code() == 0 ? "" : unknown_command(app); !why.empty()) {
+      std::fprintf(stderr, "sfa: %s\n", why.c_str());
+      return 2;
+    }
     const int code = app.exit(e);
     return code == 0 ? 0 : 2;
   } catch (const sfa::UsageError& e) {

@@ -93,6 +93,8 @@ TEST_F(AppBadInput, CommandLine) {
   };
   usage({});
   usage({"tarin"});
+  EXPECT_EQ(sfa({"tarin", "x"}).err, "sfa: there is no command 'tarin' (sfa --help)\n");
+  EXPECT_EQ(sfa({"eval", "perplexty"}).err, "sfa: there is no command 'perplexty' (sfa eval --help)\n");
   usage({"train"});
   usage({"train", at("run.yaml"), "train.max_steps"});
   usage({"train", at("run.yaml"), "--resmue"});

@@ -239,6 +239,10 @@ TEST_F(Report, FrontierComparesTheSameSeeds) {
   train("dense", {"model.attention.type=dense", "model.attention.k=0"});
   train("dense_b", {"model.attention.type=dense", "model.attention.k=0", "seed=4"});
   train("sparse", {"train.max_steps=8"});
+  train("sparse_b", {"train.max_steps=8", "seed=4"});
+  // The text pairs by seed as well.
+  const Ended table = sfa({"compare", at("dense"), at("dense_b"), at("sparse_b")});
+  EXPECT_NE(table.out.find("sfa k=4 seed 4 against dense seed 4: loss "), std::string::npos) << table.out;
   const std::string page = report({at("dense"), at("dense_b"), at("sparse")});
   const auto loss = [&](const char* run) { return number_in(at(run) + "/metrics.jsonl", "val/loss"); };
   const double first = (loss("dense") + loss("dense_b")) / 2, gap = loss("sparse") - loss("dense");
