@@ -10,20 +10,24 @@
 # In a bundle (scripts/bundle.sh) the programs lie in bin/ and nothing is built.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
-cd "$ROOT"
 
 BUILD='' TEXT='' DATA='' RECORD=tests/gpu/record.json BENCH=yes
 while [ $# -gt 0 ]; do
   case $1 in
     -h | --help) sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
-    --build) BUILD=$2; shift 2 ;;
-    --text) TEXT=$2; shift 2 ;;
-    --data) DATA=$2; shift 2 ;;
-    --record) RECORD=$2; shift 2 ;;
+    --build | --text | --data | --record) has_value "$@" ;;&
+    --build) BUILD=$(realpath -m "$2"); shift 2 ;;
+    --text) TEXT=$(realpath -m "$2"); shift 2 ;;
+    --data) DATA=$(realpath -m "$2"); shift 2 ;;
+    --record) RECORD=$(realpath -m "$2"); shift 2 ;;
     --no-bench) BENCH=no; shift ;;
-    *) printf 'gpu_check.sh: unknown option %s (see --help)\n' "$1" >&2; exit 2 ;;
+    *) refuse "unknown option $1" ;;
   esac
 done
+[ -z "$BUILD" ] || [ -d "$BUILD" ] || die "--build: $BUILD is no folder"
+[ -z "$TEXT" ] || [ -f "$TEXT" ] || die "--text: there is no file $TEXT"
+[ -z "$DATA" ] || [ -f "$DATA" ] || die "--data: there is no file $DATA"
+cd "$ROOT"
 
 has_gpu || die 'no GPU answers here (nvidia-smi names none)'
 if [ -z "$BUILD" ] && [ -x bin/sfa ]; then BUILD=bin; fi

@@ -14,13 +14,27 @@ BUILD='' DATA='' GPUS='' SPEED=yes
 while [ $# -gt 0 ]; do
   case $1 in
     -h | --help) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    --build | --data | --gpus) has_value "$@" ;;&
     --build) BUILD=$2; shift 2 ;;
-    --data) DATA=$(realpath "$2"); shift 2 ;;
+    --data) DATA=$2; shift 2 ;;
     --gpus) GPUS=$2; shift 2 ;;
     --no-speed) SPEED=no; shift ;;
-    *) printf 'gpu_check_multi.sh: unknown option %s (see --help)\n' "$1" >&2; exit 2 ;;
+    *) refuse "unknown option $1" ;;
   esac
 done
+[ -z "$GPUS" ] || whole --gpus "$GPUS" 2
+[ -z "$BUILD" ] || [ -d "$BUILD" ] || die "--build: $BUILD is no folder"
+# Paths from here, before the script leaves for a folder of its own.
+if [ -n "$DATA" ]; then
+  [ -f "$DATA" ] || die "--data: there is no file $DATA"
+  DATA=$(realpath "$DATA")
+fi
+if [ -n "${LLMC_BINARY:-}" ]; then
+  found=$LLMC_BINARY
+  if [[ $found != */* ]]; then found=$(type -P "$found" || realpath "$found"); fi
+  if ! [ -f "$found" ] || ! [ -x "$found" ]; then die "LLMC_BINARY: $LLMC_BINARY is no program"; fi
+  LLMC_BINARY=$(realpath "$found")
+fi
 has_gpu || die 'no GPU answers here (nvidia-smi names none)'
 command -v mpirun >/dev/null || die 'there is no mpirun (openmpi-bin)'
 GPUS=${GPUS:-$(nvidia-smi -L | grep -c '^GPU ')}

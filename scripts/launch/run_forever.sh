@@ -5,18 +5,27 @@
 #     --wait    seconds between a failure and the next start (default 10)
 # for example   scripts/launch/run_forever.sh mpirun -np 8 sfa train configs/gpt2_124m.yaml
 # `resume=auto` is added to the command. Ends with 0 when the command does (the run is complete, or a signal stopped it after a
-# checkpoint), with 2 when the command line is wrong, and with the command's code when it gives up. A signal to this script goes to the command.
+# checkpoint), with 2 when the command line is wrong, and with the command's code when it gives up or there is nothing that could be started
+# (126, 127). A signal to this script goes to the command.
 set -uo pipefail
 TIMES=20 WAIT=10
+refuse() {
+  printf 'run_forever.sh: %s (see --help)\n' "$1" >&2
+  exit 2
+}
 while [ $# -gt 0 ]; do
   case $1 in
     -h | --help) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    --times | --wait) if [ $# -lt 2 ] || [[ $2 == --* ]]; then refuse "$1 needs a value"; fi ;;&
     --times) TIMES=$2; shift 2 ;;
     --wait) WAIT=$2; shift 2 ;;
+    -*) refuse "unknown option $1" ;;
     *) break ;;
   esac
 done
-[ $# -gt 0 ] || { printf 'run_forever.sh: no command was given (see --help)\n' >&2; exit 2; }
+[[ $TIMES =~ ^[1-9][0-9]{0,8}$ ]] || refuse "--times: a positive whole number is expected, got '$TIMES'"
+[[ $WAIT =~ ^(0|[1-9][0-9]{0,8})$ ]] || refuse "--wait: a whole number of seconds is expected, got '$WAIT'"
+[ $# -gt 0 ] || refuse 'no command was given'
 
 child='' stopped=no
 forward() {
@@ -37,6 +46,10 @@ while true; do
   child=''
   [ "$code" -ne 0 ] || exit 0
   [ "$code" -ne 2 ] || exit 2
+  if [ "$code" -eq 126 ] || [ "$code" -eq 127 ]; then
+    printf 'run_forever.sh: the command could not be started (code %d)\n' "$code" >&2
+    exit "$code"
+  fi
   [ "$stopped" = no ] || exit "$code"
   [ $((SECONDS - began)) -lt 3600 ] || failures=0
   failures=$((failures + 1))

@@ -9,6 +9,33 @@ die() {
   exit 1
 }
 
+# The command line is wrong.
+refuse() {
+  printf '%s: %s (see --help)\n' "$(basename "$0")" "$*" >&2
+  exit 2
+}
+
+# has_value "$@": refuses the option in front when the command line ends behind it, or goes on with another option.
+has_value() { if [ $# -lt 2 ] || [[ $2 == --* ]]; then refuse "$1 needs a value"; fi; }
+
+# whole OPTION VALUE [LEAST]: refuses what is no whole number from LEAST (1) on. Zeros in front would make it octal to the shell.
+whole() {
+  if ! [[ $2 =~ ^(0|[1-9][0-9]{0,8})$ ]] || [ "$2" -lt "${3:-1}" ]; then refuse "$1: a whole number from ${3:-1} on is expected, got '$2'"; fi
+}
+
+# above_zero OPTION VALUE: refuses what is no number above 0, like 3, 0.5 or 7.5e-4.
+above_zero() {
+  if ! [[ $2 =~ ^[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,2})?$ ]] || ! awk -v n="$2" 'BEGIN {exit !(n > 0 && n <= 1e15)}'; then
+    refuse "$1: a number above 0 like 3, 0.5 or 7.5e-4 is expected, got '$2'"
+  fi
+}
+
+# words_of OPTION VALUE: WORDS, the words of the value; refuses one without any.
+words_of() {
+  read -rd '' -a WORDS <<<"$2" || true
+  [ ${#WORDS[@]} -gt 0 ] || refuse "$1 needs a value"
+}
+
 # Seconds since the script began, as "3 min 5 s".
 elapsed() { printf '%d min %d s' $((SECONDS / 60)) $((SECONDS % 60)); }
 
