@@ -5,6 +5,7 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/sweep.sh"
 case ${1:-} in -h | --help) sed -n '2,4s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;; esac
+[ $# -eq 0 ] || refuse "unknown option $1"
 find_sfa
 LENGTHS=8192,16384,32768,65536
 

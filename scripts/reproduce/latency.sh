@@ -13,19 +13,32 @@ LENGTHS=1024..65536 D=64,128 K=8,16 SELECTION=topk,topk_2of4 DEVICE=cuda OUT='' 
 while [ $# -gt 0 ]; do
   case $1 in
     -h | --help) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
-    --lengths | --d | --k | --selection | --device | --out) [ $# -ge 2 ] || die "$1 needs a value" ;;&
+    --lengths | --d | --k | --selection | --device | --out) has_value "$@" ;;&
     --lengths) LENGTHS=$2; shift 2 ;;
     --d) D=$2; shift 2 ;;
     --k) K=$2; shift 2 ;;
     --selection) SELECTION=$2; shift 2 ;;
     --device) DEVICE=$2; shift 2 ;;
     --out) OUT=$2; shift 2 ;;
-    *) die "unknown option $1 (--help)" ;;
+    *) refuse "unknown option $1" ;;
   esac
 done
+[[ ,$LENGTHS =~ ^(,[1-9][0-9]*(\.\.[1-9][0-9]*)?)+$ ]] || refuse "--lengths: lengths like 1024,4096 or 1024..65536 are expected, got '$LENGTHS'"
+[[ ,$D =~ ^(,[1-9][0-9]*)+$ ]] || refuse "--d: numbers like 64,128 are expected, got '$D'"
+[[ ,$K =~ ^(,[1-9][0-9]*)+$ ]] || refuse "--k: numbers like 8,16 are expected, got '$K'"
+[[ ,$SELECTION =~ ^(,(topk|topk_2of4|topk_pairs))+$ ]] || refuse "--selection: topk, topk_2of4 and topk_pairs are known, got '$SELECTION'"
+[[ $DEVICE =~ ^(cuda|cpu)$ ]] || refuse "--device: cuda or cpu is expected, got '$DEVICE'"
 find_sfa
 OUT=${OUT:-$ROOT/runs/reproduce/latency}
-mkdir -p "$OUT"
+CARD=$([ "$DEVICE" = cuda ] && gpu_name || echo CPU)
+# Figures that are there stand for this command line only where they were taken by it, on such a card.
+OPTIONS=$(printf '%s\n' "lengths=$LENGTHS" "k=$K" "selection=$SELECTION" "device=$CARD")
+for name in "forward_${D//,/_}" "decode_${D//,/_}"; do
+  if [ ! -f "$OUT/$name.json" ] || [ ! -s "$OUT/$name.options" ]; then continue; fi
+  other=$(differences "$(<"$OUT/$name.options")" "$OPTIONS")
+  [ -z "$other" ] || die "$OUT/$name.json was made with $other: name another --out, or delete that file"
+done
+make_out
 RIVALS=0
 if [ "$DEVICE" = cuda ] && [ -n "$PYTHON" ] && "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then RIVALS=1; fi
 FILES=()
@@ -37,12 +50,12 @@ measure() { # NAME OP BATCH HEADS
     else
       "$SFA" bench attention --device "$DEVICE" --types dense,sfa --repetitions 10 "${common[@]}" >"$OUT/$name.txt"
     fi
+    printf '%s\n' "$OPTIONS" >"$OUT/$name.options"
     mv "$OUT/$1.part" "$OUT/$name.json"
   fi
   cat "$OUT/$name.txt"
   FILES+=(--latency "$OUT/$name.json")
 }
-CARD=$([ "$DEVICE" = cuda ] && gpu_name || echo CPU)
 step "Attention forward, B = 8, H = 8, heads of $D: $CARD"
 measure forward forward 8 8
 step "Decode of one token, B = 1, H = 12, heads of $D: $CARD"

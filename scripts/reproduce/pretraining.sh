@@ -20,36 +20,43 @@
 #     --out DIR        runs/reproduce/pretraining_MODEL;   key=value: further overrides for every run
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/sweep.sh"
-DATA='' VAL='' MODEL=gpt2-124m TOKENS=30e6 SEEDS='1 2 3' VARIANTS='dense short fair sfa8 sfa16 sfa8_2of4 gqa mqa' RATE=1.5e-3 RATES='' GPUS=1 BUDGET=0 TASKS='' OUT='' OVERRIDES=()
+DATA='' VAL='' MODEL=gpt2-124m TOKENS=30e6 RATE=1.5e-3 GPUS=1 BUDGET=0 TASKS='' OUT=''
+SEEDS=(1 2 3) VARIANTS=(dense short fair sfa8 sfa16 sfa8_2of4 gqa mqa) RATES=() OVERRIDES=()
 while [ $# -gt 0 ]; do
   case $1 in
     -h | --help) sed -n '2,21s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
-    --data | --val | --model | --tokens | --seeds | --variants | --lr | --rates | --gpus | --budget | --tasks | --out) [ $# -ge 2 ] || die "$1 needs a value" ;;&
+    --data | --val | --model | --tokens | --seeds | --variants | --lr | --rates | --gpus | --budget | --tasks | --out) has_value "$@" ;;&
     --data) DATA=$2; shift 2 ;;
     --val) VAL=$2; shift 2 ;;
     --model) MODEL=$2; shift 2 ;;
     --tokens) TOKENS=$2; shift 2 ;;
-    --seeds) SEEDS=$2; shift 2 ;;
-    --variants) VARIANTS=$2; shift 2 ;;
+    --seeds) words_of "$1" "$2"; SEEDS=("${WORDS[@]}"); shift 2 ;;
+    --variants) words_of "$1" "$2"; VARIANTS=("${WORDS[@]}"); shift 2 ;;
     --lr) RATE=$2; shift 2 ;;
-    --rates) RATES=$2; shift 2 ;;
+    --rates) words_of "$1" "$2"; RATES=("${WORDS[@]}"); shift 2 ;;
     --gpus) GPUS=$2; shift 2 ;;
     --budget) BUDGET=$(seconds_of "$2"); shift 2 ;;
     --tasks) TASKS=$2; shift 2 ;;
     --out) OUT=$2; shift 2 ;;
+    -*) refuse "unknown option $1" ;;
     *=*) OVERRIDES+=("$1"); shift ;;
-    *) die "unknown option $1 (--help)" ;;
+    *) refuse "neither an option nor key=value: $1" ;;
   esac
 done
-[ -n "$DATA" ] || die '--data names the token files (--help)'
+[ -n "$DATA" ] || refuse '--data names the token files'
 case $MODEL in
   gpt2-124m) CONFIG=configs/gpt2_124m.yaml HEADS=12 ;;
   gpt2-355m) CONFIG=configs/gpt2_355m.yaml HEADS=16 ;;
-  *) die "--model: '$MODEL' is not known; there are gpt2-124m and gpt2-355m" ;;
+  *) refuse "--model: '$MODEL' is not known; there are gpt2-124m and gpt2-355m" ;;
 esac
+above_zero --tokens "$TOKENS"
+above_zero --lr "$RATE"
+whole --gpus "$GPUS"
+for seed in "${SEEDS[@]}"; do whole --seeds "$seed" 0; done
+for rate in ${RATES[@]+"${RATES[@]}"}; do above_zero --rates "$rate"; done
 find_sfa
 OUT=${OUT:-$ROOT/runs/reproduce/pretraining_$MODEL}
-STEPS=$(awk -v t="$TOKENS" 'BEGIN {s = int(t / 65536 + 0.5); print s < 1 ? 1 : s}')
+STEPS=$(awk -v t="$TOKENS" 'BEGIN {s = int(t / 65536 + 0.5); printf "%d", s < 1 ? 1 : s}')
 
 # option_keys _OPTION_OPTION...: their overrides. Scores of heads of D features are scaled by 1/sqrt(D), initial weights have 0.02.
 option_keys() {
@@ -69,7 +76,7 @@ option_keys() {
       scale[0-9]*) scale=${part#scale} ;;
       init[0-9]*) printf '%s\n' "model.attention.qk_initializer_range=$(awk -v x="${part#init}" 'BEGIN {print 0.02 * x}')" ;;
       by[0-9]*) printf '%s\n' "model.attention.k_by_layer=[$(layers_of "${part#by}")]" ;;
-      *) die "--variants: the option '$part' is not known (--help)" ;;
+      *) refuse "--variants: the option '$part' is not known" ;;
     esac
   done
   [ -z "$scale" ] || printf '%s\n' "model.attention.score_scale=$(awk -v x="$scale" -v d="$D" 'BEGIN {print x / sqrt(d)}')"
@@ -105,20 +112,21 @@ variant_keys() {
       printf '%s\n' "model.attention.window=${window%%_*}"
       case $1 in
         *_sfa[0-9]*) variant_keys "sfa${1##*_sfa}" ;;
-        *_*_*) die "--variants: '$1' is not known; options follow sfaK, as in window_${window%%_*}_sfa8_gate (--help)" ;;
+        *_*_*) refuse "--variants: '$1' is not known; options follow sfaK, as in window_${window%%_*}_sfa8_gate" ;;
       esac
       ;;
-    *) die "--variants: '$1' is not known (--help)" ;;
+    *) refuse "--variants: '$1' is not known" ;;
   esac
 }
 
-# plan_run NAME VARIANT SEED RATE
+# plan_run VARIANT SEED RATE: the rate is part of the name where several are compared.
 plan_run() {
-  local text keys=()
-  text=$(variant_keys "$2") || exit 1 # it has said why
+  local text keys=() name=$1_s$2
+  if [ ${#RATES[@]} -gt 0 ]; then name=$1_lr$3_s$2; fi
+  text=$(variant_keys "$1") || exit $? # it has said why
   [ -z "$text" ] || mapfile -t keys <<<"$text"
-  plan "$1" "$ROOT/$CONFIG" "data.train=$DATA" ${VAL:+"data.val=$VAL"} data.seq_len=1024 data.batch_size=64 data.micro_batch_size=64 \
-    "seed=$3" "train.max_steps=$STEPS" "train.lr=$4" "train.min_lr=$(awk -v r="$4" 'BEGIN {print r / 10}')" train.schedule=cosine \
+  plan "$name" "$ROOT/$CONFIG" "data.train=$DATA" ${VAL:+"data.val=$VAL"} data.seq_len=1024 data.batch_size=64 data.micro_batch_size=64 \
+    "seed=$2" "train.max_steps=$STEPS" "train.lr=$3" "train.min_lr=$(awk -v r="$3" 'BEGIN {print r / 10}')" train.schedule=cosine \
     "train.warmup_steps=$((STEPS < 400 ? (STEPS + 9) / 10 : 40))" "train.eval_every=$(((STEPS + 9) / 10))" "train.log_every=$(((STEPS + 99) / 100))" \
     "checkpoint.every=$(((STEPS + 3) / 4))" checkpoint.keep_last=1 ${keys[@]+"${keys[@]}"} ${OVERRIDES[@]+"${OVERRIDES[@]}"}
 }
@@ -126,41 +134,68 @@ plan_run() {
 # best_rate VARIANT SEED: the rate of least validation loss, once every rate has been run; otherwise nothing.
 best_rate() {
   local rate run loss
-  for rate in $RATES; do
+  for rate in "${RATES[@]}"; do
     run=$OUT/$1_lr${rate}_s$2
     finished "$run" || return 0
     loss=$("$SFA" compare --json "$run" | awk -F'[:,]' '/"val_loss"/ {print $2 + 0}')
     printf '%s %s\n' "$loss" "$rate"
-  done | sort -g | awk -v all="$(wc -w <<<"$RATES")" '{n++; if (n == 1) best = $2} END {if (n == all) print best}'
+  done | sort -g | awk -v all=${#RATES[@]} '{n++; if (n == 1) best = $2} END {if (n == all) print best}'
 }
 
-if [ -z "$RATES" ]; then
-  for seed in $SEEDS; do
-    for variant in $VARIANTS; do plan_run "${variant}_s$seed" "$variant" "$seed" "$RATE"; done
+# check_files OPTION GLOB: FILES, the files that it names as `sfa train` takes it.
+check_files() {
+  FILES=()
+  if [ -f "$2" ]; then FILES=("$2"); else mapfile -t FILES < <(compgen -G "$2"); fi
+  [ ${#FILES[@]} -gt 0 ] || die "$1: no file is named by $2"
+}
+# Runs without a validation loss would say nothing. The first file with a validation part will do, as it does to `sfa train`.
+check_data() {
+  local file info
+  if [ -n "$VAL" ]; then check_files --val "$VAL"; fi
+  check_files --data "$DATA"
+  for file in "${FILES[@]}"; do
+    info=$("$SFA" data info --json "$file" 2>&1) || die "--data: ${info#sfa: }"
+    if [ -n "$VAL" ] || ! grep -q '"val_tokens": 0,' <<<"$info"; then return; fi
   done
-  run_planned
-  what_is_left
-else
-  first=${SEEDS%% *}
-  for variant in $VARIANTS; do
-    for rate in $RATES; do plan_run "${variant}_lr${rate}_s$first" "$variant" "$first" "$rate"; done
+  die "--data: $DATA has no validation part (sfa data tokenize --val-fraction); --val can name other token files"
+}
+
+# What would be refused when its turn comes is found before the first run. Seeds and rates make no difference to what a configuration is.
+rates=(${RATES[@]+"${RATES[@]}"})
+[ ${#RATES[@]} -gt 0 ] || rates=("$RATE")
+for variant in "${VARIANTS[@]}"; do plan_run "$variant" "${SEEDS[0]}" "${rates[0]}"; done
+check_data
+[ -z "$TASKS" ] || [ -d "$TASKS" ] || die "--tasks: $TASKS is no folder"
+check_configurations
+for seed in "${SEEDS[@]}"; do
+  for variant in "${VARIANTS[@]}"; do
+    for rate in "${rates[@]}"; do plan_run "$variant" "$seed" "$rate"; done
+  done
+done
+check_made
+make_out
+
+if [ ${#RATES[@]} -gt 0 ]; then
+  NAMES=()
+  for variant in "${VARIANTS[@]}"; do
+    for rate in "${RATES[@]}"; do plan_run "$variant" "${SEEDS[0]}" "$rate"; done
   done
   run_planned
   what_is_left
   NAMES=()
   step 'Rates'
-  for seed in $SEEDS; do
-    for variant in $VARIANTS; do
-      rate=$(best_rate "$variant" "$first")
+  for seed in "${SEEDS[@]}"; do
+    for variant in "${VARIANTS[@]}"; do
+      rate=$(best_rate "$variant" "${SEEDS[0]}")
       [ -n "$rate" ] || continue
-      [ "$seed" != "$first" ] || say "$variant: $rate"
-      plan_run "${variant}_lr${rate}_s$seed" "$variant" "$seed" "$rate"
+      [ "$seed" != "${SEEDS[0]}" ] || say "$variant: $rate"
+      plan_run "$variant" "$seed" "$rate"
     done
   done
-  [ ${#NAMES[@]} -gt 0 ] || exit 0
-  run_planned
-  what_is_left
+  [ ${#NAMES[@]} -gt 0 ] || end_sweep
 fi
+run_planned
+what_is_left
 
 device=()
 for o in ${OVERRIDES[@]+"${OVERRIDES[@]}"}; do case $o in device=*) device=(--device "${o#device=}") ;; esac; done
@@ -184,6 +219,7 @@ for run in ${DONE[@]+"${DONE[@]}"}; do
     fi
   done
 done
-[ ${#DONE[@]} -gt 0 ] || exit 0
+[ ${#DONE[@]} -gt 0 ] || end_sweep
 step 'Report'
 "$SFA" compare "${DONE[@]}" --html "$OUT/report.html"
+end_sweep
