@@ -12,7 +12,7 @@
 #                      and dense or sfaK with options, dense_scale4, sfa16_d128, sfa8_anneal64x0.8_scale4: dN (queries and keys N wide), scaleX (scores times X),
 #                      initX (initial queries and keys times X), int8 (the cache: counted alone); of sfa: qN (queries keep N features, keys k), 2of4, pairs, mask, gate, balX (balance X),
 #                      annealN or annealNxS (k from N, until the share S of the run), byA,NxB,... (k of the blocks, N times B: sfa8_by12,7x6,4x10)
-#     --lr X           peak learning rate (1.5e-3), for every variant alike
+#     --lr X           peak learning rate (7.5e-4, the best one in docs/reproduce.md), for every variant alike
 #     --rates "..."    in place of --lr: every variant is run at each of these with the first seed, and with the other seeds at the one of least validation loss
 #     --gpus N         runs side by side, one a GPU
 #     --budget T       stop after so long (90s, 60min, 2h); started again the script goes on
@@ -20,7 +20,7 @@
 #     --out DIR        runs/reproduce/pretraining_MODEL;   key=value: further overrides for every run
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/sweep.sh"
-DATA='' VAL='' MODEL=gpt2-124m TOKENS=30e6 RATE=1.5e-3 GPUS=1 BUDGET=0 TASKS='' OUT=''
+DATA='' VAL='' MODEL=gpt2-124m TOKENS=30e6 RATE=7.5e-4 GPUS=1 BUDGET=0 TASKS='' OUT=''
 SEEDS=(1 2 3) VARIANTS=(dense short fair sfa8 sfa16 sfa8_2of4 gqa mqa) RATES=() OVERRIDES=()
 while [ $# -gt 0 ]; do
   case $1 in
