@@ -39,7 +39,14 @@ words_of() {
 # Seconds since the script began, as "3 min 5 s".
 elapsed() { printf '%d min %d s' $((SECONDS / 60)) $((SECONDS % 60)); }
 
-jobs_here() { nproc 2>/dev/null || echo 2; }
+# As many compilers as there are cores, and as memory serves: one takes up to 1.5 GB (the files of a folder together, or a kernel).
+jobs_here() {
+  local cores gib
+  cores=$(nproc 2>/dev/null || echo 2)
+  gib=$(awk '/^MemAvailable:/ {printf "%d", $2 / 1048576 / 1.5}' /proc/meminfo 2>/dev/null || true)
+  if [ -n "$gib" ] && [ "$gib" -lt "$cores" ]; then cores=$((gib > 0 ? gib : 1)); fi
+  echo "$cores"
+}
 
 # The nvcc that a build would take, or nothing.
 find_nvcc() {

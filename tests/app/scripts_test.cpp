@@ -103,9 +103,9 @@ TEST_F(AppScripts, WhatIsMissingIsFoundBeforeTheFirstRun) {
   refused(pretraining, tiny({"--data", at("text.txt")}), 1, {"--data", "text.txt", "HDF5"});
   refused(pretraining, tiny({"--data", at("all.h5")}), 1, {"--data", "validation", "--val"});
   refused(pretraining, tiny({"--val", at("none.h5")}), 1, {"--val", "none.h5"});
-  refused(pretraining, tiny({"--out", at("text.txt") + "/sweep"}), 1, {"--out", "text.txt"});
+  refused(pretraining, tiny({"--variants", "dense", "--out", at("text.txt") + "/sweep"}), 1, {"--out", "text.txt"});
   refused(pretraining, tiny({"--variants", "dense sfa99"}), 1, {"sfa99_s1", "model.attention.k"});
-  refused(pretraining, tiny({"trian.lr=1"}), 1, {"trian.lr", "train.lr"});
+  refused(pretraining, tiny({"--variants", "dense", "trian.lr=1"}), 1, {"trian.lr", "train.lr"});
   refused("gpu_check_multi.sh", {"--data", at("none.h5")}, 1, {"--data", "none.h5"});
 }
 
