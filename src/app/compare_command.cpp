@@ -1,6 +1,9 @@
 // sfa compare RUN_DIR... [--html FILE]
 #include <fmt/core.h>
 
+#include <filesystem>
+#include <set>
+
 #include "analysis/compare.h"
 #include "analysis/report.h"
 #include "app/commands.h"
@@ -23,14 +26,24 @@ std::string command_of(const CompareOptions& o) {
   return text + " --html " + o.html;
 }
 
+// A folder that two patterns of the shell name would count as two seeds.
+std::vector<std::string> each_once(const std::vector<std::string>& folders) {
+  std::set<std::filesystem::path> seen;
+  std::vector<std::string> all;
+  for (const std::string& folder : folders)
+    if (seen.insert(std::filesystem::weakly_canonical(folder)).second) all.push_back(folder);
+  return all;
+}
+
 void compare(const CompareOptions& o) {
   if (o.runs.empty() && (o.html.empty() || o.latency.empty()))
     throw UsageError("runs: at least one folder is needed, or --html and --latency");
   if (!o.latency.empty() && o.html.empty()) throw UsageError("--latency: is for the report, which --html names");
   std::vector<RunSummary> runs;
-  for (const std::string& folder : o.runs) runs.push_back(read_run(folder));
+  const std::vector<std::string> folders = each_once(o.runs);
+  for (const std::string& folder : folders) runs.push_back(read_run(folder));
   if (!o.html.empty())
-    write_whole_file(o.html, html_report(read_report(o.runs), {.latency = o.latency, .command = command_of(o)}), true);
+    write_whole_file(o.html, html_report(read_report(folders), {.latency = o.latency, .command = command_of(o)}), true);
   if (!runs.empty() || o.json) fmt::print("{}", o.json ? compare_json(runs).dump(2) + "\n" : compare_table(runs));
   if (!o.html.empty() && !o.json) fmt::print("{}report: {}\n", runs.empty() ? "" : "\n", o.html);
 }

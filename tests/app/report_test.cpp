@@ -243,7 +243,8 @@ TEST_F(Report, FrontierComparesTheSameSeeds) {
   // The text pairs by seed as well.
   const Ended table = sfa({"compare", at("dense"), at("dense_b"), at("sparse_b")});
   EXPECT_NE(table.out.find("sfa k=4 seed 4 against dense seed 4: loss "), std::string::npos) << table.out;
-  const std::string page = report({at("dense"), at("dense_b"), at("sparse")});
+  const std::string page = report({at("dense"), at("dense_b"), at("sparse"), at("dense_b") + "/../sparse/"});
+  EXPECT_NE(page.find("3 run(s) of 2 variant(s)"), std::string::npos) << "a folder named twice is one run";
   const auto loss = [&](const char* run) { return number_in(at(run) + "/metrics.jsonl", "val/loss"); };
   const double first = (loss("dense") + loss("dense_b")) / 2, gap = loss("sparse") - loss("dense");
   ASSERT_GT(std::fabs(loss("dense_b") - loss("dense")), 1e-3) << "two seeds that this could not tell apart";
