@@ -59,7 +59,7 @@ function(sfa_unite result)
     endwhile()
   endforeach()
   set_property(SOURCE ${slow} APPEND PROPERTY COMPILE_OPTIONS ${slow_options})
-  # A tenth of the time goes into collecting garbage of a memory that such a file, of 1.3 GB at most, never fills.
+  # A tenth of the time goes into collecting garbage of a memory that such a file, of 1.5 GB at most, never fills.
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     set_property(SOURCE ${sources} APPEND PROPERTY COMPILE_OPTIONS --param=ggc-min-expand=400 --param=ggc-min-heapsize=800000)
   endif()

@@ -59,7 +59,7 @@ build_sfa() {
   local log="build/quickstart_$DEVICE.log" began=$SECONDS
   mkdir -p build
   if [ $DEVICE = cuda ]; then export CUDA_HOME=${CUDA_HOME:-$(dirname "$(dirname "$(find_nvcc)")")}; fi
-  # The files of a folder together: a third less to wait for (cmake/Unite.cmake); what computes is optimised as ever.
+  # The files of a folder together: a third of the time or less (cmake/Unite.cmake); what computes is optimised as ever.
   if ! cmake --preset $DEVICE -B "build/quickstart_$DEVICE" -DSFA_UNITE=ON -DSFA_TESTS=OFF -DSFA_WERROR=OFF >"$log" 2>&1; then
     tail -20 "$log" >&2
     die "configuring failed (all of it: $log)"

@@ -8,23 +8,20 @@
 # checkpoint), with 2 when the command line is wrong, and with the command's code when it gives up or there is nothing that could be started
 # (126, 127). A signal to this script goes to the command.
 set -uo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/../lib/common.sh"
 TIMES=20 WAIT=10
-refuse() {
-  printf 'run_forever.sh: %s (see --help)\n' "$1" >&2
-  exit 2
-}
 while [ $# -gt 0 ]; do
   case $1 in
     -h | --help) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
-    --times | --wait) if [ $# -lt 2 ] || [[ $2 == --* ]]; then refuse "$1 needs a value"; fi ;;&
+    --times | --wait) has_value "$@" ;;&
     --times) TIMES=$2; shift 2 ;;
     --wait) WAIT=$2; shift 2 ;;
     -*) refuse "unknown option $1" ;;
     *) break ;;
   esac
 done
-[[ $TIMES =~ ^[1-9][0-9]{0,8}$ ]] || refuse "--times: a positive whole number is expected, got '$TIMES'"
-[[ $WAIT =~ ^(0|[1-9][0-9]{0,8})$ ]] || refuse "--wait: a whole number of seconds is expected, got '$WAIT'"
+whole --times "$TIMES"
+whole --wait "$WAIT" 0
 [ $# -gt 0 ] || refuse 'no command was given'
 
 child='' stopped=no

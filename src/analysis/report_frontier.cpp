@@ -41,11 +41,11 @@ std::optional<double> added_by_int8(const ReportData& data, const ReportGroup& g
   return count > 0 ? std::optional(sum / count) : std::nullopt;
 }
 
-// A variant of fewer seeds than the first stands where its gap over the seeds of both puts it: seeds differ by more
+// A variant of other seeds than the first stands where its gap over the seeds of both puts it: seeds differ by more
 // than variants do.
 std::pair<double, std::string> loss_of(const ReportData& data, const ReportGroup& g) {
   const ReportGroup& first = data.groups.front();
-  if (first.loss && g.gap_seeds && g.runs.size() != first.runs.size())
+  if (first.loss && g.gap_seeds && g.seed_pairs < std::max(g.runs.size(), first.runs.size()))
     return {*first.loss + g.gap_seeds->value,
             fmt::format("the first variant's mean, plus the gap over {} seed(s) of both", g.seed_pairs)};
   return {*g.loss, fmt::format("mean of val/loss, newest line, of {} run(s)' metrics.jsonl", g.runs.size())};
@@ -127,9 +127,9 @@ std::string report_frontier(const ReportData& data) {
          text_cell(on_frontier(all, p) ? "yes" : "")});
   return "<section><h2>Frontier: loss against bytes of the cache</h2>\n<div class=\"charts\">" + plot.svg() +
          "</div>\n" + t.html() +
-         "<p class=\"note\">On the frontier: no other variant has as few bytes and a lower loss. A variant of fewer "
-         "seeds "
-         "than the first stands at the first's mean plus its gap over the seeds of both. 8 bits: keys and values of "
+         "<p class=\"note\">On the frontier: no other variant has as few bytes and a lower loss. A variant of other "
+         "seeds than the first stands at the first's mean plus its gap over the seeds of both. 8 bits: keys and values "
+         "of "
          "dense attention, values of SFA, with a scale a token and head.</p></section>\n";
 }
 
