@@ -253,6 +253,11 @@ TEST_F(Report, FrontierComparesTheSameSeeds) {
   ASSERT_TRUE(std::regex_search(page, m, row));
   EXPECT_NEAR(std::stod(m[1]), first + gap, 1e-4);
   EXPECT_NEAR(std::stod(m[2]), gap, 1e-4);
+  // As many seeds, but not the same ones: still the seed that both have.
+  train("sparse_c", {"train.max_steps=8", "seed=5"});
+  const std::string others = report({at("dense"), at("dense_b"), at("sparse"), at("sparse_c")});
+  ASSERT_TRUE(std::regex_search(others, m, row));
+  EXPECT_NEAR(std::stod(m[1]), first + gap, 1e-4);
 }
 
 // Latency needs no run; rivals that were timed beside it have their line and column.
