@@ -7,6 +7,7 @@
 
 #include "analysis/support_dump.h"
 #include "attention/cost.h"
+#include "attention/ring/key_ring.h"
 #include "core/rng.h"
 #include "core/stopwatch.h"
 #include "ops/linear/linear.h"
@@ -96,6 +97,16 @@ Timing time_calls(Context& ctx, int repetitions, const std::function<void()>& re
   return {*middle, static_cast<int>(all.size())};
 }
 
+// A rank in the middle of the ring, to whom all others send what it sends itself.
+class LoneRing final : public KeyRing {
+ public:
+  explicit LoneRing(int size) : KeyRing(size / 2, size) {}
+  void pass(Context& ctx, const Tensor& out, const Tensor& in) override {
+    ctx.copy(in.data, in.device, out.data, out.device, static_cast<std::size_t>(out.bytes()));
+  }
+  void arrived(Context& /*ctx*/) override {}
+};
+
 // One layer with its memory. `plan` is run twice, counting and bound, and takes everything in the same order.
 class Layer {
  public:
@@ -103,19 +114,28 @@ class Layer {
       : ctx_(ctx),
         c_(c),
         attention_(make_attention(c.config, c.dims, ctx.device(), c.dtype)),
+        ring_(c.context_parallel),
+        sequences_(c.context_parallel > 1 ? 2 * c.B : c.B),
         saved_("attention's saved activations", ctx.device()),
         scratch_("attention's scratch", ctx.device()),
         inputs_("the benchmark's inputs", ctx.device()) {
     ranges_.window = c.config.window;
+    if (c.context_parallel > 1) ranges_.ring = &ring_;
   }
 
   AttentionTiming run() {
+    require(c_.context_parallel == 1 || (c_.op != AttentionOp::decode && c_.hidden == 0 && c_.supports == nullptr &&
+                                         c_.n % (2 * c_.context_parallel) == 0),
+            "a rank's part of sequences is timed over random rows, forward or backward, and {} ranks share a sequence "
+            "of a multiple of {} tokens",
+            c_.context_parallel, 2 * c_.context_parallel);
     if (c_.op == AttentionOp::decode) return decode();
     require(c_.hidden == 0 || (c_.op == AttentionOp::forward && c_.supports == nullptr),
             "the projection is timed in front of a forward pass over random rows");
-    plan(c_.n, nullptr);
+    const std::int64_t T = c_.context_parallel > 1 ? c_.n / (2 * c_.context_parallel) : c_.n;
+    plan(T, nullptr);
     if (c_.hidden > 0) return project();
-    fill(c_.n, 0);
+    fill(T, 0);
     const auto restore = [&] { restore_rows(); };
     const auto prepare = [&] { attention_->prepare(ctx_, state_); };
     const auto forward = [&] { attention_forward(ctx_, *attention_, state_, ranges_, scratch_); };
@@ -136,17 +156,17 @@ class Layer {
 
  private:
   void take(std::int64_t T) {
-    state_ = attention_->plan(saved_, scratch_, c_.B, T);
+    state_ = attention_->plan(saved_, scratch_, sequences_, T);
     if (c_.hidden > 0) {
       x_ = inputs_.take(c_.dtype, {c_.B * T, c_.hidden});
       weight_ = inputs_.take(c_.dtype, {c_.dims.row(), c_.hidden});
       bias_ = inputs_.take(c_.dtype, {c_.dims.row()});
       return;
     }
-    rows_ = inputs_.take(c_.dtype, {c_.B, T, c_.dims.row()});
+    rows_ = inputs_.take(c_.dtype, {sequences_, T, c_.dims.row()});
     if (c_.op != AttentionOp::backward) return;
-    d_out_ = inputs_.take(c_.dtype, {c_.B, T, c_.dims.H, c_.dims.Dv});
-    d_qkv_ = inputs_.take(c_.dtype, {c_.B, T, c_.dims.row()});
+    d_out_ = inputs_.take(c_.dtype, {sequences_, T, c_.dims.H, c_.dims.Dv});
+    d_qkv_ = inputs_.take(c_.dtype, {sequences_, T, c_.dims.row()});
   }
 
   void plan(std::int64_t T, const KvCache* cache) {
@@ -247,8 +267,10 @@ class Layer {
 
   [[nodiscard]] AttentionTiming describe(const Timing& timing) const {
     const AttentionDims& d = c_.dims;
-    const auto B = static_cast<double>(c_.B), n = static_cast<double>(c_.n), H = static_cast<double>(d.H),
-               G = static_cast<double>(d.G), Dqk = static_cast<double>(d.Dqk), Dv = static_cast<double>(d.Dv);
+    // Ranks have the same number of tokens and, causally, of pairs.
+    const double B = static_cast<double>(c_.B) / c_.context_parallel;
+    const auto n = static_cast<double>(c_.n), H = static_cast<double>(d.H), G = static_cast<double>(d.G),
+               Dqk = static_cast<double>(d.Dqk), Dv = static_cast<double>(d.Dv);
     const double element = static_cast<double>(size_of(c_.dtype));
     const bool backward = c_.op == AttentionOp::backward;
     const AttentionCost cost = attention_->cost(c_.n);
@@ -270,6 +292,8 @@ class Layer {
   Context& ctx_;
   const AttentionCase& c_;
   std::unique_ptr<Attention> attention_;
+  LoneRing ring_;
+  std::int64_t sequences_;  // rows of the batch
   Arena saved_, scratch_, inputs_;
   AttentionState state_;
   Tensor rows_, d_out_, d_qkv_, x_, weight_, bias_;

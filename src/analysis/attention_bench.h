@@ -25,6 +25,9 @@ struct AttentionCase {
   const SupportDump* supports = nullptr;  // null: normally distributed rows
   std::int64_t hidden = 0;                // forward: begin with the projection of so many features; 0: without
   int repetitions = 20;                   // fewer when they would take longer than about a second
+  /// More than 1: what one of so many ranks that share the sequences computes (attention/ring), its part of the tokens;
+  /// keys that other ranks would send are its own, copied.
+  int context_parallel = 1;
 };
 
 /// Medians. Bytes and FLOPs are of one call; a multiply-add counts as two.

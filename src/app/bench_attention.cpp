@@ -23,7 +23,7 @@ struct BenchAttentionOptions {
   std::vector<std::string> types{"dense", "sfa"}, selections{"topk"}, caches{"full"}, n{"1024..4096"};
   std::vector<std::int64_t> d{64}, k{8};
   std::int64_t batch_tokens = 32768, batch = 0, window = 0, hidden = 0;
-  int repetitions = 20;
+  int repetitions = 20, context_parallel = 1;
 };
 
 AttentionOp op_of(const std::string& name) {
@@ -121,7 +121,8 @@ std::int64_t batch_of(const BenchAttentionOptions& o, std::int64_t n) {
 
 void print_header(const BenchAttentionOptions& o, const std::string& device) {
   fmt::print("{}, {}, {}\n", device, o.op,
-             o.hidden > 0             ? fmt::format("projection of {} features included", o.hidden)
+             o.context_parallel > 1   ? fmt::format("the part of one of {} ranks", o.context_parallel)
+             : o.hidden > 0           ? fmt::format("projection of {} features included", o.hidden)
              : o.supports == "random" ? "random rows"
                                       : "rows of " + o.supports);
   fmt::print("{:<22} {:>7} {:>4} {:>5} {:>10} {:>10} {:>9} {:>9} {:>8} {:>10} {:>11} {:>8}\n", "variant", "n", "B",
@@ -155,6 +156,7 @@ nlohmann::ordered_json json_of(const BenchAttentionOptions& o, const Row& r) {
                                 {"kv_heads", c.dims.G},
                                 {"supports", o.supports},
                                 {"hidden", c.hidden},
+                                {"context_parallel", c.context_parallel},
                                 {"ms", r.t.ms},
                                 {"projection_ms", r.t.projection_ms},
                                 {"selection_ms", r.t.selection_ms},
@@ -216,7 +218,8 @@ void bench(const BenchAttentionOptions& o) {
                       .dtype = dtype,
                       .supports = dump ? &*dump : nullptr,
                       .hidden = o.hidden,
-                      .repetitions = o.repetitions},
+                      .repetitions = o.repetitions,
+                      .context_parallel = o.context_parallel},
                 .t = {},
                 .dense_ms = {}};
         row.t = time_attention(ctx, row.c);
@@ -272,6 +275,12 @@ void add_bench_attention(CLI::App& group) {
       ->add_option("--hidden", o->hidden,
                    "forward: include the projection of so many features into the packed rows; 0 = without")
       ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command
+      ->add_option("--context-parallel", o->context_parallel,
+                   "forward, backward: what one of so many ranks that share the sequences computes, without the "
+                   "exchange; ms and TFLOP/s are of its part")
+      ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   command->add_option("--supports", o->supports, "random, or a file made by `sfa analyze support`")
       ->capture_default_str();

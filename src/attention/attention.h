@@ -69,8 +69,9 @@ struct Ranges {
   bool causal = true;
   std::int64_t query_offset = 0;
   std::int64_t window = 0;
-  // Optional [B, Tq] i32, non-decreasing along Tq: first key of the row's document. With a ring [2N, B, Tq], entry s
-  // counting from the first key of chunk s, from 0 to the chunk's length.
+  // Optional [B, Tq] i32, non-decreasing along Tq: first key of the row's document. With a ring [3N, B, Tq]: entry s
+  // < 2N counts from the first key of chunk s, from 0 to the chunk's length; entry 2N + r the keys before it in both
+  // chunks of rank r.
   Tensor first_key;
   KeyRing* ring = nullptr;  // the other keys are on other ranks; for attention_forward and attention_backward
 

@@ -122,8 +122,8 @@ void merge_cpu(const Context& ctx, const Tensor& out, const Tensor& lse, const T
   for (std::int64_t b = 0; b < B; ++b)
     for (std::int64_t h = 0; h < H; ++h)
       for (std::int64_t i = 0; i < T; ++i) {
-        float& mine = lse.as<float>()[(b * H + h) * T + i];
-        const float theirs = other_lse.as<float>()[(b * H + h) * T + i];
+        float& mine = lse.as<float>()[b * lse.stride[0] + h * lse.stride[1] + i];
+        const float theirs = other_lse.as<float>()[b * other_lse.stride[0] + h * other_lse.stride[1] + i];
         const float top = std::max(mine, theirs);
         if (top == kMinusInfinity) continue;
         const float joint = top + std::log(std::exp(mine - top) + std::exp(theirs - top));

@@ -44,6 +44,9 @@ void take_part(const Batch& whole, const SequencePart& of, Batch& part) {
   copy_chunks(whole.first_key, T, of, own);
   for (std::int32_t s = 0; s < 2 * of.parts; ++s)
     for (const std::int32_t key : own) part.first_key.push_back(std::clamp(key - s * c, 0, c));
+  for (std::int32_t r = 0; r < of.parts; ++r)
+    for (const std::int32_t key : own)
+      part.first_key.push_back(std::clamp(key - r * c, 0, c) + std::clamp(key - (2 * of.parts - 1 - r) * c, 0, c));
 }
 
 }  // namespace sfa

@@ -16,8 +16,9 @@ struct SequencePart {
 void require_parts(std::int64_t seq_len, int parts);
 
 /// From whole rows [B, T] to those of one of several ranks, [2B, c] with c = T / (2 parts): chunk `part` of every row,
-/// then chunk 2 parts - 1 - part of every row. first_key becomes [2 parts, 2B, c]: entry s counts from the first key of
-/// chunk s, from 0 to c (Ranges::first_key). num_targets is that of the part; target_bytes is left alone.
+/// then chunk 2 parts - 1 - part of every row. first_key becomes [3 parts, 2B, c]: entry s counts from the first key of
+/// chunk s, from 0 to c, entry 2 parts + r those of both chunks of part r (Ranges::first_key). num_targets is that of
+/// the part; target_bytes is left alone.
 void take_part(const Batch& whole, const SequencePart& of, Batch& part);
 
 }  // namespace sfa

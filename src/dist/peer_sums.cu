@@ -120,7 +120,9 @@ PeerSums::~PeerSums() {
 
 std::string PeerSums::handles() const {
   Card card;
-  boot_of_this_machine().copy(card.boot, sizeof card.boot - 1);
+  const std::string boot = boot_of_this_machine();
+  require(!boot.empty(), "this machine can't be told from others");
+  boot.copy(card.boot, sizeof card.boot - 1);
   SFA_CUDA_CHECK(cudaIpcGetMemHandle(&card.data, shared_.data));
   SFA_CUDA_CHECK(cudaIpcGetMemHandle(&card.counters, counters_));
   card.data_offset = offset_in_allocation(shared_.data);

@@ -104,7 +104,7 @@ void TrainingMemory::plan() {
   io.targets = batches_.take(DType::i32, {B, T});
   if (config_.data.document_mask)
     io.first_key =
-        ring != nullptr ? batches_.take(DType::i32, {2 * ring->size(), B, T}) : batches_.take(DType::i32, {B, T});
+        ring != nullptr ? batches_.take(DType::i32, {3 * ring->size(), B, T}) : batches_.take(DType::i32, {B, T});
   if (t.loss_mask != "none") io.loss_weight = batches_.take(DType::f32, {1});
   io.losses = batches_.take(DType::f32, {B * T});
   io.loss_total = batches_.take(DType::i64, {1});

@@ -4,10 +4,22 @@
 namespace sfa::test {
 namespace {
 
-class Merge : public DeviceTest {};
+class Merge : public DeviceTest {
+ protected:
+  // Values of so many features.
+  void join(std::int64_t width);
+};
 
+// Rows of four columns a step and others.
 TEST_P(Merge, PartsOfTheKeysJoinToTheWhole) {
-  const oracle::AttentionShape s{2, 10, 10, 4, 2, 8, 6};
+  for (const std::int64_t width : {6, 7, 16, 24, 64, 192}) {
+    SCOPED_TRACE(width);
+    join(width);
+  }
+}
+
+void Merge::join(std::int64_t width) {
+  const oracle::AttentionShape s{2, 10, 10, 4, 2, 8, width};
   const AttentionInputs in(s);
   const auto q = as<double>(in.q), k = as<double>(in.k), v = as<double>(in.v);
   for (const bool causal : {true, false}) {

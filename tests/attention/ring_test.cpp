@@ -142,15 +142,18 @@ class Rank {
     });
   }
   Tensor first_keys() {
-    const int chunks = ring_ == nullptr ? 1 : 2 * ring_->size();
-    std::vector<std::int32_t> keys(static_cast<std::size_t>(chunks * rows() * c_));
+    const int N = ring_ == nullptr ? 0 : ring_->size(), chunks = ring_ == nullptr ? 1 : 2 * N;
+    std::vector<std::int32_t> keys(static_cast<std::size_t>((chunks + N) * rows() * c_));
     for (int s = 0; s < chunks; ++s)
       each_token([&](std::int64_t here, std::int64_t there) {
         const std::int64_t key = case_.ranges.first_key[static_cast<std::size_t>(there)] - s * c_;
         keys[static_cast<std::size_t>(s * rows() * c_ + here)] =
             static_cast<std::int32_t>(std::clamp<std::int64_t>(key, 0, c_));
       });
-    return ring_ == nullptr ? pool_.integers(keys, {rows(), c_}) : pool_.integers(keys, {chunks, rows(), c_});
+    const auto entry = [&](int table) { return keys.begin() + table * rows() * c_; };
+    for (int r = 0; r < N; ++r)
+      std::transform(entry(r), entry(r + 1), entry(2 * N - 1 - r), entry(2 * N + r), std::plus());
+    return ring_ == nullptr ? pool_.integers(keys, {rows(), c_}) : pool_.integers(keys, {3 * N, rows(), c_});
   }
 
   Context ctx_;
@@ -192,26 +195,34 @@ class RingAttention : public DeviceTest {
 
   std::vector<VariantCase> cases(const AttentionDims& dims, std::int64_t B, std::int64_t T, DType type) {
     std::vector<VariantCase> all;
-    for (const AttentionRow& row : attention_table()) {
-      AttentionConfig config{.type = std::string(row.type), .impl = std::string(row.impl)};
-      if (config.type == "sfa") config.k_q = 4, config.k_k = 6;
-      if (row.device != ctx.device() || !row.trains || !row.why_not(config, dims, type).empty()) continue;
-      for (const std::int64_t window : {std::int64_t{0}, T / 3})
-        for (const bool documented : {false, true}) {
-          config.window = window;
-          all.push_back({config, dims, B, T, {.window = window, .first_key = {}}});
-          if (documented) all.back().ranges.first_key = documents(B, T, 0);
-        }
-    }
+    for (const AttentionRow& row : attention_table())
+      for (const char* selection : {"topk", "topk_2of4"}) {
+        AttentionConfig config{.type = std::string(row.type), .impl = std::string(row.impl)};
+        if (config.type == "sfa")
+          config.k_q = 4, config.k_k = 6, config.selection = selection;
+        else if (config.selection != selection)
+          continue;
+        if (row.device != ctx.device() || !row.trains || !row.why_not(config, dims, type).empty()) continue;
+        for (const std::int64_t window : {std::int64_t{0}, T / 3})
+          for (const bool documented : {false, true}) {
+            config.window = window;
+            all.push_back({config, dims, B, T, {.window = window, .first_key = {}}});
+            if (documented) all.back().ranges.first_key = documents(B, T, 0);
+          }
+      }
     return all;
   }
 };
 
 TEST_P(RingAttention, IsThatOfTheWholeSequence) {
-  for (const VariantCase& c : cases({.H = 4, .G = 2, .Dqk = 16, .Dv = 32}, 2, 48, DType::f32))
+  // Of one sequence a rank's chunks are joined, of several they are not.
+  std::vector<VariantCase> all = cases({.H = 4, .G = 2, .Dqk = 16, .Dv = 32}, 2, 48, DType::f32);
+  for (const VariantCase& c : cases({.H = 4, .G = 2, .Dqk = 16, .Dv = 32}, 1, 48, DType::f32)) all.push_back(c);
+  for (const VariantCase& c : all)
     for (const int ranks : {2, 3, 4}) {
-      SCOPED_TRACE(::testing::Message() << c.config.type << "/" << c.config.impl << " on " << ranks << " window "
-                                        << c.ranges.window << (c.ranges.first_key.empty() ? "" : " documents"));
+      SCOPED_TRACE(::testing::Message() << c.config.type << "/" << c.config.impl << " " << c.config.selection << " on "
+                                        << ranks << " batch " << c.B << " window " << c.ranges.window
+                                        << (c.ranges.first_key.empty() ? "" : " documents"));
       const AttentionInputs in(c.shape());
       const auto q = c.queries(in.q), k = c.keys(in.k);
       const Visible see = c.pairs(q, k);
@@ -251,7 +262,8 @@ TEST_P(RingAttention, RoundsOnceMoreThanOneRank) {
   if (ctx.device() != Device::cuda) GTEST_SKIP() << "the CPU computes in f32";
   for (VariantCase& c : cases({.H = 4, .G = 2, .Dqk = 64, .Dv = 64}, 1, 512, DType::bf16)) {
     if (!c.ranges.first_key.empty()) continue;
-    SCOPED_TRACE(::testing::Message() << c.config.type << "/" << c.config.impl << " window " << c.ranges.window);
+    SCOPED_TRACE(::testing::Message() << c.config.type << "/" << c.config.impl << " " << c.config.selection
+                                      << " window " << c.ranges.window);
     AttentionInputs in(c.shape());
     for (auto* x : {&in.q, &in.k, &in.v, &in.d_out}) *x = rounded(*x);
     const auto q = as<double>(c.queries(in.q)), k = as<double>(c.keys(in.k));

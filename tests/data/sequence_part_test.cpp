@@ -38,7 +38,7 @@ TEST(SequencePart, ChunksOfBothEndsAndFirstKeysThatCountFromEveryChunk) {
     EXPECT_EQ(mine.first_sample, 6);
     EXPECT_EQ(mine.target_bytes, 7);
     targets += mine.num_targets;
-    ASSERT_EQ(mine.first_key.size(), 2u * kParts * mine.tokens.size());
+    ASSERT_EQ(mine.first_key.size(), 3u * kParts * mine.tokens.size());
     for (std::size_t i = 0; i < mine.tokens.size(); ++i) {
       const int row = static_cast<int>(i) / kChunk, chunk = row < 2 ? part : 2 * kParts - 1 - part,
                 place = chunk * kChunk + static_cast<int>(i) % kChunk, there = row % 2 * whole.T + place;
@@ -50,6 +50,12 @@ TEST(SequencePart, ChunksOfBothEndsAndFirstKeysThatCountFromEveryChunk) {
         const std::int32_t first = mine.first_key[static_cast<std::size_t>(s) * mine.tokens.size() + i];
         for (int key = 0; key < kChunk; ++key)
           EXPECT_EQ(key >= first, s * kChunk + key >= place / 5 * 5) << "chunk " << s << " key " << key;
+      }
+      for (int r = 0; r < kParts; ++r) {
+        int before = 0;
+        for (const int chunk_of_r : {r, 2 * kParts - 1 - r})
+          for (int key = 0; key < kChunk; ++key) before += chunk_of_r * kChunk + key < place / 5 * 5 ? 1 : 0;
+        EXPECT_EQ(mine.first_key[static_cast<std::size_t>(2 * kParts + r) * mine.tokens.size() + i], before);
       }
     }
   }

@@ -159,7 +159,8 @@ TEST_F(TokenizeTest, CompressedInputsAreReadWholeInAllTheirParts) {
   write_file("a.jsonl", records.substr(0, half));
   write_file("b.jsonl", records.substr(half));
   const std::string expected = shown(options({path("a.jsonl"), path("b.jsonl")}));
-  for (const auto& [tool, ending] : {std::pair{"gzip", ".gz"}, {"xz", ".xz"}, {"zstd", ".zst"}}) {
+  for (const auto& packer : {std::pair{"gzip", ".gz"}, {"xz", ".xz"}, {"zstd", ".zst"}}) {
+    const char *tool = packer.first, *ending = packer.second;
     const std::string out = path("both.jsonl") + ending;
     const std::string command = fmt::format("command -v {0} > /dev/null && {0} -c {1} > {3} && {0} -c {2} >> {3}", tool,
                                             path("a.jsonl"), path("b.jsonl"), out);

@@ -46,7 +46,8 @@ struct Shape {
 constexpr Shape kShapes[] = {{1, 1, 1, 1}, {5, 7, 11, 16}, {17, 32, 257, 320}, {130, 24, 64, 64}, {3, 96, 1000, 1024}};
 
 TEST_P(Head, LossAndGradientsAreTheFormula) {
-  for (const auto [N, C, V, Vp] : kShapes) {
+  for (const Shape& s : kShapes) {
+    const std::int64_t N = s.N, C = s.C, V = s.V, Vp = s.Vp;
     SCOPED_TRACE(::testing::Message() << N << " rows, " << C << " wide, " << V << " of " << Vp);
     const auto targets = some_targets(N, V, N > 1);
     const auto x = normal(N * C, 1), w = normal(Vp * C, 2, 0.4f);
@@ -134,7 +135,8 @@ TEST_P(Head, LargeLogitsStayFinite) {
 
 // One feature, so that a logit is one exact product and equal weights give equal logits.
 TEST_P(Head, GreedyIsTheFirstOfTheLargestLogits) {
-  for (const auto& [V, Vp] : {std::pair<std::int64_t, std::int64_t>{11, 16}, {2000, 2048}, {700, 701}}) {
+  for (const auto& shape : {std::pair<std::int64_t, std::int64_t>{11, 16}, {2000, 2048}, {700, 701}}) {
+    const std::int64_t V = shape.first, Vp = shape.second;
     std::vector<float> w(static_cast<std::size_t>(Vp), 9.0f);  // the padding would win
     for (std::int64_t v = 0; v < V; ++v) w[static_cast<std::size_t>(v)] = static_cast<float>((v * 37 + 3) % 8) - 4;
     std::vector<std::int32_t> targets, want;

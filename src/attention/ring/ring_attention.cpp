@@ -1,6 +1,7 @@
 #include "attention/ring/ring_attention.h"
 
 #include <algorithm>
+#include <array>
 #include <utility>
 #include <vector>
 
@@ -11,25 +12,34 @@
 namespace sfa {
 namespace {
 
-// The rows of one of a rank's two chunks.
-Tensor half_of(const Tensor& t, int half) {
-  return t.empty() ? Tensor{} : t.slice(0, half * (t.dim(0) / 2), t.dim(0) / 2);
+// Which of a rank's two chunks: one, or both of a single sequence, one after the other as if nothing lay between.
+enum class Part : std::uint8_t { first, second, both };
+
+// Those rows of a tensor [2B, c, ...]: [B, c, ...], or for both of B = 1 [1, 2c, ...].
+Tensor rows_of(const Tensor& t, Part part) {
+  if (t.empty()) return {};
+  if (part != Part::both) return t.slice(0, part == Part::second ? t.dim(0) / 2 : 0, t.dim(0) / 2);
+  require(t.dim(0) == 2 && t.stride[0] == t.dim(1) * t.stride[1], "internal error: two chunks of {} in one", t);
+  Tensor joined = t.slice(0, 0, 1);
+  joined.shape[1] *= 2;
+  joined.stride[0] *= 2;
+  return joined;
 }
-Queries half_of(const Queries& q, int half) {
-  return {half_of(q.dense, half), half_of(q.values, half), half_of(q.indices, half), half_of(q.compressed, half),
-          half_of(q.metadata, half)};
+Queries rows_of(const Queries& q, Part part) {
+  return {rows_of(q.dense, part), rows_of(q.values, part), rows_of(q.indices, part), rows_of(q.compressed, part),
+          rows_of(q.metadata, part)};
 }
-Keys half_of(const Keys& k, int half) {
-  return {half_of(k.dense, half), half_of(k.values, half), half_of(k.indices, half), {}, half_of(k.v, half), {}, {}};
+Keys rows_of(const Keys& k, Part part) {
+  return {rows_of(k.dense, part), rows_of(k.values, part), rows_of(k.indices, part), {}, rows_of(k.v, part), {}, {}};
 }
 
 Tensor like(Arena& arena, DType type, const Tensor& t) {
   return arena.take(type, {t.dim(0), t.dim(1), t.dim(2), t.dim(3)});
 }
 
-// A query chunk that sees some key of a key chunk, as halves of the rows of here and of where the keys come from.
-struct Pair {
-  int query, key;
+// One call of core: queries of here that see some key of where the keys of a hop come from.
+struct Call {
+  Part query, key;
   Ranges ranges;
 };
 
@@ -109,30 +119,111 @@ class TravellingKeys {
   Tensor rows_;
 };
 
-// The pairs of a hop, in the order in which they are computed.
-std::vector<Pair> pairs_of(const Ranges& whole, int hop, std::int64_t c) {
+// Whether calls take both chunks of a rank as one sequence where they can. Of several sequences the chunks do not lie
+// one behind the other, nor do those of queries compressed in blocks; a window counts the tokens between.
+bool joins_chunks(const AttentionState& s, const Ranges& whole) {
+  return s.out.dim(0) == 2 && whole.window == 0 && s.q.compressed.empty();
+}
+
+// The calls of a hop, in the order in which they are computed.
+std::vector<Call> calls_of(const Ranges& whole, int hop, std::int64_t c, bool joins) {
   const KeyRing& ring = *whole.ring;
   const int source = (ring.rank() - hop + ring.size()) % ring.size();
-  std::vector<Pair> pairs;
+  std::vector<Call> calls;
+  const auto add = [&](Part query, Part key, std::int64_t offset, int table) {
+    calls.push_back({query, key, {.causal = true, .query_offset = offset, .window = whole.window, .first_key = {}}});
+    const Tensor& f = whole.first_key;
+    if (!f.empty()) calls.back().ranges.first_key = rows_of(f.slice(0, table, 1).view({f.dim(1), f.dim(2)}), query);
+  };
+  if (joins) {
+    // Seen from rank r the first chunk of ranks before it lies before all queries and the second behind them; both
+    // chunks of ranks behind it lie between its two.
+    if (source == ring.rank())
+      add(Part::both, Part::both, 0, 2 * ring.size() + source);
+    else if (source < ring.rank())
+      add(Part::both, Part::first, c, source);
+    else
+      add(Part::second, Part::both, 2 * c, 2 * ring.size() + source);
+    return calls;
+  }
   for (int query = 0; query < 2; ++query)
     for (int key = 0; key < 2; ++key) {
       const int from = ring.chunk(source, key);
       const std::int64_t apart = ring.chunk(ring.rank(), query) - from;
       // The nearest key is the last of its chunk, seen from the first query of its own.
       if (apart < 0 || (whole.window > 0 && apart * c - (c - 1) >= whole.window)) continue;
-      Ranges ranges{.causal = true, .query_offset = apart * c, .window = whole.window, .first_key = {}};
-      if (!whole.first_key.empty()) {
-        const Tensor& f = whole.first_key;
-        ranges.first_key = half_of(f.slice(0, from, 1).view({f.dim(1), f.dim(2)}), query);
-      }
-      pairs.push_back({query, key, ranges});
+      add(static_cast<Part>(query), static_cast<Part>(key), apart * c, from);
     }
-  return pairs;
+  return calls;
 }
+
+// Which chunks have been written to.
+class Begun {
+ public:
+  /// Whether `part` has, and from now on it has. Of both chunks one is not begun alone.
+  bool operator()(Part part) {
+    const std::size_t one = part == Part::second ? 1 : 0;
+    const bool before = chunks_[one];
+    chunks_[one] = true;
+    if (part == Part::both) chunks_[1] = true;
+    return before;
+  }
+
+ private:
+  std::array<bool, 2> chunks_{};
+};
+
+// What a call leaves of rows like `whole` [2B, c, ...], contiguous: memory for the largest call.
+class CallRows {
+ public:
+  CallRows(Arena& scratch, DType type, const Tensor& whole, bool joins)
+      : joins_(joins), rows_(like(scratch, type, joins ? whole : rows_of(whole, Part::first))) {}
+  [[nodiscard]] Tensor of(Part part) const {
+    return joins_ ? rows_of(rows_, part == Part::both ? Part::both : Part::first) : rows_;
+  }
+
+ private:
+  bool joins_;
+  Tensor rows_;
+};
+
+// Log-sum-exps [2B, H, c]; and where chunks are joined the same of both, [1, H, 2c], which is another order.
+class LogSumExps {
+ public:
+  LogSumExps(Arena& scratch, const Tensor& lse, bool joins) : chunks_(lse) {
+    if (joins) both_ = scratch.take(DType::f32, {1, lse.dim(1), 2 * lse.dim(2)});
+  }
+  /// Those of a part, in the order of both where there is one: not contiguous then.
+  [[nodiscard]] Tensor running(Part part) const {
+    if (both_.empty()) return rows_of(chunks_, part);
+    return part == Part::both ? both_ : half(part == Part::second ? 1 : 0);
+  }
+  /// Contiguous ones, as a call of core reads them.
+  [[nodiscard]] Tensor read(Part part) const { return part == Part::both ? both_ : rows_of(chunks_, part); }
+
+  void from_chunks(Context& ctx) const {
+    for (int i = 0; !both_.empty() && i < 2; ++i) ctx.copy_rows(rows(half(i)), rows(chunks_.slice(0, i, 1)));
+  }
+  void to_chunks(Context& ctx) const {
+    for (int i = 0; !both_.empty() && i < 2; ++i) ctx.copy_rows(rows(chunks_.slice(0, i, 1)), rows(half(i)));
+  }
+
+ private:
+  [[nodiscard]] Tensor half(int i) const { return both_.slice(2, i * chunks_.dim(2), chunks_.dim(2)); }
+  // [1, H, c] as [1, H, 1, c].
+  static Tensor rows(Tensor t) {
+    t.rank = 4;
+    t.shape[3] = t.shape[2], t.shape[2] = 1;
+    t.stride[3] = 1, t.stride[2] = t.shape[3];
+    return t;
+  }
+
+  Tensor chunks_, both_;
+};
 
 void require_halves(const AttentionState& s, const Ranges& r) {
   require(s.out.dim(0) % 2 == 0 && r.causal && r.query_offset == 0 &&
-              (r.first_key.empty() || (r.first_key.rank == 3 && r.first_key.dim(0) == 2 * r.ring->size() &&
+              (r.first_key.empty() || (r.first_key.rank == 3 && r.first_key.dim(0) == 3 * r.ring->size() &&
                                        r.first_key.dim(1) == s.out.dim(0) && r.first_key.dim(2) == s.out.dim(1))),
           "internal error: a ring of {} attends {} with first keys {}", r.ring->size(), s.out, r.first_key);
 }
@@ -144,21 +235,22 @@ void ring_core(Context& ctx, const Attention& attention, AttentionState& state, 
   ArenaScope scope(scratch);
   KeyRing& ring = *ranges.ring;
   TravellingKeys keys(ctx, ring, state.k, scratch);
-  const bool rounds = state.out.dtype != DType::f32;
+  const bool joins = joins_chunks(state, ranges), rounds = state.out.dtype != DType::f32;
   const Tensor sum = rounds ? like(scratch, DType::f32, state.out) : state.out;
-  const Tensor part = like(scratch, state.out.dtype, half_of(state.out, 0));
-  const Tensor part_lse = scratch.take(DType::f32, {part.dim(0), part.dim(2), part.dim(1)});
-  bool begun[2] = {};
+  const CallRows parts(scratch, state.out.dtype, state.out, joins);
+  const LogSumExps lses(scratch, state.lse, joins);
+  const Tensor part_lses = scratch.take(DType::f32, {state.lse.numel() / (joins ? 1 : 2)});
+  Begun begun;
   for (int hop = 0; hop < ring.size(); ++hop) {
     keys.pass_on(ctx, hop);
     const Keys here = keys.at(ctx, hop);
-    for (const Pair& p : pairs_of(ranges, hop, state.out.dim(1))) {
-      const Tensor out = half_of(sum, p.query), lse = half_of(state.lse, p.query);
-      const bool first = !begun[p.query];
-      const Queries q = half_of(state.q, p.query);
-      const Keys k = half_of(here, p.key);
-      attention.core(ctx, {q, k, p.ranges, first && !rounds ? out : part, first ? lse : part_lse, scratch});
-      begun[p.query] = true;
+    for (const Call& call : calls_of(ranges, hop, state.out.dim(1), joins)) {
+      const Tensor out = rows_of(sum, call.query), lse = lses.running(call.query), part = parts.of(call.query);
+      const Tensor part_lse = part_lses.slice(0, 0, lse.numel()).view({lse.dim(0), lse.dim(1), lse.dim(2)});
+      const bool first = !begun(call.query);
+      const Queries q = rows_of(state.q, call.query);
+      const Keys k = rows_of(here, call.key);
+      attention.core(ctx, {q, k, call.ranges, first && !rounds ? out : part, first ? lse : part_lse, scratch});
       if (!first)
         attention_merge(ctx, out, lse, part, part_lse);
       else if (rounds)
@@ -166,6 +258,7 @@ void ring_core(Context& ctx, const Attention& attention, AttentionState& state, 
     }
     if (hop + 1 < ring.size() && !ctx.planning) ring.arrived(ctx);
   }
+  lses.to_chunks(ctx);
   if (rounds) ring_store(ctx, {.from = sum, .indices = {}, .to = state.out});
 }
 
@@ -184,9 +277,12 @@ void ring_core_backward(Context& ctx, const Attention& attention, AttentionState
     m.take(scratch);
   }
   const DType type = d_out.dtype;
-  const Tensor part_q = like(scratch, type, half_of(d.q, 0)), part_k = like(scratch, type, half_of(d.k, 0)),
-               part_v = like(scratch, type, half_of(d.v, 0));
-  bool begun_q[2] = {}, begun_k[2] = {};
+  const bool joins = joins_chunks(state, ranges);
+  const CallRows parts_q(scratch, type, d.q, joins), parts_k(scratch, type, d.k, joins),
+      parts_v(scratch, type, d.v, joins);
+  const LogSumExps lses(scratch, state.lse, joins);
+  lses.from_chunks(ctx);
+  Begun begun_q, begun_k;
   for (int hop = 0; hop < ring.size(); ++hop) {
     keys.pass_on(ctx, hop);
     const Keys here = keys.at(ctx, hop);
@@ -195,17 +291,17 @@ void ring_core_backward(Context& ctx, const Attention& attention, AttentionState
       if (!joined) ring.arrived(ctx);
       joined = true;
     };
-    for (const Pair& p : pairs_of(ranges, hop, state.out.dim(1))) {
-      const Queries q = half_of(state.q, p.query);
-      const Keys k = half_of(here, p.key);
-      attention.core_backward(ctx, {q, k, p.ranges, half_of(state.out, p.query), half_of(state.lse, p.query),
-                                    half_of(d_out, p.query), part_q, part_k, part_v, scratch});
-      ring_collect(ctx, {part_q, {}, half_of(d_q, p.query), begun_q[p.query]});
+    for (const Call& call : calls_of(ranges, hop, state.out.dim(1), joins)) {
+      const Queries q = rows_of(state.q, call.query);
+      const Keys k = rows_of(here, call.key);
+      const Tensor part_q = parts_q.of(call.query), part_k = parts_k.of(call.key), part_v = parts_v.of(call.key);
+      attention.core_backward(ctx, {q, k, call.ranges, rows_of(state.out, call.query), lses.read(call.query),
+                                    rows_of(d_out, call.query), part_q, part_k, part_v, scratch});
+      ring_collect(ctx, {part_q, {}, rows_of(d_q, call.query), begun_q(call.query)});
       join();  // gradients of these keys from the ranks before
-      const bool add = hop > 0 || begun_k[p.key];
-      ring_collect(ctx, {part_k, sparse ? k.indices : Tensor{}, half_of(sums[hop % 2].part(0), p.key), add});
-      ring_collect(ctx, {part_v, {}, half_of(sums[hop % 2].part(1), p.key), add});
-      begun_q[p.query] = begun_k[p.key] = true;
+      const bool add = begun_k(call.key) || hop > 0;
+      ring_collect(ctx, {part_k, sparse ? k.indices : Tensor{}, rows_of(sums[hop % 2].part(0), call.key), add});
+      ring_collect(ctx, {part_v, {}, rows_of(sums[hop % 2].part(1), call.key), add});
     }
     if (ctx.planning) continue;
     // The next hop's keys, which this hop's work has covered; their gradients come while they are worked on.
