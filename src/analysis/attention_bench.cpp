@@ -125,9 +125,9 @@ class Layer {
 
   AttentionTiming run() {
     require(c_.context_parallel == 1 || (c_.op != AttentionOp::decode && c_.hidden == 0 && c_.supports == nullptr &&
-                                         c_.n % (2 * c_.context_parallel) == 0),
-            "a rank's part of sequences is timed over random rows, forward or backward, and {} ranks share a sequence "
-            "of a multiple of {} tokens",
+                                         c_.config.window == 0 && c_.n % (2 * c_.context_parallel) == 0),
+            "a rank's part of sequences is timed over random rows without a window, forward or backward, and {} ranks "
+            "share a sequence of a multiple of {} tokens",
             c_.context_parallel, 2 * c_.context_parallel);
     if (c_.op == AttentionOp::decode) return decode();
     require(c_.hidden == 0 || (c_.op == AttentionOp::forward && c_.supports == nullptr),

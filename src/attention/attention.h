@@ -254,7 +254,7 @@ void attention_backward(Context& ctx, const Attention& attention, AttentionState
                         const Tensor& d_out, const Tensor& d_qkv, Arena& scratch, const GateGradient& gate = {});
 
 /// (out, lse) becomes the attention over the union of the keys behind (out, lse) and (other_out, other_lse), which must
-/// be disjoint. out, other_out: [B, T, H, Dv], of one type or out f32; lse, other_lse: [B, H, T] f32.
+/// be disjoint. out, other_out: [B, T, H, Dv], of one type or out f32; lse, other_lse: [B, H, T] f32, strided allowed.
 void attention_merge(Context& ctx, const Tensor& out, const Tensor& lse, const Tensor& other_out,
                      const Tensor& other_lse);
 

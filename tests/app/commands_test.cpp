@@ -111,6 +111,26 @@ TEST_F(AppCommands, BenchAttentionTimesRandomAndTrainedSupports) {
       EXPECT_EQ(plot.rfind("<svg", 0), 0u);
       EXPECT_NE(plot.find("sfa k=4 d=8"), std::string::npos);
     }
+  // One of two ranks that share the sequences has half of the pairs.
+  for (const char* op : {"forward", "backward"}) {
+    std::vector<std::string> command{"bench", "attention", "--op",      op, "--context-parallel",
+                                     "2",     "--json",    at("t.json")};
+    command.insert(command.end(), shape.begin(), shape.end());
+    const Ended ended = sfa(command);
+    ASSERT_EQ(ended.code, 0) << ended.err;
+    for (const auto& row : nlohmann::json::parse(read_text(at("t.json")))["rows"]) {
+      const double n = row["n"].get<double>(), flops = 2 * 2 * n * n / 2 * 8 * (op == std::string("backward") ? 5 : 2);
+      EXPECT_NEAR(row["tflops_dense_equivalent"].get<double>() * row["ms"].get<double>() * 1e9, flops, 1e-6 * flops);
+    }
+  }
+  for (const std::vector<std::string>& wrong : {std::vector<std::string>{"--op", "decode", "--n", "64"},
+                                                {"--n", "30"},
+                                                {"--n", "64", "--window", "8"},
+                                                {"--n", "64", "--hidden", "16"}}) {
+    std::vector<std::string> command{"bench", "attention", "--context-parallel", "2", "--device", "cpu"};
+    command.insert(command.end(), wrong.begin(), wrong.end());
+    EXPECT_EQ(sfa(command).code, 1) << wrong.back();
+  }
   EXPECT_EQ(sfa({"bench", "attention", "--n", "64..32"}).code, 2);
   EXPECT_EQ(sfa({"bench", "attention", "--supports", at("data.h5"), "--device", "cpu"}).code, 1);
 }

@@ -10,7 +10,7 @@ class Merge : public DeviceTest {
   void join(std::int64_t width);
 };
 
-// Rows of four columns a step and others.
+// Values of more and fewer features than a warp has lanes, and of no even number.
 TEST_P(Merge, PartsOfTheKeysJoinToTheWhole) {
   for (const std::int64_t width : {6, 7, 16, 24, 64, 192}) {
     SCOPED_TRACE(width);

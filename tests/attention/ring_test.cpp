@@ -2,6 +2,7 @@
 // those of the whole sequence, for every variant that trains.
 #include <condition_variable>
 #include <deque>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <thread>

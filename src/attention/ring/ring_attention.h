@@ -2,10 +2,11 @@
 // round the ring (Ring Attention, Liu et al., arXiv 2310.01889), one hop while those of the hop before are attended to.
 //
 // Every pair of a query chunk and a key chunk that sees anything is one call of `core` with the chunks' distance as
-// query_offset, joined by `merge`. What travels is what a KV cache holds: dense rows, or sfa's values and indices; and
-// V. In backward the gradients of keys and values travel behind their keys, adding up, until they are home; sfa's those
-// of the kept features alone. Sums over hops (outputs, gradients) are f32 whatever the activations are, so that a bf16
-// result is rounded twice, in what a call of `core` leaves and at the end, however many ranks there are.
+// query_offset, joined by `merge`; of one sequence without a window all pairs of a hop are one call, both chunks of
+// a rank being one behind the other. What travels is what a KV cache holds: dense rows, or sfa's values and indices;
+// and V. In backward the gradients of keys and values travel behind their keys, adding up, until they are home; sfa's
+// those of the kept features alone. Sums over hops (outputs, gradients) are f32 whatever the activations are, so that a
+// bf16 result is rounded twice, in what a call of `core` leaves and at the end, however many ranks there are.
 #pragma once
 
 #include "attention/attention.h"
