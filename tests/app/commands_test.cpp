@@ -118,7 +118,9 @@ TEST_F(AppCommands, BenchAttentionTimesRandomAndTrainedSupports) {
     command.insert(command.end(), shape.begin(), shape.end());
     const Ended ended = sfa(command);
     ASSERT_EQ(ended.code, 0) << ended.err;
-    for (const auto& row : nlohmann::json::parse(read_text(at("t.json")))["rows"]) {
+    const nlohmann::json rows = nlohmann::json::parse(read_text(at("t.json")))["rows"];
+    ASSERT_EQ(rows.size(), 6u);
+    for (const auto& row : rows) {
       const double n = row["n"].get<double>(), flops = 2 * 2 * n * n / 2 * 8 * (op == std::string("backward") ? 5 : 2);
       EXPECT_NEAR(row["tflops_dense_equivalent"].get<double>() * row["ms"].get<double>() * 1e9, flops, 1e-6 * flops);
     }
