@@ -2,6 +2,8 @@
 # Templates of the headers (JSON, fmt, the command line, GoogleTest) are then compiled once a folder and not once a file, which
 # is most of the time. Sources that compute keep the optimisation of the build. The others take little of a test's time: they go with -O1,
 # which still warns of what it sees in the flow of values, and with none under sanitizers, where optimising costs twice the rest.
+# Under sanitizers those others go without UBSan's checks of pointers too: AddressSanitizer reports a null pointer or a lost object
+# when it is used, alignment is a matter of what computes, and the checks are a third of the code.
 # A file stays apart when names in its anonymous namespace are also a neighbour's, or when it has flags of its own.
 set(SFA_APART "/src/analysis/html_plot|/src/app/bench_step|/src/checkpoint/model_checkpoint|/src/dist/mpi_|_avx512"
               "/src/ops/linear/linear\\.|/tests/checkpoint/crash|/tests/gpu/(feature_balance|flash_attention|head_map|linear|memory|posting_list|qk_norm_rope)"
@@ -19,7 +21,7 @@ function(sfa_unite result)
   set(slow "")
   set(slow_options -O1)
   if(SFA_SANITIZE)
-    set(slow_options -O0)
+    set(slow_options -O0 -fno-sanitize=null,alignment,object-size,vptr)
   endif()
   set(folders "")
   list(SORT ARGN)

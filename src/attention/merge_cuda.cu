@@ -1,5 +1,7 @@
-// Joins two partial attentions by their log-sum-exp. One warp a row:
+// Joins two partial attentions by their log-sum-exp:
 //   lse' = log(exp(lse) + exp(other));  out' = exp(lse - lse') out + exp(other - lse') other_out
+// Memory binds: a row is shared by as many lanes as it has vectors of four, and every lane has a read of each side
+// under way before it needs the log-sum-exp.
 #include <cmath>
 
 #include "attention/reference_cuda.h"
@@ -10,7 +12,6 @@ namespace sfa::cuda_ops {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
 
 struct Strides {
   std::int64_t b, t, h;
@@ -21,39 +22,65 @@ struct Strides {
 };
 
 struct Shape {
-  std::int64_t B, steps, H, D;
+  unsigned rows, steps, H;
+  std::int64_t D;
   Strides out, other_out;
   std::int64_t lse_b, lse_h, other_b, other_h;
 };
 
-template <class T, class Other>
+// 2^lanes_log2 <= 32 lanes a row, VEC columns a lane and step.
+template <class T, class Other, int VEC>
 __global__ void __launch_bounds__(kThreads)
-    merge_kernel(const Shape s, T* out, float* lse, const Other* __restrict__ other_out,
+    merge_kernel(const Shape s, int lanes_log2, T* out, float* lse, const Other* __restrict__ other_out,
                  const float* __restrict__ other_lse) {
-  const std::int64_t row = blockIdx.x * std::int64_t{kWarps} + threadIdx.x / 32;
-  if (row >= s.B * s.steps * s.H) return;
-  const std::int64_t h = row % s.H, t = row / s.H % s.steps, b = row / s.H / s.steps;
+  const unsigned row = blockIdx.x * (kThreads >> lanes_log2) + (threadIdx.x >> lanes_log2);
+  if (row >= s.rows) return;
+  const int lanes = 1 << lanes_log2, lane = static_cast<int>(threadIdx.x) & (lanes - 1);
+  const unsigned h = row % s.H, t = row / s.H % s.steps, b = row / s.H / s.steps;
+  T* to = out + s.out.at(b, t, h);
+  const Other* from = other_out + s.other_out.at(b, t, h);
+  float x[VEC] = {}, y[VEC] = {};
+  std::int64_t c = lane * VEC;
+  const auto fetch = [&] {
+    if (c >= s.D) return;
+    load(x, to + c);
+    load(y, from + c);
+  };
+  fetch();
   float* own_lse = lse + b * s.lse_b + h * s.lse_h + t;
   const float mine = *own_lse, other = other_lse[b * s.other_b + h * s.other_h + t];
   const float top = fmaxf(mine, other);
   const float joined = top == -INFINITY ? -INFINITY : top + logf(expf(mine - top) + expf(other - top));
   const float keep = mine == -INFINITY ? 0.0f : expf(mine - joined),
               add = other == -INFINITY ? 0.0f : expf(other - joined);
-  T* to = out + s.out.at(b, t, h);
-  const Other* from = other_out + s.other_out.at(b, t, h);
-  for (std::int64_t c = threadIdx.x % 32; c < s.D; c += 32)
-    to[c] = from_float<T>(keep * to_float(to[c]) + add * to_float(from[c]));
+  while (c < s.D) {
+#pragma unroll
+    for (int i = 0; i < VEC; ++i) x[i] = keep * x[i] + add * y[i];
+    store(to + c, x);
+    c += lanes * VEC;
+    fetch();
+  }
   __syncwarp();  // every lane has read the old log-sum-exp
-  if (threadIdx.x % 32 == 0) *own_lse = joined;
+  if (lane == 0) *own_lse = joined;
+}
+
+// Whether every row of x begins where a vector of four may be read.
+bool in_vectors(const Tensor& x) {
+  const auto fits = [](std::int64_t n) { return n % 4 == 0; };
+  return fits(x.dim(3)) && fits(x.stride[0]) && fits(x.stride[1]) && fits(x.stride[2]) &&
+         reinterpret_cast<std::uintptr_t>(x.data) % (4 * size_of(x.dtype)) == 0;
 }
 
 }  // namespace
 
 void attention_merge(Context& ctx, const Tensor& out, const Tensor& lse, const Tensor& other_out,
                      const Tensor& other_lse) {
-  const Shape s{.B = out.dim(0),
-                .steps = out.dim(1),
-                .H = out.dim(2),
+  const std::int64_t rows = out.dim(0) * out.dim(1) * out.dim(2);
+  if (rows == 0) return;
+  require(rows <= 0x7fffffff, "internal error: attention_merge of {} rows", rows);
+  const Shape s{.rows = static_cast<unsigned>(rows),
+                .steps = static_cast<unsigned>(out.dim(1)),
+                .H = static_cast<unsigned>(out.dim(2)),
                 .D = out.dim(3),
                 .out = Strides(out),
                 .other_out = Strides(other_out),
@@ -61,11 +88,14 @@ void attention_merge(Context& ctx, const Tensor& out, const Tensor& lse, const T
                 .lse_h = lse.stride[1],
                 .other_b = other_lse.stride[0],
                 .other_h = other_lse.stride[1]};
-  const std::int64_t rows = s.B * s.steps * s.H;
-  if (rows == 0) return;
+  const bool vectors = in_vectors(out) && in_vectors(other_out);
+  int lanes_log2 = 0;
+  while (lanes_log2 < 5 && (vectors ? 4 : 1) << lanes_log2 < s.D) ++lanes_log2;
   const auto launch = [&]<class T, class Other>() {
-    merge_kernel<T, Other><<<blocks_for(rows, kWarps), kThreads, 0, ctx.cuda().stream>>>(
-        s, data_of<T>(out), data_of<float>(lse), data_of<const Other>(other_out), data_of<const float>(other_lse));
+    const auto kernel = vectors ? merge_kernel<T, Other, 4> : merge_kernel<T, Other, 1>;
+    kernel<<<blocks_for(rows, kThreads >> lanes_log2), kThreads, 0, ctx.cuda().stream>>>(
+        s, lanes_log2, data_of<T>(out), data_of<float>(lse), data_of<const Other>(other_out),
+        data_of<const float>(other_lse));
   };
   for_float_type(other_out.dtype, "attention_merge", [&]<class Other>() {
     if (out.dtype == DType::f32)
