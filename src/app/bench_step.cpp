@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include "analysis/ceilings.h"
 #include "analysis/compare.h"
@@ -41,7 +42,7 @@ LoaderOptions loader_options(const Config& c) {
 void run_step(TrainingState& state, Loader& loader, const Config& config, std::int64_t step) {
   Context& ctx = state.context();
   const float loss_scale = 1.0f / static_cast<float>(config.data.batch_size * config.data.seq_len);
-  state.begin_step(ctx);
+  state.begin_step(ctx, step);
   for (int m = 0; m < loader.micro_steps(); ++m) state.micro_step(ctx, loader.next(), loss_scale);
   state.update(ctx, step);
 }
@@ -60,6 +61,10 @@ std::vector<double> time_steps(TrainingState& state, Loader& loader, const Confi
   return all;
 }
 
+double mean(const std::vector<double>& x) {
+  return std::accumulate(x.begin(), x.end(), 0.0) / static_cast<double>(x.size());
+}
+
 double median(std::vector<double> x) {
   const auto middle = x.begin() + static_cast<std::ptrdiff_t>(x.size() / 2);
   std::nth_element(x.begin(), middle, x.end());
@@ -69,7 +74,8 @@ double median(std::vector<double> x) {
 struct Measured {
   Config config;
   std::string device, dtype, attention;
-  double step_ms = 0, tokens = 0;  // median; tokens of a step
+  double step_ms = 0, tokens = 0;  // median, where steps distil in turns the mean of whole turns; tokens of a step
+  int steps = 0;                   // that were timed
   double watched_ms = 0;           // a step in the pass that times every op
   int watched_steps = 0;
   std::vector<OpTime> ops;  // of all watched steps
@@ -86,22 +92,26 @@ Measured measure(const Options& o) {
   m.config = load_config(o.config, o.overrides);
   Config& config = m.config;
   require(!config.data.train.empty(), "data.train: is not set; it names a token file made by `sfa data tokenize`");
+  config.model.attention.k_from = 0;  // the k that stays
   if (config.model.vocab_size == 0) config.model.vocab_size = ShardSet({config.data.train}).vocab_size();
   TrainingState state(config, choose_device(config.device));
   state.initialize(static_cast<std::uint64_t>(config.seed));
   Context& ctx = state.context();
   Loader loader(loader_options(config));
+  // Every how many steps one is like another: only some of them distil.
+  const int turn = config.model.attention.distill_lambda > 0 ? static_cast<int>(config.train.distill_every) : 1;
+  m.steps = (o.steps + turn - 1) / turn * turn;
   time_steps(state, loader, config, 0, o.warmup);
-  m.step_ms = median(time_steps(state, loader, config, o.warmup, o.steps));
+  const std::vector<double> times = time_steps(state, loader, config, o.warmup, m.steps);
+  m.step_ms = turn > 1 ? mean(times) : median(times);
   m.tokens = static_cast<double>(config.data.batch_size * config.data.seq_len);
   {
     OpTimer timer(ctx);
-    constexpr int kWatched = 2;
-    for (int s = 0; s < kWatched; ++s) {
-      run_step(state, loader, config, o.warmup + o.steps + s);
-      m.watched_ms += timer.collect() / kWatched;
+    m.watched_steps = std::max(2, turn);
+    for (int s = 0; s < m.watched_steps; ++s) {
+      run_step(state, loader, config, o.warmup + m.steps + s);
+      m.watched_ms += timer.collect() / m.watched_steps;
     }
-    m.watched_steps = kWatched;
     m.ops = timer.times();
   }
   m.device = ctx.device_name();
@@ -130,7 +140,7 @@ double ratio(double a, double b) {
   return b > 0 ? a / b : 0;
 }
 
-nlohmann::ordered_json as_json(const Measured& m, const Options& o) {
+nlohmann::ordered_json as_json(const Measured& m) {
   nlohmann::ordered_json out = {{"device", m.device},
                                 {"dtype", m.dtype},
                                 {"attention", m.attention},
@@ -138,7 +148,7 @@ nlohmann::ordered_json as_json(const Measured& m, const Options& o) {
                                 {"micro_batch_size", m.config.data.micro_batch_size},
                                 {"batch_size", m.config.data.batch_size},
                                 {"seq_len", m.config.data.seq_len},
-                                {"steps", o.steps},
+                                {"steps", m.steps},
                                 {"step_ms", m.step_ms},
                                 {"tokens_per_sec", m.tokens / m.step_ms * 1000},
                                 {"planned_bytes", m.planned_bytes},
@@ -180,7 +190,7 @@ void print_ops(const Measured& m) {
              100 * (m.watched_ms - sum) / m.watched_ms);
 }
 
-void print(const Measured& m, const Options& o) {
+void print(const Measured& m) {
   fmt::print("{} {}, {:.2f}M parameters, {} on {}\n", m.config.model.arch, m.attention, m.parameters / 1e6, m.dtype,
              m.device);
   fmt::print("ceilings measured here: {:.4g} TFLOP/s (product), {:.0f} GB/s (copy, read + write)\n\n",
@@ -191,7 +201,7 @@ void print(const Measured& m, const Options& o) {
       "have to be moved at the least.)\n\n",
       m.watched_ms);
   fmt::print("step: {:.2f} ms of {:.0f} tokens (median of {}, nothing else timed): {:.0f} tokens/s\n", m.step_ms,
-             m.tokens, o.steps, m.tokens / m.step_ms * 1000);
+             m.tokens, m.steps, m.tokens / m.step_ms * 1000);
   const auto line = [&](const char* name, double flops) {
     const double tflops = m.tflops(flops);
     fmt::print("{}: {:.4g} GFLOP a token, {:.4g} TFLOP/s, {:.1f} % of the measured product", name, flops * 1e-9, tflops,
@@ -212,9 +222,9 @@ void print(const Measured& m, const Options& o) {
 void bench(const Options& o) {
   const Measured m = measure(o);
   if (o.json)
-    fmt::print("{}\n", as_json(m, o).dump(2));
+    fmt::print("{}\n", as_json(m).dump(2));
   else
-    print(m, o);
+    print(m);
 }
 
 }  // namespace

@@ -85,7 +85,7 @@ std::vector<fs::path> checkpoints_at(const fs::path& path) {
 struct Arguments {
   std::string path;
   bool json = false;
-  int keep_last = 1;
+  std::int64_t keep_last = 1;
   std::int64_t keep_every = 0;
 };
 

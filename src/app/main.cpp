@@ -2,9 +2,11 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <exception>
 #include <filesystem>
 #include <string>
@@ -64,7 +66,9 @@ int main(int argc, char** argv) {
   sfa::app::add_bench_command(app);
   try {
     app.parse(argc, argv);
-    return 0;
+    if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return 0;
+    std::fprintf(stderr, "sfa: standard output can't be written: %s\n", std::strerror(errno));
+    return 1;
   } catch (const CLI::ParseError& e) {
     if (const std::string why = e.get_exit_code() == 0 ? "" : unknown_command(app); !why.empty()) {
       std::fprintf(stderr, "sfa: %s\n", why.c_str());

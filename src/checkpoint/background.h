@@ -23,7 +23,7 @@ namespace sfa {
 
 /// What prune_checkpoints() is called with after each checkpoint.
 struct KeepRules {
-  int keep_last = 1;
+  std::int64_t keep_last = 1;
   std::int64_t keep_every = 0;
 };
 

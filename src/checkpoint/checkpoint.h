@@ -104,7 +104,7 @@ std::vector<std::filesystem::path> list_checkpoints(const std::filesystem::path&
 /// `keep_every` (0 = none). Returns what it deleted, under their old names. A folder is renamed to a temporary name
 /// before its files are deleted, so that a kill leaves nothing half-deleted under a good name. Also removes stale
 /// temporary folders, but none that a living writer holds.
-std::vector<std::filesystem::path> prune_checkpoints(const std::filesystem::path& run_folder, int keep_last,
+std::vector<std::filesystem::path> prune_checkpoints(const std::filesystem::path& run_folder, std::int64_t keep_last,
                                                      std::int64_t keep_every);
 
 }  // namespace sfa

@@ -128,7 +128,7 @@ fs::path find_checkpoint(const fs::path& path) {
   return all.back();
 }
 
-std::vector<fs::path> prune_checkpoints(const fs::path& run_folder, int keep_last, std::int64_t keep_every) {
+std::vector<fs::path> prune_checkpoints(const fs::path& run_folder, std::int64_t keep_last, std::int64_t keep_every) {
   require(keep_last >= 0 && keep_every >= 0, "keep_last and keep_every cannot be negative ({}, {})", keep_last,
           keep_every);
   std::vector<fs::path> removed;

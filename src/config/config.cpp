@@ -369,6 +369,12 @@ void validate_context_parallel(const Config& c) {
   require(c.data.seq_len % chunks == 0,
           "dist.context_parallel: data.seq_len = {} tokens can't be cut into {} equal chunks, two a rank",
           c.data.seq_len, chunks);
+  // Each chunk's kept features are read where they lie, in vectors.
+  require(
+      c.model.attention.type != "sfa" || c.device == "cpu" || c.data.seq_len / chunks % 8 == 0,
+      "dist.context_parallel: sfa on GPUs needs chunks of a multiple of 8 tokens; data.seq_len = {} in {} chunks, two "
+      "a rank, is {} each",
+      c.data.seq_len, chunks, c.data.seq_len / chunks);
   require(c.model.attention.distill_lambda == 0,
           "dist.context_parallel: the dense teacher of train.distill.lambda does not see the keys of other ranks");
   require(

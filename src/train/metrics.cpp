@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "core/file.h"
 
 namespace sfa {
 
@@ -45,13 +46,9 @@ MetricsFile::MetricsFile(std::filesystem::path file, std::int64_t last_step, std
     }
   }
   if (dropped) {
-    const std::filesystem::path temporary = path_.string() + ".tmp";
-    {
-      std::ofstream rewritten(temporary, std::ios::trunc);
-      for (const std::string& line : kept) rewritten << line << '\n';
-      require(rewritten.flush().good(), "{}: can't be written", temporary.string());
-    }
-    std::filesystem::rename(temporary, path_);
+    std::string text;
+    for (const std::string& line : kept) text += line + '\n';
+    write_whole_file(path_.string(), text, true);
   }
   out_.open(path_, std::ios::app);
   require(out_.good(), "{}: can't be opened for writing", path_.string());

@@ -51,13 +51,16 @@ ConfigDifference first_difference(const Config& before, const Config& now) {
 
 namespace {
 
-// Without what changes no weight: where the run lies and runs, how often it reports, and its checkpoints.
+// Without what changes no weight but by the order of sums: where the run lies and runs, on how many ranks, how often it
+// reports, and its checkpoints. (What is kept of a run has the micro-batch of its ranks.)
 Config deciding_results(Config config) {
   const Config standard;
   config.output_dir = "-";
   config.device = standard.device;
   config.resume = standard.resume;
   config.checkpoint = standard.checkpoint;
+  config.dist = standard.dist;
+  config.data.micro_batch_size = standard.data.micro_batch_size;
   config.train.eval_every = standard.train.eval_every;
   config.train.log_every = standard.train.log_every;
   config.train.tensorboard = standard.train.tensorboard;

@@ -110,7 +110,7 @@ Run::Run(Beginning& beginning, const TrainHooks& hooks, Communicator& ranks)
     if (first_rank()) open_folder();
   });
   if (config_.checkpoint.background) {
-    const KeepRules keep{static_cast<int>(config_.checkpoint.keep_last), config_.checkpoint.keep_every};
+    const KeepRules keep{config_.checkpoint.keep_last, config_.checkpoint.keep_every};
     const Device device = state_.context().device();
     background_ = std::make_unique<BackgroundCheckpoint>(
         folder_.path, keep, [device](std::size_t bytes) { return transfer_memory(device, bytes); }, writers());

@@ -173,10 +173,18 @@ TEST_F(AppBadInput, ABegunRunIsNotTakenOverByAnother) {
   train_refused({"--resume", "train.max_steps=2", "train.lr=0.02"}, {"config.yaml", "'lr: 0.01'", "'lr: 0.02'"});
   train_refused({"--resume", "train.max_steps=2", "model.hidden_size=32"}, {"hidden_size: 16", "hidden_size: 32"});
   train_refused({"--resume"}, {"max_steps: 2", "max_steps: 40"});
-  // What changes no weight may change.
+  // What changes no weight, or sums alone, may change: another number of ranks has micro-batches of its own.
   const Ended again = sfa({"train", at("run.yaml"), "--resume", "train.max_steps=2", "train.log_every=1",
-                           "checkpoint.every=1", "train.eval_every=1"});
+                           "checkpoint.every=1", "train.eval_every=1", "data.micro_batch_size=1", "dist.timeout_s=60"});
   EXPECT_EQ(again.code, 0) << again.err;
+}
+
+TEST_F(AppBadInput, AFullStandardOutputIsSaid) {
+  const Ended ended = Program({"-c", "exec " + std::string(SFA_BINARY) + " config " + at("run.yaml") + " > /dev/full"},
+                              scratch(), "/dev/null", {}, "bash")
+                          .wait();
+  EXPECT_EQ(ended.code, 1);
+  EXPECT_NE(ended.err.find("standard output can't be written"), std::string::npos) << ended.err;
 }
 
 TEST_F(AppBadInput, NoGpuWhereOneIsDemanded) {

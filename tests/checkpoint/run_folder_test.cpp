@@ -73,6 +73,7 @@ TEST(RunFolder, PruneRules) {
   EXPECT_EQ(names(list_checkpoints(run.path())),
             (Names{"step_00000000", "step_00000040", "step_00000080", "step_00000090", "step_00000100"}));
   EXPECT_TRUE(prune_checkpoints(run.path(), 2, 40).empty());
+  EXPECT_TRUE(prune_checkpoints(run.path(), 0x1'0000'0001, 0).empty()) << "more than an int holds";
   prune_checkpoints(run.path(), 3, 0);
   EXPECT_EQ(names(list_checkpoints(run.path())), (Names{"step_00000080", "step_00000090", "step_00000100"}));
   EXPECT_TRUE(prune_checkpoints(run.path(), 0, 0).empty());

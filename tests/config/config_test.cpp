@@ -222,5 +222,13 @@ TEST(Config, GradientsAreNotNarrowerThanTheProductsThatMakeThem) {
   EXPECT_EQ(message_of("output_dir: x\ntrain: {dtype: bf16, grad_dtype: bf16}\n"), "");
 }
 
+TEST(Config, ChunksOfASharedSequenceAreReadInVectorsOnGpus) {
+  const std::string yaml = "output_dir: x\nmodel: {attention: {type: sfa, k: 5}}\ndist: {context_parallel: 4}\n";
+  EXPECT_NE(message_of(yaml, {"data.seq_len=1000"}).find("data.seq_len = 1000 in 8 chunks"), std::string::npos);
+  EXPECT_EQ(message_of(yaml, {"data.seq_len=1000", "device=cpu"}), "");
+  EXPECT_EQ(message_of(yaml, {"data.seq_len=1000", "model.attention.type=dense", "model.attention.k=0"}), "");
+  EXPECT_EQ(message_of(yaml, {"data.seq_len=1024"}), "");
+}
+
 }  // namespace
 }  // namespace sfa::test

@@ -384,7 +384,7 @@ class SfaFlash final : public SfaAttention {
     return p;
   }
 
-  static constexpr std::int64_t kProjectedRows = 8192;  // fewer are projected by themselves
+  static constexpr std::int64_t kProjectedRows = 16384;  // fewer are projected by themselves
 
   flash::Product product_;
   bool compressed_;  // queries are compressed when they are selected; otherwise they are left as zero-filled rows,

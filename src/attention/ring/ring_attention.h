@@ -6,7 +6,8 @@
 // a rank being one behind the other. What travels is what a KV cache holds: dense rows, or sfa's values and indices;
 // and V. In backward the gradients of keys and values travel behind their keys, adding up, until they are home; sfa's
 // those of the kept features alone. Sums over hops (outputs, gradients) are f32 whatever the activations are, so that a
-// bf16 result is rounded twice, in what a call of `core` leaves and at the end, however many ranks there are.
+// bf16 result is rounded twice, in what a call of `core` leaves and at the end, however many ranks there are. (A CPU
+// that rounds activations as bf16 does, train.dtype: bf16, rounds at every merge.)
 #pragma once
 
 #include "attention/attention.h"
