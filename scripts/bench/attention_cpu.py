@@ -14,8 +14,6 @@ import statistics
 import subprocess
 import time
 
-import torch
-
 
 def ours(bench, pattern, threads):
     command = [bench, "--benchmark_format=json", "--benchmark_min_time=0.1"]
@@ -58,6 +56,8 @@ def main():
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--filter", default="")
     args = arguments.parse_args()
+    global torch  # behind the command line, so that --help needs no PyTorch
+    import torch
     torch.set_num_threads(args.threads)
 
     times, overlap = {}, {}

@@ -3,6 +3,15 @@
 #   scripts/bench/attention_cpu.sh [--threads N] [--rounds N] [--filter REGEX]
 #   PYTHON: a python3 that has torch (default python3);  BENCH: the program (default: built in build/bench-cpu)
 set -euo pipefail
+case ${1:-} in
+-h | --help) sed -n '2,4s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+esac
+for option in "$@"; do
+  case $option in
+  --threads | --rounds | --filter | --threads=* | --rounds=* | --filter=*) ;;
+  -*) echo "attention_cpu.sh: $option is no option (see --help)" >&2; exit 2 ;;
+  esac
+done
 cd "$(dirname "$0")/../.."
 bench=${BENCH:-}
 if [ -z "$bench" ]; then

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times our attention forward and PyTorch's cuDNN attention on the same causal shapes in one run.
 
-    attention_forward_vs_cudnn.py CHECK_BINARY [--n 1024,4096] [--reps 20]
+    attention_forward_vs_cudnn.py CHECK_BINARY [--reps 20]
 
 CHECK_BINARY is flash_forward_check; its `time` mode prints "forward D N TFLOPS ...". cuDNN is given its better of two
 layouts: heads packed as a QKV product leaves them, and [B, H, T, D] contiguous. FLOPs are 4 B H n^2 d / 2.
@@ -9,9 +9,6 @@ layouts: heads packed as a QKV product leaves them, and [B, H, T, D] contiguous.
 import argparse
 import statistics
 import subprocess
-
-import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def time_cudnn(d, heads, n, packed, reps):
@@ -35,10 +32,13 @@ def time_cudnn(d, heads, n, packed, reps):
 
 
 def main():
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("binary")
     parser.add_argument("--reps", type=int, default=20)
     args = parser.parse_args()
+    global torch, SDPBackend, sdpa_kernel  # behind the command line, so that --help needs no PyTorch
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     ours = {}
     for line in subprocess.run([args.binary, "time"], check=True, capture_output=True, text=True).stdout.splitlines():
         fields = line.split()

@@ -12,10 +12,7 @@ import statistics
 import subprocess
 import warnings
 
-import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-
-RIVALS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "fa2": SDPBackend.FLASH_ATTENTION}
+RIVALS = {"cudnn": "CUDNN_ATTENTION", "fa2": "FLASH_ATTENTION"}
 
 
 def times_of(function, reps):
@@ -56,6 +53,9 @@ def main():
     parser.add_argument("backward")
     parser.add_argument("--reps", type=int, default=11)
     args = parser.parse_args()
+    global torch, SDPBackend, sdpa_kernel  # behind the command line, so that --help needs no PyTorch
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     warnings.filterwarnings("ignore")  # PyTorch's reasons for the shapes that it refuses
     print(torch.cuda.get_device_name(), "torch", torch.__version__, "cuDNN", torch.backends.cudnn.version())
     print(f"{'op':9} {'d x dv':8} {'n':>6} {'sm90':>7} {'sm80':>7} {'cudnn':>7} {'fa2':>7}   TFLOP/s")
@@ -67,7 +67,7 @@ def main():
         for (size, n), speeds in ours.items():
             d, dv = (int(x) for x in size.split("x"))
             for name, backend in RIVALS.items():
-                speeds[name] = time_rival(backend, d, dv, n, op == "backward", args.reps)
+                speeds[name] = time_rival(getattr(SDPBackend, backend), d, dv, n, op == "backward", args.reps)
                 torch.cuda.empty_cache()
             columns = (f"{speeds[key]:7.1f}" if speeds.get(key) else f"{'-':>7}" for key in ("sm90", "sm80", "cudnn", "fa2"))
             print(f"{op:9} {size:8} {n:6} {' '.join(columns)}", flush=True)

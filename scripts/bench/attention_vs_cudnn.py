@@ -15,10 +15,7 @@ import statistics
 import subprocess
 import tempfile
 
-import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-
-BACKENDS = {"cuDNN": SDPBackend.CUDNN_ATTENTION, "FA2": SDPBackend.FLASH_ATTENTION}
+BACKENDS = {"cuDNN": "CUDNN_ATTENTION", "FA2": "FLASH_ATTENTION"}
 
 
 def median_ms(call, reps):
@@ -122,6 +119,9 @@ def main():
     parser.add_argument("--reps", type=int, default=20)
     parser.add_argument("--json", default="", help="write all figures to this file")
     args = parser.parse_args()
+    global torch, SDPBackend, sdpa_kernel  # behind the command line, so that --help needs no PyTorch
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     print(torch.cuda.get_device_name(), "torch", torch.__version__, "cuDNN", torch.backends.cudnn.version())
     print(f"{'op':8} {'variant':22} {'n':>7} {'B':>4} {'ms':>9} {'selection':>9} {'projected':>9} {'to dense':>9}" +
           "".join(f" {name + ' ms':>9} {'to ' + name:>8}" for name in BACKENDS))
@@ -130,7 +130,7 @@ def main():
         for row in ours(args, op):
             shape = tuple(row[key] for key in ("op", "d", "n", "batch", "heads", "kv_heads"))
             if shape not in rivals:
-                rivals[shape] = {name: time_rival(row, backend, args.reps) for name, backend in BACKENDS.items()}
+                rivals[shape] = {name: time_rival(row, getattr(SDPBackend, backend), args.reps) for name, backend in BACKENDS.items()}
                 torch.cuda.empty_cache()
             row["rivals_ms"] = rivals[shape]
             rows.append(row)

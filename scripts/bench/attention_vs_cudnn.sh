@@ -5,9 +5,12 @@
 #
 # SFA_BINARY: build/cuda/sfa unless named. PYTHON: an interpreter with PyTorch for CUDA (default python3).
 set -euo pipefail
+case ${1:-} in
+-h | --help) sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+esac
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 sfa=$here/../../build/cuda/sfa
-if [[ $# -gt 0 && $1 != --* ]]; then
+if [[ $# -gt 0 && $1 != -* ]]; then
   sfa=$1
   shift
 fi

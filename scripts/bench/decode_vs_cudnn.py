@@ -11,10 +11,6 @@ import argparse
 import statistics
 import subprocess
 
-import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
-
 
 def time_rival(backend, heads, groups, d, batch, n, reps):
     k, v = (torch.randn(batch, groups, n, d, device="cuda", dtype=torch.bfloat16) for _ in range(2))
@@ -43,10 +39,14 @@ def time_rival(backend, heads, groups, d, batch, n, reps):
 
 
 def main():
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("binary")
     parser.add_argument("--reps", type=int, default=20)
     args = parser.parse_args()
+    global torch, SDPBackend, sdpa_kernel, scaled_dot_product_attention  # behind the command line, so that --help needs no PyTorch
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention
     lines = subprocess.run([args.binary, "time"], check=True, capture_output=True, text=True).stdout.splitlines()
     print(torch.cuda.get_device_name(), "torch", torch.__version__, "cuDNN", torch.backends.cudnn.version())
     print(f"{'type':16} {'heads':>6} {'d':>4} {'k':>3} {'B':>4} {'n':>7} {'ours ms':>8} {'GB/s':>5} {'cuDNN ms':>9} {'FA2 ms':>8} "

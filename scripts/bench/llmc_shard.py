@@ -5,15 +5,17 @@ tokens), then the tokens as uint16.
 """
 import sys
 
-import h5py
-import numpy as np
-
 MOST = 1 << 20  # tokens at a time
 
 
 def main():
+    if sys.argv[1:2] in (["-h"], ["--help"]):
+        print(__doc__.strip())
+        return
     if not 3 <= len(sys.argv) <= 5:
         sys.exit(__doc__)
+    import h5py
+    import numpy as np
     with h5py.File(sys.argv[1]) as f:
         tokens = f["tokens"]
         first = int(sys.argv[3]) if len(sys.argv) > 3 else 0

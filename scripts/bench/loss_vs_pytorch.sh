@@ -6,6 +6,10 @@
 # AdamW, the rate cosine to a tenth, 40 warm-up steps, betas .9 and .95, weight decay .1, clip 1. Prints the mean training loss of the last 50 steps and
 # the loss on the tail of the data.
 set -euo pipefail
+case ${1:-} in
+-h | --help) sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+-*) echo "loss_vs_pytorch.sh: $1 is no option; a token file is expected (see --help)" >&2; exit 2 ;;
+esac
 cd "$(dirname "$0")/../.."
 data=${1:?usage: scripts/bench/loss_vs_pytorch.sh DATA.h5 [STEPS]}
 steps=${2:-450}

@@ -68,7 +68,7 @@ def time_pytorch(tokens, reps):
 
 
 def main():
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("binary")
     parser.add_argument("config")
     parser.add_argument("--tokens", type=int, default=131072)

@@ -6,6 +6,10 @@
 #   PYTHON: a python3 with torch and transformers (default python3);  RIVALS: any of "dense sfa sfa24 torch" (default: dense sfa torch)
 #   MORE: overrides for ours, for example "train.recompute=none";  JSON: where to write the figures
 set -euo pipefail
+case ${1:-} in
+-h | --help) sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+-*) echo "qwen3_gpu.sh: $1 is no option; a token file is expected (see --help)" >&2; exit 2 ;;
+esac
 cd "$(dirname "$0")/../.."
 data=${1:?usage: scripts/bench/qwen3_gpu.sh DATA.h5 [STEPS]}
 steps=${2:-10}

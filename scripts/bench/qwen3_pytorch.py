@@ -12,9 +12,6 @@ import json
 import statistics
 import time
 
-import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
-
 # layers, hidden_size, query heads, intermediate_size, tied: the published sizes; 8 key heads of 128 each
 SIZES = {"0.6b": (28, 1024, 16, 3072, True), "1.7b": (28, 2048, 16, 6144, True), "4b": (36, 2560, 32, 9728, True),
          "8b": (36, 4096, 32, 12288, False), "tiny": (4, 128, 4, 384, True)}
@@ -66,6 +63,9 @@ def main():
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--device", default="cuda")
     args = p.parse_args()
+    global torch, Qwen3Config, Qwen3ForCausalLM  # behind the command line, so that --help needs neither
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
     begin = time.perf_counter()
     torch.manual_seed(args.seed)
     on_gpu = args.device == "cuda"

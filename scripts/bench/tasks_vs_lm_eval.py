@@ -15,13 +15,7 @@ import subprocess
 import sys
 import tempfile
 
-import lm_eval
-import yaml
-from lm_eval.models.huggingface import HFLM
-from transformers import PreTrainedTokenizerFast
-
 TESTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "tests", "golden")
-TASKS = os.path.join(os.path.dirname(lm_eval.__file__), "tasks")
 FILES = {"lambada_openai": "lambada/lambada_openai.yaml", "hellaswag": "hellaswag/hellaswag.yaml", "piqa": "piqa/piqa.yaml",
          "arc_easy": "arc/arc_easy.yaml", "arc_challenge": "arc/arc_challenge.yaml"}
 
@@ -48,7 +42,7 @@ def records(folder, name):
 
 def settings(folder, name, limit):
     """The harness's own task, its data set replaced by ours."""
-    path = os.path.join(TASKS, FILES[name])
+    path = os.path.join(os.path.dirname(lm_eval.__file__), "tasks", FILES[name])
     with open(path) as f:
         text = f.read()
     config = yaml.load(text.replace("!function ", ""), yaml.SafeLoader)
@@ -97,6 +91,11 @@ def main():
     parser.add_argument("--files")
     parser.add_argument("--limit", type=int, default=0)
     arguments = parser.parse_args()
+    global lm_eval, yaml, HFLM, PreTrainedTokenizerFast  # behind the command line, so that --help needs none of them
+    import lm_eval
+    import yaml
+    from lm_eval.models.huggingface import HFLM
+    from transformers import PreTrainedTokenizerFast
     if arguments.golden:
         harness, expected = golden_model()
         folder = os.path.join(TESTS, "tasks")

@@ -2,6 +2,10 @@
 # Training speed of configs/shakespeare_cpu.yaml against the same model in PyTorch, on the same cores, in turns.
 #   scripts/bench/train_cpu.sh TEXT [STEPS]          PYTHON: a python3 that has torch (default python3);  SFA: the program (default build/cpu/sfa)
 set -euo pipefail
+case ${1:-} in
+-h | --help) sed -n '2,3s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+-*) echo "train_cpu.sh: $1 is no option; a text is expected (see --help)" >&2; exit 2 ;;
+esac
 cd "$(dirname "$0")/../.."
 text=${1:?usage: scripts/bench/train_cpu.sh TEXT [STEPS]}
 steps=${2:-200}

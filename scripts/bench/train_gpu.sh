@@ -6,6 +6,10 @@
 #   LLMC_BINARY: llm.c's train_gpt2cu, built with cuDNN as its README says (make train_gpt2cu USE_CUDNN=1); left out when it is not set
 #   RIVALS: any of "dense sfa sfa24 llmc torch" (default: all that can run);  JSON: where to write the figures
 set -euo pipefail
+case ${1:-} in
+-h | --help) sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+-*) echo "train_gpu.sh: $1 is no option; a token file is expected (see --help)" >&2; exit 2 ;;
+esac
 cd "$(dirname "$0")/../.."
 data=${1:?usage: scripts/bench/train_gpu.sh DATA.h5 [STEPS]}
 steps=${2:-20}
