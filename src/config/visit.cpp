@@ -326,11 +326,13 @@ void visit_config(Config& c, ConfigVisitor& v) {
         c.dist.reduce_dtype);
   v.key({"dist.bucket_mb", "gradients summed over ranks at a time, while backward goes on (MB)", {}, {}},
         c.dist.bucket_mb);
-  v.key({"dist.timeout_s",
-         "seconds without a sign of life, or without getting on, after which a job of ranks ends",
-         {},
-         {}},
-        c.dist.timeout_s);
+  v.key(
+      {"dist.timeout_s",
+       "seconds without a sign of life, or without getting on, after which a job of ranks ends; more than a micro-step "
+       "takes on a GPU, or a block on a CPU",
+       {},
+       {}},
+      c.dist.timeout_s);
 }
 
 }  // namespace sfa

@@ -11,6 +11,7 @@
 #include <map>
 #include <mutex>
 #include <thread>
+#include <tuple>
 #include <utility>
 
 #include "core/error.h"
@@ -64,7 +65,7 @@ struct Beat {
 struct Watched {
   Beat beat;
   Clock::time_point heard = Clock::now(), moved = Clock::now();
-  bool gone = false;  // said goodbye
+  bool gone = false;  // said goodbye, or left when all were closing
 };
 
 double since(Clock::time_point then) {
@@ -74,8 +75,8 @@ double since(Clock::time_point then) {
 }  // namespace
 
 std::string_view name_of(Phase phase) {
-  constexpr std::array<std::string_view, 7> kNames{"starting",   "waiting for data", "computing", "communicating",
-                                                   "validating", "saving",           "waiting"};
+  constexpr std::array<std::string_view, 8> kNames{"starting",   "waiting for data", "computing", "communicating",
+                                                   "validating", "saving",           "waiting",   "ending"};
   return kNames[static_cast<std::size_t>(phase)];
 }
 
@@ -101,8 +102,10 @@ struct ControlChannel::Impl {
   std::atomic<std::int64_t> step{0};
   std::atomic<std::uint64_t> ticks{0};
   std::atomic<Phase> phase{Phase::start};
-  std::atomic<bool> closing{false}, stop{false}, ending{false};
+  // Closed: all ranks have come to their channel's end, and nobody is missed any more.
+  std::atomic<bool> closed{false}, stop{false}, ending{false};
   std::vector<Watched> watched;  // rank 0's thread alone
+  int present = 0;               // rank 0: others that have not left, under the mutex
   std::thread thread;
 
   std::string name(int r) const {
@@ -137,12 +140,14 @@ struct ControlChannel::Impl {
       complete = std::move(c.texts);
       collecting.erase({lane, sequence});
     }
+    if (lane == kClose) closed = true;  // before anybody can leave because of it
     const Frame all{FrameKind::all, lane, sequence, pack(complete)};
     for (std::size_t s = 0; s < sockets.size(); ++s) send(s, all);
     deliver(lane, sequence, std::move(complete));
   }
 
   void deliver(std::uint32_t lane, std::uint64_t sequence, std::vector<std::string> texts) {
+    if (lane == kClose) closed = true;
     const std::lock_guard<std::mutex> lock(mutex);
     done[{lane, sequence}] = std::move(texts);
     changed.notify_all();
@@ -156,6 +161,13 @@ struct ControlChannel::Impl {
         beat.phase == Phase::idle)
       w.moved = w.heard;
     w.beat = beat;
+  }
+
+  void leaves(Watched& w) {
+    w.gone = true;
+    const std::lock_guard<std::mutex> lock(mutex);
+    --present;
+    changed.notify_all();
   }
 
   void lost(int r) {
@@ -175,7 +187,7 @@ struct ControlChannel::Impl {
       std::memcpy(&beat, frame.payload.data(), sizeof beat);
       hear(w, beat);
     } else if (frame.kind == FrameKind::goodbye) {
-      w.gone = true;
+      leaves(w);
     } else if (frame.kind == FrameKind::fault) {
       end_job(fmt::format("{}, step {}: {}; the job ends", name(from), w.beat.step, frame.payload), true);
     }
@@ -191,9 +203,11 @@ struct ControlChannel::Impl {
         end_job(fmt::format("{}: no sign of life for {:.0f} s at step {} ({}); the job ends", name(r), since(w.heard),
                             w.beat.step, name_of(w.beat.phase)),
                 true);
+      // Whoever closes waits for all the others, whatever its step.
       const auto rank_of = [&](int i) {
         const Beat& b = watched[static_cast<std::size_t>(i)].beat;
-        return std::pair<std::int64_t, int>(b.step, b.phase == Phase::communicate ? 1 : 0);
+        const bool closes = b.phase == Phase::close;
+        return std::tuple<bool, std::int64_t, bool>(closes, b.step, b.phase == Phase::communicate);
       };
       if (behind < 0 || rank_of(r) < rank_of(behind)) behind = r;
     }
@@ -219,13 +233,13 @@ struct ControlChannel::Impl {
         const int from = static_cast<int>(s) + 1;
         if (dist::receive_frame(sockets[s], frame))
           on_frame_at_root(from, frame);
-        else if (closing)
-          watched[s + 1].gone = true;
+        else if (closed)
+          leaves(watched[s + 1]);
         else
           lost(from);
       }
       if (since(looked) * 1000 < kBeatMs) continue;
-      if (!closing) look_for_faults();
+      if (!closed) look_for_faults();
       for (std::size_t s = 0; s < sockets.size(); ++s)
         if (!watched[s + 1].gone) send(s, {FrameKind::beat, 0, 0, {}});
       looked = Clock::now();
@@ -246,14 +260,14 @@ struct ControlChannel::Impl {
         Frame frame;
         heard = Clock::now();
         if (!dist::receive_frame(sockets[0], frame)) {
-          if (closing) return;
+          if (closed) return;
           end_job(fmt::format("{} has died, as rank {} finds at step {}; the job ends", name(0), rank, step.load()),
                   true);
         }
         if (frame.kind == FrameKind::all) deliver(frame.lane, frame.sequence, unpack(frame.payload));
         if (frame.kind == FrameKind::fault) end_job(frame.payload, false);
       }
-      if (since(heard) > timeout_s && !closing)
+      if (since(heard) > timeout_s && !closed)
         end_job(fmt::format("{}: no sign of life for {:.0f} s, as rank {} finds at step {}; the job ends", name(0),
                             since(heard), rank, step.load()),
                 true);
@@ -286,6 +300,7 @@ ControlChannel::ControlChannel(const dist::Meeting& meeting, std::function<void(
   impl_->sockets = dist::meet(meeting, impl_->peers);
   for (std::size_t s = 0; s < impl_->sockets.size(); ++s) impl_->send_mutex_.push_back(std::make_unique<std::mutex>());
   impl_->watched.resize(static_cast<std::size_t>(size_));
+  impl_->present = size_ - 1;
   impl_->start_thread();
   // Everybody learns everybody's name.
   const Peer& me = impl_->peers[static_cast<std::size_t>(rank_)];
@@ -296,17 +311,24 @@ ControlChannel::ControlChannel(const dist::Meeting& meeting, std::function<void(
   }
 }
 
-// All ranks reach this, or the process ends by an exception, which give_up() has turned into the end of the job.
+// All ranks reach this, or the process ends by an exception, which give_up() has turned into the end of the job. Until
+// the last has come, whoever dies or does not get on is found as before.
 ControlChannel::~ControlChannel() {
   if (impl_->thread.joinable()) {
-    impl_->closing = true;
-    impl_->phase = Phase::idle;
+    impl_->phase = Phase::close;
     try {
-      barrier(kMain);
+      barrier(kClose);
     } catch (const std::exception&) {
       // Ending anyway.
     }
-    if (rank_ != 0) impl_->send(0, {FrameKind::goodbye, 0, 0, {}});
+    if (rank_ == 0) {
+      // A connection that is closed with something unread in it may take along what was sent last: others leave first.
+      std::unique_lock<std::mutex> lock(impl_->mutex);
+      impl_->changed.wait_for(lock, std::chrono::duration<double>(impl_->timeout_s),
+                              [this] { return impl_->present == 0; });
+    } else {
+      impl_->send(0, {FrameKind::goodbye, 0, 0, {}});
+    }
     impl_->stop = true;
     impl_->thread.join();
   }
@@ -389,6 +411,17 @@ void ControlChannel::give_up(const std::string& why) {
     impl_->end_job(fmt::format("{}, step {}: {}; the job ends", impl_->name(rank_), impl_->step.load(), why), true);
   }
   impl_->end_job(fmt::format("{}, step {}: {}; the job ends", impl_->name(0), impl_->step.load(), why), true);
+}
+
+void ControlChannel::or_give_up(const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const AgreedError&) {
+    throw;
+  } catch (const std::exception& e) {
+    if (size_ > 1) give_up(e.what());
+    throw;
+  }
 }
 
 }  // namespace sfa

@@ -6,10 +6,10 @@
 // same order.
 //
 // Faults. A rank beats twice a second, with what it is doing. Rank 0 ends the job when a connection ends without a
-// goodbye (the process died), when a rank has not been heard for `timeout_s` (stopped, machine gone) or when one has
-// not got on for so long (a hang; named is the one that is furthest behind and does not wait for others). A rank that
-// throws says so itself. Ending means: one line with rank, host, step and cause on rank 0, or on whoever finds rank 0
-// gone; then every process leaves with exit code 1 at once.
+// goodbye (the process died; also while others close already), when a rank has not been heard for `timeout_s` (stopped,
+// machine gone) or when one has not got on for so long (a hang; named is the one that is furthest behind and does not
+// wait for others). A rank that throws says so itself. Ending means: one line with rank, host, step and cause on rank
+// 0, or on whoever finds rank 0 gone; then every process leaves with exit code 1 at once.
 #pragma once
 
 #include <atomic>
@@ -25,7 +25,7 @@
 namespace sfa {
 
 /// What a rank is doing, as its beats tell.
-enum class Phase : std::uint8_t { start, data, compute, communicate, validate, save, idle };
+enum class Phase : std::uint8_t { start, data, compute, communicate, validate, save, idle, close };
 std::string_view name_of(Phase phase);
 
 /// An Error that all ranks throw together; only rank 0's has a sentence.
@@ -36,7 +36,8 @@ class AgreedError : public Error {
 
 class ControlChannel {
  public:
-  enum Lane : std::uint32_t { kMain, kVote, kCheckpoint, kLanes };
+  /// kClose is the channel's own: what ends it is mistaken for no other exchange.
+  enum Lane : std::uint32_t { kMain, kVote, kCheckpoint, kClose, kLanes };
 
   /// Alone: every exchange is with itself.
   ControlChannel();
@@ -70,6 +71,9 @@ class ControlChannel {
   void tick();
   /// Ends the job: this rank has failed. Does not return.
   [[noreturn]] void give_up(const std::string& why);
+  /// Runs `work`, which other ranks may be waiting for: what it throws ends the job, but for AgreedError, which all
+  /// ranks throw. Alone every exception is thrown on.
+  void or_give_up(const std::function<void()>& work);
 
  private:
   struct Impl;

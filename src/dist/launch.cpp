@@ -2,6 +2,7 @@
 
 #include <charconv>
 #include <cstdlib>
+#include <string_view>
 
 #include "core/error.h"
 
@@ -12,12 +13,15 @@ struct Names {
   const char *launcher, *rank, *size, *local_rank, *local_size;
   bool mpi;
 };
-// The first whose size is set counts: mpirun inside a Slurm job, or torchrun's names set by hand inside either.
+constexpr Names kSlurm{"srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "", false};
+constexpr Names kPmi{"mpirun", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", true};
+// The first whose size is set counts: mpirun inside a Slurm job, or torchrun's names set by hand inside either. But a
+// Slurm step may have started the shell or the daemons from which another launcher started this process (below).
 constexpr Names kLaunchers[] = {
     {"mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK",
      "OMPI_COMM_WORLD_LOCAL_SIZE", true},
-    {"srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "", false},
-    {"mpirun", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", true},
+    kSlurm,
+    kPmi,
     {"the environment", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", false},
 };
 
@@ -42,7 +46,15 @@ Launch read_launch(const Environment& environment) {
     const auto text = *name == '\0' ? std::nullopt : environment(name);
     return text ? std::optional<int>(number(name, *text)) : std::nullopt;
   };
+  // Whether PMI's variables are those of the Slurm step itself (srun --mpi=pmi2): the same rank of as many, and no
+  // local rank, which srun names otherwise. Else MPICH's or Intel's mpirun set them inside the step, whose tasks may be
+  // its daemons, one a machine.
+  const auto pmi_is_of_step = [&] {
+    return get(kSlurm.size) && get(kPmi.size) == get(kSlurm.size) && get(kPmi.rank) == get(kSlurm.rank) &&
+           !get(kPmi.local_rank);
+  };
   for (const Names& n : kLaunchers) {
+    const bool slurm = std::string_view(n.size) == kSlurm.size, pmi = std::string_view(n.size) == kPmi.size;
     const auto size = get(n.size);
     if (!size) continue;
     require(*size >= 1, "{}={}: there is at least one rank", n.size, *size);
@@ -50,6 +62,9 @@ Launch read_launch(const Environment& environment) {
     require(*size == 1 || rank, "{}={} is set, but {} is not: which of them is this process?", n.size, *size, n.rank);
     require(rank.value_or(0) < *size, "{}={} and {}={}: ranks count from 0 and stay below the number of ranks", n.rank,
             rank.value_or(0), n.size, *size);
+    // A step of one task says nothing of what was started inside it.
+    if (slurm && (*size == 1 || (get(kPmi.size) && get(kPmi.rank) && !pmi_is_of_step()))) continue;
+    if (pmi && *size == 1 && pmi_is_of_step()) continue;
     if (*size == 1) break;
     launch.launcher = n.launcher;
     launch.rank = rank.value_or(0);

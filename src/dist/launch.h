@@ -2,7 +2,8 @@
 // opened or contacted here.
 //   Open MPI   OMPI_COMM_WORLD_RANK, _SIZE, _LOCAL_RANK, _LOCAL_SIZE
 //   MPICH      PMI_RANK, PMI_SIZE, MPI_LOCALRANKID, MPI_LOCALNRANKS
-//   Slurm      SLURM_PROCID, SLURM_STEP_NUM_TASKS, SLURM_LOCALID: steps of srun; a batch script itself is one process
+//   Slurm      SLURM_PROCID, SLURM_STEP_NUM_TASKS, SLURM_LOCALID: steps of srun; a batch script itself is one process,
+//              and a step of one task may hold another launcher's ranks
 //   torchrun   RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE
 // Where ranks meet without MPI: MASTER_ADDR and MASTER_PORT, or SFA_RENDEZVOUS, a file that all of them see.
 #pragma once

@@ -39,19 +39,8 @@ class NcclCommunicator final : public Communicator {
  public:
   NcclCommunicator(const Launch& launch, std::unique_ptr<ControlChannel> control, std::shared_ptr<MpiSession> session)
       : Communicator(launch, std::move(control)), session_(std::move(session)) {
-    // All ranks load the library, or none waits for the others inside it.
-    control_->agree([] { nccl(); });
-    ncclUniqueId id{};
-    if (rank() == 0) check(nccl().unique_id(&id), "make an id");
-    const std::string text = control_->broadcast(ControlChannel::kMain, {id.internal, sizeof id.internal});
-    std::memcpy(id.internal, text.data(), sizeof id.internal);
-    check(nccl().init(&comm_, size(), id, rank()), "connect the GPUs");
-    int least = 0, greatest = 0;
-    SFA_CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
-    SFA_CUDA_CHECK(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, greatest));
-    SFA_CUDA_CHECK(cudaEventCreateWithFlags(&ready_, cudaEventDisableTiming));
-    SFA_CUDA_CHECK(cudaEventCreateWithFlags(&done_, cudaEventDisableTiming));
-    start_watch();
+    // A rank whose start fails here would otherwise wait at its channel's end for those that wait for it in NCCL.
+    control_->or_give_up([this] { connect(); });
   }
   ~NcclCommunicator() override {
     stop_ = true;
@@ -128,6 +117,23 @@ class NcclCommunicator final : public Communicator {
   }
 
  private:
+  void connect() {
+    // All ranks load the library, or none waits for the others inside it.
+    control_->agree([] { nccl(); });
+    ncclUniqueId id{};
+    if (rank() == 0) check(nccl().unique_id(&id), "make an id");
+    const std::string text = control_->broadcast(ControlChannel::kMain, {id.internal, sizeof id.internal});
+    require(text.size() == sizeof id.internal,
+            "internal error: rank 0 sent an id of NCCL of {} bytes, {} were expected", text.size(), sizeof id.internal);
+    std::memcpy(id.internal, text.data(), sizeof id.internal);
+    check(nccl().init(&comm_, size(), id, rank()), "connect the GPUs");
+    int least = 0, greatest = 0;
+    SFA_CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
+    SFA_CUDA_CHECK(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, greatest));
+    SFA_CUDA_CHECK(cudaEventCreateWithFlags(&ready_, cudaEventDisableTiming));
+    SFA_CUDA_CHECK(cudaEventCreateWithFlags(&done_, cudaEventDisableTiming));
+    start_watch();
+  }
   void begin(Context& ctx, const Tensor& t) {
     require(t.device == Device::cuda && t.contiguous(),
             "internal error: ranks over NCCL exchange tensors in GPU memory, not {}", t);

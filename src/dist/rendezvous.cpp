@@ -11,12 +11,14 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 #include <random>
 #include <sstream>
 #include <thread>
@@ -28,6 +30,11 @@ namespace sfa::dist {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+
+// For a whole hello. A connection may be a stranger's (a port scanner, another service at the same number), which says
+// less, or nothing. Rank 0 hears one after the other, so ranks wait a little longer for it.
+constexpr double kHelloSeconds = 2, kAnswerSeconds = 5;
+constexpr std::uint64_t kLongestHello = 4096, kLongestFrame = std::uint64_t{1} << 30;
 
 struct Place {
   std::uint64_t cookie = 0;  // tells this job from strangers at the same port
@@ -124,11 +131,53 @@ std::string hello(const Launch& launch, std::uint64_t cookie) {
   return fmt::format("{} {} {} {} {}", cookie, launch.size, launch.rank, ::getpid(), host_name());
 }
 
-// True, and the peer's name, when the one who connected belongs to this job.
-bool welcome(const Socket& socket, std::uint64_t cookie, const Launch& launch, Peer& peer) {
-  pollfd wait{socket.fd(), POLLIN, 0};
+Clock::time_point in_seconds(double seconds) {
+  return Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+}
+
+// So many bytes, before the deadline where there is one.
+bool take(const Socket& socket, char* to, std::size_t bytes, std::optional<Clock::time_point> deadline) {
+  while (bytes > 0) {
+    if (deadline) {
+      const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(*deadline - Clock::now()).count();
+      pollfd wait{socket.fd(), POLLIN, 0};
+      const int ready = left > 0 ? ::poll(&wait, 1, static_cast<int>(left)) : 0;
+      if (ready < 0 && errno == EINTR) continue;
+      if (ready != 1) return false;
+    }
+    const ssize_t n = ::recv(socket.fd(), to, bytes, 0);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return false;
+    to += n;
+    bytes -= static_cast<std::size_t>(n);
+  }
+  return true;
+}
+
+bool receive(const Socket& socket, Frame& frame, std::uint64_t longest, std::optional<Clock::time_point> deadline) {
+  std::array<char, 24> head{};
+  if (!take(socket, head.data(), head.size(), deadline)) return false;
+  std::uint32_t kind = 0;
+  std::uint64_t length = 0;
+  std::memcpy(&kind, head.data(), 4);
+  std::memcpy(&frame.lane, head.data() + 4, 4);
+  std::memcpy(&frame.sequence, head.data() + 8, 8);
+  std::memcpy(&length, head.data() + 16, 8);
+  if (kind > static_cast<std::uint32_t>(FrameKind::goodbye) || length > longest) return false;
+  frame.kind = static_cast<FrameKind>(kind);
+  frame.payload.resize(length);
+  return take(socket, frame.payload.data(), length, deadline);
+}
+
+bool receive_hello(const Socket& socket, Frame& frame, Clock::time_point deadline) {
+  return receive(socket, frame, kLongestHello, deadline) && frame.kind == FrameKind::hello;
+}
+
+// True, and the peer's name, when the one who connected belongs to this job and is still there: a rank that had to wait
+// too long for the answer has dropped this connection, and comes again.
+bool welcome(const Socket& socket, std::uint64_t cookie, const Launch& launch, Clock::time_point deadline, Peer& peer) {
   Frame frame;
-  if (::poll(&wait, 1, 2000) != 1 || !receive_frame(socket, frame) || frame.kind != FrameKind::hello) return false;
+  if (!receive_hello(socket, frame, in_seconds(kHelloSeconds))) return false;
   std::istringstream in(frame.payload);
   std::uint64_t theirs = 0;
   int size = 0;
@@ -137,14 +186,14 @@ bool welcome(const Socket& socket, std::uint64_t cookie, const Launch& launch, P
   require(size == launch.size && peer.rank > 0 && peer.rank < size,
           "a process on {} says that it is rank {} of {}; rank 0 was started as one of {}", peer.host, peer.rank, size,
           launch.size);
-  return send_frame(socket, {FrameKind::hello, 0, 0, hello(launch, cookie)});
+  return send_frame(socket, {FrameKind::hello, 0, 0, hello(launch, cookie)}) && receive_hello(socket, frame, deadline);
 }
 
 std::vector<Socket> gather_ranks(const Socket& listener, const Place& place, const Meeting& meeting,
                                  std::vector<Peer>& peers) {
   const Launch& launch = meeting.launch;
   std::vector<Socket> sockets(static_cast<std::size_t>(launch.size - 1));
-  const auto deadline = Clock::now() + std::chrono::duration<double>(meeting.timeout_s);
+  const auto deadline = in_seconds(meeting.timeout_s);
   for (int there = 1; there < launch.size;) {
     std::string missing;
     for (int r = 1; r < launch.size && missing.size() < 60; ++r)
@@ -159,7 +208,7 @@ std::vector<Socket> gather_ranks(const Socket& listener, const Place& place, con
     Peer peer;
     if (!socket.open()) continue;
     set_options(socket.fd(), meeting.timeout_s);
-    if (!welcome(socket, place.cookie, launch, peer)) continue;
+    if (!welcome(socket, place.cookie, launch, deadline, peer)) continue;
     Socket& slot = sockets[static_cast<std::size_t>(peer.rank - 1)];
     require(!slot.open(), "two processes say that they are rank {} of {}", peer.rank, launch.size);
     slot = std::move(socket);
@@ -169,15 +218,18 @@ std::vector<Socket> gather_ranks(const Socket& listener, const Place& place, con
   return sockets;
 }
 
-bool introduce(const Socket& socket, const Place& place, const Meeting& meeting, std::vector<Peer>& peers) {
+// Hello, rank 0's answer, and a second hello: this rank has the answer.
+bool introduce(const Socket& socket, const Place& place, const Meeting& meeting, Clock::time_point deadline,
+               std::vector<Peer>& peers) {
   set_options(socket.fd(), meeting.timeout_s);
   Frame frame{FrameKind::hello, 0, 0, hello(meeting.launch, place.cookie)};
-  if (!send_frame(socket, frame) || !receive_frame(socket, frame) || frame.kind != FrameKind::hello) return false;
+  const auto answered = std::min(deadline, in_seconds(kAnswerSeconds));
+  if (!send_frame(socket, frame) || !receive_hello(socket, frame, answered)) return false;
   std::istringstream in(frame.payload);
   std::uint64_t cookie = 0;
   int size = 0;
   in >> cookie >> size >> peers[0].rank >> peers[0].pid >> peers[0].host;
-  return cookie == place.cookie;
+  return in && cookie == place.cookie && send_frame(socket, {FrameKind::hello, 0, 0, {}});
 }
 
 std::string read_place(const std::string& file) {
@@ -231,28 +283,7 @@ bool send_frame(const Socket& socket, const Frame& frame) {
 }
 
 bool receive_frame(const Socket& socket, Frame& frame) {
-  const auto take = [&](char* to, std::size_t bytes) {
-    while (bytes > 0) {
-      const ssize_t n = ::recv(socket.fd(), to, bytes, 0);
-      if (n < 0 && errno == EINTR) continue;
-      if (n <= 0) return false;
-      to += n;
-      bytes -= static_cast<std::size_t>(n);
-    }
-    return true;
-  };
-  std::array<char, 24> head{};
-  if (!take(head.data(), head.size())) return false;
-  std::uint32_t kind = 0;
-  std::uint64_t length = 0;
-  std::memcpy(&kind, head.data(), 4);
-  std::memcpy(&frame.lane, head.data() + 4, 4);
-  std::memcpy(&frame.sequence, head.data() + 8, 8);
-  std::memcpy(&length, head.data() + 16, 8);
-  if (kind > static_cast<std::uint32_t>(FrameKind::goodbye) || length > (std::uint64_t{1} << 30)) return false;
-  frame.kind = static_cast<FrameKind>(kind);
-  frame.payload.resize(length);
-  return take(frame.payload.data(), length);
+  return receive(socket, frame, kLongestFrame, std::nullopt);
 }
 
 std::vector<Socket> meet(const Meeting& meeting, std::vector<Peer>& peers) {
@@ -283,12 +314,12 @@ std::vector<Socket> meet(const Meeting& meeting, std::vector<Peer>& peers) {
     if (by_file) std::filesystem::remove(launch.file);
     return all;
   }
-  const auto deadline = Clock::now() + std::chrono::duration<double>(meeting.timeout_s);
+  const auto deadline = in_seconds(meeting.timeout_s);
   while (Clock::now() < deadline) {
     if (by_file && !parse(read_place(launch.file), place)) place.addresses.clear();
     for (const std::string& address : place.addresses) {
       Socket socket = connect_to(address, place.port);
-      if (!socket.open() || !introduce(socket, place, meeting, peers)) continue;
+      if (!socket.open() || !introduce(socket, place, meeting, deadline, peers)) continue;
       std::vector<Socket> one;
       one.push_back(std::move(socket));
       return one;

@@ -183,6 +183,7 @@ void Run::train_step(std::int64_t step) {
 
 // One line for each update that was left out; acts on what halted the device. True when the run went back.
 bool Run::look_at_guard(bool wait) {
+  if (wait) state_.wait_for_device();
   for (const GuardEvent& e : watch_->news(state_.context(), wait)) {
     if (e.action == GuardAction::rollback && rollbacks_ < config_.train.guard.max_rollbacks) {
       roll_back(e);
@@ -421,15 +422,12 @@ int train(Config config, const MemoryLimits& limits, const TrainHooks& hooks) {
   ControlChannel& control = ranks->control();
   if (ranks->rank() != 0) spdlog::set_level(spdlog::level::err);  // rank 0 speaks for all
   std::optional<Beginning> beginning;
-  try {
+  int code = 0;
+  control.or_give_up([&] {
     control.agree([&] { beginning.emplace(std::move(config), limits, *ranks); });
-    return Run(*beginning, hooks, *ranks).go();
-  } catch (const AgreedError&) {
-    throw;
-  } catch (const std::exception& e) {
-    if (ranks->size() > 1) control.give_up(e.what());
-    throw;
-  }
+    code = Run(*beginning, hooks, *ranks).go();
+  });
+  return code;
 }
 
 }  // namespace sfa

@@ -6,11 +6,13 @@
 // (learning rate, random numbers).
 #pragma once
 
+#include <deque>
 #include <filesystem>
 #include <functional>
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "config/config.h"
 #include "dist/gradient_buckets.h"
@@ -81,6 +83,9 @@ class TrainingState {
   /// Milliseconds in which computing waited for other ranks, since the last call: on the CPU of all steps; on a GPU of
   /// the last step, where the host knows them by now.
   double take_exchange_ms();
+  /// Waits for all work queued so far; with other ranks, each micro-step that the device finishes meanwhile counts as
+  /// getting on (ControlChannel::tick). Nothing to wait for on the CPU.
+  void wait_for_device();
 
  private:
   std::unique_ptr<Context> context_;
@@ -91,6 +96,9 @@ class TrainingState {
   void exchange(Work&& work);
   void gather_weights(const Tensor& flat);
   void final(const FlatRange& range);
+  void tick();
+  void queue_mark(Context& ctx);
+  void look_at_marks();
   void cut_micro_step(Context& ctx, float loss_scale, const std::function<void()>& work);
 
   Communicator* communicator_;
@@ -98,6 +106,10 @@ class TrainingState {
   std::unique_ptr<ShardedGradients> sharded_;  // dist.zero 2
   double exchange_ms_ = 0;
   std::shared_ptr<void> backward_done_, exchange_done_;  // events of the last step, on a GPU
+  // With other ranks on a GPU: events behind the micro-steps that the device had not finished when last asked, oldest
+  // first, and events to use again.
+  std::deque<std::shared_ptr<void>> queued_micro_steps_;
+  std::vector<std::shared_ptr<void>> spare_events_;
 
   Schedule schedule_;
   // The micro-step as a CUDA graph, for the one loss_scale of the run; null until it is recorded.

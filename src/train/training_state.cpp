@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <thread>
 #include <utility>
 
 #include "checkpoint/model_checkpoint.h"
@@ -55,6 +56,9 @@ TrainingState::TrainingState(const Config& config, Device device, const MemoryLi
   graphs_ = device == Device::cuda && t.cuda_graphs && memory_.ring == nullptr;
   if (communicator_ == nullptr) return;
   if (memory_.ring != nullptr) memory_.ring->connect(*communicator_);
+  // A micro-step on a CPU may take longer than dist.timeout_s: every block counts as getting on, forward and backward.
+  memory_.model->on_attention = [this](std::int64_t, const AttentionState&) { tick(); };
+  memory_.model->on_gradients_final = [this](std::int64_t, std::int64_t) { tick(); };
   all_micro_steps_ =
       config.data.batch_size / (config.data.micro_batch_size * group_place(config, place_of(communicator_)).groups);
   const Tensor& gradients = memory_.buffers.gradients;
@@ -183,7 +187,7 @@ std::string TrainingState::first_not_finite() {
 }
 
 ModelInput TrainingState::upload(Context& ctx, const Batch& batch) {
-  if (communicator_ != nullptr) communicator_->control().tick();
+  tick();
   const auto send = [&](const Tensor& to, const std::vector<std::int32_t>& from) {
     require(static_cast<std::int64_t>(from.size()) == to.numel(),
             "internal error: a batch of {} places, {} were planned", from.size(), to.numel());
@@ -284,10 +288,47 @@ void TrainingState::micro_step(Context& ctx, const Batch& batch, float loss_scal
   (memory_.model->distill.active ? distilling_warm_ : warm_) = true;
   if (last) mark(ctx, backward_done_);
   if (sharded_ != nullptr) exchange([&] { sharded_->finish(ctx, last); });
+  queue_mark(ctx);
   if (micro_steps_++ == 0) memory_.optimizer->measure_small_batch(ctx);
 }
 
+void TrainingState::tick() {
+  if (communicator_ != nullptr) communicator_->control().tick();
+}
+
+// Behind a micro-step.
+void TrainingState::queue_mark(Context& ctx) {
+  if (communicator_ == nullptr || !ctx.on_cuda()) return;
+  if constexpr (kHasCuda) {
+    look_at_marks();
+    if (spare_events_.empty()) spare_events_.push_back(cuda_ops::make_event());
+    queued_micro_steps_.push_back(std::move(spare_events_.back()));
+    spare_events_.pop_back();
+    mark(ctx, queued_micro_steps_.back());
+  }
+}
+
+// Counts what the device has finished. A device that hangs finishes nothing.
+void TrainingState::look_at_marks() {
+  if constexpr (kHasCuda) {
+    while (!queued_micro_steps_.empty() && cuda_ops::event_done(queued_micro_steps_.front().get())) {
+      tick();
+      spare_events_.push_back(std::move(queued_micro_steps_.front()));
+      queued_micro_steps_.pop_front();
+    }
+  }
+}
+
+void TrainingState::wait_for_device() {
+  if (communicator_ != nullptr && context_->on_cuda()) {
+    for (look_at_marks(); !queued_micro_steps_.empty(); look_at_marks())
+      std::this_thread::sleep_for(std::chrono::microseconds(100));
+  }
+  context_->synchronize();
+}
+
 void TrainingState::final(const FlatRange& range) {
+  tick();
   exchange([&] {
     if (sharded_ != nullptr)
       sharded_->final(*context_, range.begin, range.end());
@@ -300,6 +341,7 @@ void TrainingState::final(const FlatRange& range) {
 // graph from each such place to the next.
 void TrainingState::cut_micro_step(Context& ctx, float loss_scale, const std::function<void()>& work) {
   auto& hook = memory_.model->on_gradients_final;
+  const auto ticks = hook;
   if constexpr (kHasCuda) {
     // Steps that distill are few: they are not recorded.
     if (graphs_ && warm_ && ctx.observer == nullptr && !memory_.model->distill.active) {
@@ -312,7 +354,7 @@ void TrainingState::cut_micro_step(Context& ctx, float loss_scale, const std::fu
         std::shared_ptr<void> rest = record(ctx, work);
         cut_graph_.push_back({std::move(rest), {}});
         cut_graph_scale_ = loss_scale;
-        hook = nullptr;
+        hook = ticks;
       }
       for (const GraphPart& part : cut_graph_) {
         cuda_ops::replay(ctx.cuda(), part.graph.get());
@@ -323,7 +365,7 @@ void TrainingState::cut_micro_step(Context& ctx, float loss_scale, const std::fu
   }
   hook = [&](std::int64_t begin, std::int64_t end) { final({begin, end - begin}); };
   work();
-  hook = nullptr;
+  hook = ticks;
 }
 
 void TrainingState::update(Context& ctx, std::int64_t step) {

@@ -2,11 +2,21 @@
 #include "dist/control.h"
 
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <chrono>
+#include <csignal>
 #include <filesystem>
+#include <fstream>
 #include <thread>
+#include <utility>
 
+#include "app/program.h"
+#include "checkpoint/helpers.h"
 #include "dist/communicator.h"
 
 namespace sfa::test {
@@ -67,6 +77,221 @@ TEST(Control, AFailureOfOneIsThrownByAll) {
     EXPECT_EQ(thrown, 1);
     control.agree([] {});
   });
+}
+
+// Ranks that are processes: threads can't die by themselves. What a rank prints goes to a file.
+class Processes {
+ public:
+  Processes() : folder_(fs::temp_directory_path() / ("sfa_processes_" + std::to_string(::getpid()))) {
+    fs::remove_all(folder_);
+    fs::create_directories(folder_);
+  }
+  ~Processes() { fs::remove_all(folder_); }
+  Processes(const Processes&) = delete;
+  Processes& operator=(const Processes&) = delete;
+
+  /// Exit codes of `size` ranks that do `work`; -9 of one that was killed.
+  std::vector<int> run(int size, double timeout_s, const std::function<void(ControlChannel&)>& work) const {
+    std::vector<pid_t> processes;
+    for (int r = 0; r < size; ++r) {
+      fs::remove(printed_file(r));
+      const pid_t process = ::fork();
+      if (process == 0) be(r, size, timeout_s, work);
+      processes.push_back(process);
+    }
+    // Whoever is still there after this is stuck.
+    const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+    std::vector<int> codes;
+    for (const pid_t process : processes) {
+      int status = 0;
+      while (::waitpid(process, &status, WNOHANG) == 0) {
+        if (std::chrono::steady_clock::now() > limit) {
+          ADD_FAILURE() << "process " << process << " is stuck";
+          ::kill(process, SIGKILL);
+        }
+        std::this_thread::sleep_for(std::chrono::milliseconds(10));
+      }
+      codes.push_back(WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status));
+    }
+    return codes;
+  }
+  [[nodiscard]] std::string printed(int rank) const { return read_text(printed_file(rank)); }
+
+ private:
+  [[nodiscard]] fs::path printed_file(int rank) const { return folder_ / std::to_string(rank); }
+  [[noreturn]] void be(int rank, int size, double timeout_s, const std::function<void(ControlChannel&)>& work) const {
+    Launch launch;
+    launch.rank = rank;
+    launch.size = size;
+    launch.launcher = "a test";
+    launch.file = (folder_ / "meet").string();
+    try {
+      ControlChannel control({launch, timeout_s, {}},
+                             [&](const std::string& line) { std::ofstream(printed_file(rank)) << line; });
+      work(control);
+    } catch (const std::exception&) {
+      ::_exit(3);
+    }
+    ::_exit(0);
+  }
+
+  fs::path folder_;
+};
+
+TEST(Control, ADeathIsFoundWhileOthersClose) {
+  const Processes processes;
+  for (const int dies : {0, 1, 2}) {
+    const std::vector<int> codes = processes.run(3, 20, [dies](ControlChannel& control) {
+      control.at(7, Phase::compute);
+      control.barrier(ControlChannel::kMain);
+      if (control.rank() != dies) return;
+      std::this_thread::sleep_for(std::chrono::seconds(2));  // the others are closing by now
+      ::kill(::getpid(), SIGKILL);
+    });
+    for (int r = 0; r < 3; ++r) EXPECT_EQ(codes[static_cast<std::size_t>(r)], r == dies ? -SIGKILL : 1) << r;
+    const std::string line = processes.printed(dies == 0 ? 1 : 0);
+    EXPECT_NE(line.find("rank " + std::to_string(dies) + " ("), std::string::npos) << line;
+    EXPECT_NE(line.find("has died"), std::string::npos) << line;
+  }
+}
+
+TEST(Control, WhoeverKeepsOthersFromClosingIsFound) {
+  const Processes processes;
+  for (const int hangs : {0, 1}) {
+    const std::vector<int> codes = processes.run(3, 3, [hangs](ControlChannel& control) {
+      // Further on than those that wait for it.
+      control.at(control.rank() == hangs ? 8 : 7, Phase::compute);
+      control.barrier(ControlChannel::kMain);
+      if (control.rank() == hangs) std::this_thread::sleep_for(std::chrono::hours(1));
+    });
+    EXPECT_EQ(codes, (std::vector<int>{1, 1, 1}));
+    const std::string line = processes.printed(0);
+    EXPECT_NE(line.find("rank " + std::to_string(hangs) + " ("), std::string::npos) << line;
+    EXPECT_NE(line.find("hangs at step 8 (computing"), std::string::npos) << line;
+  }
+}
+
+TEST(Control, WhoFailsWhereOthersWaitSaysSo) {
+  const Processes processes;
+  for (const int fails : {0, 1}) {
+    const std::vector<int> codes = processes.run(2, 20, [fails](ControlChannel& control) {
+      control.or_give_up([&] {
+        require(control.rank() != fails, "no stream can be had");
+        std::this_thread::sleep_for(std::chrono::hours(1));  // in a library that waits for all ranks
+      });
+    });
+    EXPECT_EQ(codes, (std::vector<int>{1, 1}));
+    const std::string line = processes.printed(0);
+    EXPECT_NE(line.find("rank " + std::to_string(fails) + " ("), std::string::npos) << line;
+    EXPECT_NE(line.find("no stream can be had; the job ends"), std::string::npos) << line;
+  }
+  // What all ranks throw together is no rank's failure.
+  const std::vector<int> codes = processes.run(
+      2, 20, [](ControlChannel& control) { control.or_give_up([&] { control.agree([] { fail("no library"); }); }); });
+  EXPECT_EQ(codes, (std::vector<int>{3, 3}));
+}
+
+// A TCP socket of this machine: listening at a port of its own, or connected to one.
+class TestSocket {
+ public:
+  TestSocket() : fd_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {}
+  ~TestSocket() { close(); }
+  TestSocket(TestSocket&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  TestSocket(const TestSocket&) = delete;
+  TestSocket& operator=(const TestSocket&) = delete;
+  /// The port.
+  int listen() const {
+    sockaddr_in a = address(0);
+    socklen_t length = sizeof a;
+    if (::bind(fd_, reinterpret_cast<sockaddr*>(&a), length) != 0 || ::listen(fd_, 16) != 0) return 0;
+    return ::getsockname(fd_, reinterpret_cast<sockaddr*>(&a), &length) == 0 ? ntohs(a.sin_port) : 0;
+  }
+  /// Tries until somebody listens there.
+  void connect(int port) const {
+    const sockaddr_in a = address(port);
+    while (::connect(fd_, reinterpret_cast<const sockaddr*>(&a), sizeof a) != 0)
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  void say(const std::string& text) const { EXPECT_EQ(::send(fd_, text.data(), text.size(), 0), std::ssize(text)); }
+  void close() {
+    if (fd_ >= 0) ::close(std::exchange(fd_, -1));
+  }
+
+ private:
+  static sockaddr_in address(int port) {
+    sockaddr_in a{};
+    a.sin_family = AF_INET;
+    a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    a.sin_port = htons(static_cast<std::uint16_t>(port));
+    return a;
+  }
+  int fd_;
+};
+
+Launch launch_at(int port, int rank, int size) {
+  Launch launch;
+  launch.rank = rank;
+  launch.size = size;
+  launch.launcher = "a test";
+  launch.address = "127.0.0.1";
+  launch.port = port;
+  return launch;
+}
+
+double seconds_since(std::chrono::steady_clock::time_point begin) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+// One stranger says less than a hello; several keep rank 0 for longer than a rank waits for its answer.
+TEST(Rendezvous, StrangersDoNotKeepRanksFromMeeting) {
+  for (const int many : {1, 3}) {
+    const int port = TestSocket().listen();
+    ASSERT_GT(port, 0);
+    const auto begin = std::chrono::steady_clock::now();
+    std::thread first([=] {
+      const Launch launch = launch_at(port, 0, 2);
+      ControlChannel control({launch, 20, {}}, {});
+      EXPECT_EQ(control.broadcast(ControlChannel::kMain, "from 0"), "from 0");
+    });
+    std::vector<TestSocket> strangers(static_cast<std::size_t>(many));
+    for (const TestSocket& s : strangers) {
+      s.connect(port);
+      s.say("GET");
+    }
+    std::thread second([=] {
+      const Launch launch = launch_at(port, 1, 2);
+      ControlChannel control({launch, 20, {}}, {});
+      EXPECT_EQ(control.broadcast(ControlChannel::kMain, ""), "from 0");
+    });
+    // Strangers that are waited for leave at last, so that the test ends.
+    std::atomic<bool> met{false};
+    std::thread leave([&] {
+      while (!met && seconds_since(begin) < 18) std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      for (TestSocket& s : strangers) s.close();
+    });
+    first.join();
+    second.join();
+    EXPECT_LT(seconds_since(begin), 15) << many;
+    met = true;
+    leave.join();
+  }
+}
+
+TEST(Rendezvous, ASilentServiceIsNotWaitedForLongerThanTheTimeout) {
+  TestSocket silent;
+  const int port = silent.listen();
+  ASSERT_GT(port, 0);
+  const auto begin = std::chrono::steady_clock::now();
+  std::atomic<bool> given_up{false};
+  std::thread leave([&] {
+    while (!given_up && seconds_since(begin) < 12) std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    silent.close();
+  });
+  const Launch launch = launch_at(port, 1, 2);
+  EXPECT_ERROR(ControlChannel({launch, 2, {}}, {}), "rank 1 on");
+  EXPECT_LT(seconds_since(begin), 8);
+  given_up = true;
+  leave.join();
 }
 
 TEST(Control, RangesCoverWhatIsSplit) {

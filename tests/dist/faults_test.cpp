@@ -54,6 +54,18 @@ TEST_F(Faults, ALineNamesRankStepAndCause) {
   }
 }
 
+// A micro-step that takes longer than dist.timeout_s, in forward and in backward, while its blocks get on.
+TEST_F(Faults, ASlowRankIsNoHangingOne) {
+  for (const char* fault : {"slow:0:1", "slow:1:1"}) {
+    fs::remove_all(at("run"));
+    const auto begin = Clock::now();
+    const Ended ended = program_on_ranks(
+        2, {"train", fault, at("run.yaml"), "dist.timeout_s=4", "train.max_steps=2", "model.num_hidden_layers=5"});
+    EXPECT_EQ(ended.code, 0) << fault << ": " << ended.err;
+    EXPECT_GT(seconds_since(begin), 5 * 1.2 * 2) << "nothing was slow";
+  }
+}
+
 TEST_F(Faults, ADeadRankEndsTheJob) {
   for (const char* fault : {"die:0:6", "die:1:6"}) {
     fs::remove_all(at("run"));

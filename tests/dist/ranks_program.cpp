@@ -2,6 +2,7 @@
 //   ranks_program collectives cpu|cuda         every operation of the communicator against sums made on one rank
 //   ranks_program train FAULT CONFIG [key=value...]
 //     FAULT: none | nan:R:S (rank R's gradient is NaN at step S) | throw:R:S | hang:R:S | die:R:S
+//            | slow:R:S (no fault: rank R takes 1.2 s for each block of step S + 1, and then for its backward)
 #include <unistd.h>
 
 #include <csignal>
@@ -48,10 +49,35 @@ Fault parse_fault(const std::string& text) {
   return f;
 }
 
+// Until the next step's update.
+void slow_down(Model& model, bool slow) {
+  static decltype(model.on_attention) usual_attention;
+  static decltype(model.on_gradients_final) usual_final;
+  constexpr std::chrono::milliseconds kPause(1200);
+  if (!slow) {
+    model.on_attention = usual_attention;
+    model.on_gradients_final = usual_final;
+    return;
+  }
+  usual_attention = model.on_attention;
+  usual_final = model.on_gradients_final;
+  model.on_attention = [=](std::int64_t layer, const AttentionState& state) {
+    std::this_thread::sleep_for(kPause);
+    if (usual_attention) usual_attention(layer, state);
+  };
+  model.on_gradients_final = [=](std::int64_t begin, std::int64_t end) {
+    std::this_thread::sleep_for(kPause);
+    if (usual_final) usual_final(begin, end);
+  };
+}
+
 int run_training(const Fault& fault, const std::string& file, const std::vector<std::string>& overrides) {
   const int rank = read_launch(process_environment).rank;
   const TrainHooks hooks{[&](TrainingState& state, std::int64_t step, std::int64_t) {
-    if (fault.rank != rank || fault.step != step) return;
+    if (fault.rank != rank) return;
+    if (fault.kind == "slow" && step == fault.step + 1) slow_down(state.model(), false);
+    if (fault.step != step) return;
+    if (fault.kind == "slow") slow_down(state.model(), true);
     if (fault.kind == "throw") fail("a fault that was asked for");
     if (fault.kind == "hang") std::this_thread::sleep_for(std::chrono::hours(1));
     if (fault.kind == "die") ::kill(::getpid(), SIGKILL);
