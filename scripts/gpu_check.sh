@@ -120,9 +120,11 @@ figures() {
 
 last_metric() { grep -o "\"$2\":[-0-9.e]*" "$1/metrics.jsonl" | tail -1 | cut -d: -f2; }
 
-# Trains the same run on the CPU (fp32) and on the card (bf16 and fp32): how far apart do they end?
+# Trains the same runs on the CPU and on the card: how far apart do they end? Which features are kept is a matter of rank, so rounding alone
+# sets a run of sfa on a course of its own (0.07 has been seen, on the CPU in bf16 as on the card): each dtype has the CPU's run of the same
+# dtype beside it, which rounds where the card does, and of three seeds the median counts.
 train_check() {
-  local sfa data="$WORK/text.h5" name cpu gpu gap inputs=() ok
+  local sfa data="$WORK/text.h5" name dtype seed gap inputs=() ok
   sfa=$(program sfa) || die "$BUILD: there is no sfa"
   if [ -n "$TEXT" ]; then inputs=("$TEXT"); else mapfile -t inputs < <(find README.md docs src -type f \( -name '*.md' -o -name '*.h' -o -name '*.cpp' \) 2>/dev/null | LC_ALL=C sort); fi
   "$sfa" data tokenize --val-fraction 0.1 --output "$data" "${inputs[@]}" >"$WORK/log/tokenize" 2>&1 || { cat "$WORK/log/tokenize"; return 1; }
@@ -135,14 +137,23 @@ train_check() {
   for name in dense sfa; do
     local attention=(model.attention.type=dense)
     if [ $name = sfa ]; then attention=(model.attention.type=sfa model.attention.k=8); fi
-    run_one "${name}_cpu" cpu fp32 "${attention[@]}" || { check "train $name on the CPU" 0 1 0; continue; }
-    cpu=$(last_metric "$WORK/${name}_cpu" val/loss)
     for dtype in bf16 fp32; do
-      run_one "${name}_$dtype" cuda $dtype "${attention[@]}" || { check "train $name on the GPU, $dtype" 0 1 0; continue; }
-      gpu=$(last_metric "$WORK/${name}_$dtype" val/loss)
-      gap=$(awk -v a="$gpu" -v b="$cpu" 'BEGIN {printf "%+.4f", a - b}')
+      local began=() cpu=() gpu=() gaps=() run="${name}_$dtype"
+      ok=1
+      for seed in 1 2 3; do
+        OMP_NUM_THREADS=$((($(nproc) + 2) / 3)) run_one "${run}_cpu$seed" cpu $dtype seed=$seed "${attention[@]}" &
+        began+=($!)
+      done
+      for seed in 1 2 3; do run_one "$run$seed" cuda $dtype seed=$seed "${attention[@]}" || ok=0; done
+      for seed in 1 2 3; do wait "${began[$((seed - 1))]}" || ok=0; done
+      if [ $ok = 0 ]; then check "train $name $dtype on the CPU and on the GPU" 0 1 0; continue; fi
+      for seed in 1 2 3; do
+        cpu+=("$(last_metric "$WORK/${run}_cpu$seed" val/loss)") gpu+=("$(last_metric "$WORK/$run$seed" val/loss)")
+        gaps+=("$(awk -v a="${gpu[-1]}" -v b="${cpu[-1]}" 'BEGIN {printf "%+.4f", a - b}')")
+      done
+      gap=$(printf '%s\n' "${gaps[@]}" | sort -g | sed -n 2p)
       ok=$(awk -v g="$gap" 'BEGIN {print (g < 0.02 && g > -0.02) ? 1 : 0}')
-      FIGURES+=("$(printf '    %s: {"cpu_fp32_val_loss": %s, "gpu_val_loss": %s, "gap": %s}' "$(json_string "200 steps, $name, $dtype")" "$cpu" "$gpu" "${gap#+}")")
+      FIGURES+=("$(printf '    %s: {"cpu_val_loss": [%s], "gpu_val_loss": [%s], "median_gap": %s}' "$(json_string "200 steps, $name, $dtype")" "$(join "${cpu[@]}")" "$(join "${gpu[@]}")" "${gap#+}")")
       check "train $name $dtype: loss $gap of CPU" "$ok" $((1 - ok)) 0
     done
   done
