@@ -11,7 +11,7 @@ import re
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PAGES = ["docs/benchmarks.md", "docs/kernels_decode.md"]
+PAGES = ["docs/benchmarks.md", "docs/kernels_decode.md", "docs/kernels_ops.md"]
 MARK = re.compile(r"(<!-- record: (.+?) -->\n).*?(<!-- end of record -->)", re.S)
 
 
@@ -109,7 +109,38 @@ def masks(record):
     return table(["", "numbers: ms, GB/s, bytes", "mask: ms, GB/s, bytes"], rows)
 
 
-TABLES = {"attention forward": forward, "attention backward": backward, "decoding": decoding, "masks": masks}
+def ops(record):
+    ops_of = {}
+    for line in record["figures"]["ops of GPT-2 124M"]:
+        m = re.match(r"(.+?)\s+([\d.]+) us\s+(\d+) GB/s\s+([\d.]+) TFLOP/s", line)
+        if m:
+            ops_of[m[1]] = float(m[2]), int(m[3]) / 1000, float(m[4])
+
+    def row(label, names, between, product):
+        of = [ops_of[name] for name in names]
+        rates = between.join(f"{tflops:.0f}" if product else f"{rate:.1f}" for _, rate, tflops in of)
+        return [label, between.join(f"{us:.0f}" for us, _, _ in of), rates + (" TFLOP/s" if product else " TB/s")]
+
+    def linear(way):
+        return [f"linear {way} {name}" for name in ("qkv", "proj", "up", "down")]
+
+    rows = [
+        row("residual norm forward / backward", ["residual norm forward", "residual norm backward"], " / ", False),
+        row("linear forward: qkv, proj, up with GELU, down", linear("forward"), ", ", True),
+        row("linear backward: qkv, proj, up, down with GELU'", linear("backward"), ", ", True),
+        row("classifier: loss / loss and gradients", ["classifier loss", "classifier loss and gradients"], " / ", True),
+        row("embedding forward / backward", ["embedding forward", "embedding backward"], " / ", False),
+        row("select d = 64, k = 8 / 16", ["select d=64 k=8", "select d=64 k=16"], " / ", False),
+        row("mask of a gradient, d = 64, k = 8", ["mask gradient d=64 k=8"], "", False),
+        row("gradient norm / AdamW, 124M parameters", ["gradient norm", "adamw"], " / ", False),
+        row("AdamW with stochastic rounding / with an average of the weights / without masters",
+            ["adamw, stochastic rounding", "adamw, average of weights", "adamw, no masters"], " / ", False),
+        ["guard: decision over a full window of 128, search for a tensor without an event", f"{ops_of['guard'][0]:.0f}", ""],
+    ]
+    return table(["op", "time, us", ""], rows)
+
+
+TABLES = {"attention forward": forward, "attention backward": backward, "decoding": decoding, "masks": masks, "ops": ops}
 
 
 def main():
