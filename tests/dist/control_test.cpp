@@ -18,6 +18,7 @@
 #include "app/program.h"
 #include "checkpoint/helpers.h"
 #include "dist/communicator.h"
+#include "dist/seconds.h"
 
 namespace sfa::test {
 namespace {
@@ -236,10 +237,6 @@ Launch launch_at(int port, int rank, int size) {
   launch.address = "127.0.0.1";
   launch.port = port;
   return launch;
-}
-
-double seconds_since(std::chrono::steady_clock::time_point begin) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
 // One stranger says less than a hello; several keep rank 0 for longer than a rank waits for its answer.

@@ -6,14 +6,12 @@
 #include <thread>
 
 #include "dist/ranks_test.h"
+#include "dist/seconds.h"
 
 namespace sfa::test {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point begin) {
-  return std::chrono::duration<double>(Clock::now() - begin).count();
-}
 
 class Faults : public RanksTest {
  protected:
