@@ -3,7 +3,7 @@
 # is most of the time. Sources that compute keep the optimisation of the build. The others take little of a test's time: they go with -O1,
 # which still warns of what it sees in the flow of values, and with none under sanitizers, where optimising costs twice the rest.
 # Under sanitizers those others go without UBSan's checks of pointers too: AddressSanitizer reports a null pointer or a lost object
-# when it is used, alignment is a matter of what computes, and the checks are a third of the code.
+# when it is used, alignment is a matter of what computes, and the checks take a seventh of such a tree's compile time.
 # A file stays apart when names in its anonymous namespace are also a neighbour's, or when it has flags of its own.
 set(SFA_APART "/src/analysis/html_plot|/src/app/bench_step|/src/checkpoint/model_checkpoint|/src/dist/mpi_|_avx512"
               "/src/ops/linear/linear\\.|/tests/checkpoint/crash|/tests/gpu/(feature_balance|flash_attention|head_map|linear|memory|posting_list|qk_norm_rope)"

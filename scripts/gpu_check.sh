@@ -121,7 +121,7 @@ figures() {
 last_metric() { grep -o "\"$2\":[-0-9.e]*" "$1/metrics.jsonl" | tail -1 | cut -d: -f2; }
 
 # Trains the same runs on the CPU and on the card: how far apart do they end? Which features are kept is a matter of rank, so rounding alone
-# sets a run of sfa on a course of its own (0.07 has been seen, on the CPU in bf16 as on the card): each dtype has the CPU's run of the same
+# sets a run of sfa on a course of its own (0.07 from fp32 has been seen on a card, 0.06 on the CPU in bf16): each dtype has the CPU's run of the same
 # dtype beside it, which rounds where the card does, and of three seeds the median counts.
 train_check() {
   local sfa data="$WORK/text.h5" name dtype seed gap inputs=() ok

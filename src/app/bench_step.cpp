@@ -75,7 +75,7 @@ struct Measured {
   Config config;
   std::string device, dtype, attention;
   double step_ms = 0, tokens = 0;  // median, where steps distil in turns the mean of whole turns; tokens of a step
-  int steps = 0;                   // that were timed
+  int steps = 0, turn = 1;         // that were timed; every how many one is like another: only some of them distil
   double watched_ms = 0;           // a step in the pass that times every op
   int watched_steps = 0;
   std::vector<OpTime> ops;  // of all watched steps
@@ -98,16 +98,15 @@ Measured measure(const Options& o) {
   state.initialize(static_cast<std::uint64_t>(config.seed));
   Context& ctx = state.context();
   Loader loader(loader_options(config));
-  // Every how many steps one is like another: only some of them distil.
-  const int turn = config.model.attention.distill_lambda > 0 ? static_cast<int>(config.train.distill_every) : 1;
-  m.steps = (o.steps + turn - 1) / turn * turn;
+  if (config.model.attention.distill_lambda > 0) m.turn = static_cast<int>(config.train.distill_every);
+  m.steps = (o.steps + m.turn - 1) / m.turn * m.turn;
   time_steps(state, loader, config, 0, o.warmup);
   const std::vector<double> times = time_steps(state, loader, config, o.warmup, m.steps);
-  m.step_ms = turn > 1 ? mean(times) : median(times);
+  m.step_ms = m.turn > 1 ? mean(times) : median(times);
   m.tokens = static_cast<double>(config.data.batch_size * config.data.seq_len);
   {
     OpTimer timer(ctx);
-    m.watched_steps = std::max(2, turn);
+    m.watched_steps = std::max(2, m.turn);
     for (int s = 0; s < m.watched_steps; ++s) {
       run_step(state, loader, config, o.warmup + m.steps + s);
       m.watched_ms += timer.collect() / m.watched_steps;
@@ -200,8 +199,8 @@ void print(const Measured& m) {
       "\n(A step of {:.2f} ms with every op timed; operations of products and attention by formula, bytes that "
       "have to be moved at the least.)\n\n",
       m.watched_ms);
-  fmt::print("step: {:.2f} ms of {:.0f} tokens (median of {}, nothing else timed): {:.0f} tokens/s\n", m.step_ms,
-             m.tokens, m.steps, m.tokens / m.step_ms * 1000);
+  fmt::print("step: {:.2f} ms of {:.0f} tokens ({} of {}, nothing else timed): {:.0f} tokens/s\n", m.step_ms, m.tokens,
+             m.turn > 1 ? "mean" : "median", m.steps, m.tokens / m.step_ms * 1000);
   const auto line = [&](const char* name, double flops) {
     const double tflops = m.tflops(flops);
     fmt::print("{}: {:.4g} GFLOP a token, {:.4g} TFLOP/s, {:.1f} % of the measured product", name, flops * 1e-9, tflops,

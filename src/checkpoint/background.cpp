@@ -6,6 +6,7 @@
 #include <csignal>
 #include <exception>
 #include <new>
+#include <optional>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -39,17 +40,11 @@ struct BackgroundCheckpoint::Impl {
 
   void write(std::int64_t step, const nlohmann::json& state, const std::string& config_yaml) {
     try {
-      std::unique_ptr<CheckpointWriter> writer;
-      std::string failure;
-      try {
-        writer = std::make_unique<CheckpointWriter>(run_folder, step, group.rank);
+      const auto fill = [&](CheckpointWriter& writer) {
         for (std::size_t i = 0; i < used; ++i)
-          writer->add(blocks[i].tensor, blocks[i].begin, blocks[i].count, blocks[i].memory.get());
-      } catch (const std::exception& e) {
-        if (!group.gather) throw;
-        failure = e.what();
-      }
-      newest = finish_together(group, writer.get(), failure, state, config_yaml);
+          writer.add(blocks[i].tensor, blocks[i].begin, blocks[i].count, blocks[i].memory.get());
+      };
+      newest = write_together(group, run_folder, step, fill, state, config_yaml);
       prune_together(group, run_folder, keep);
     } catch (...) {
       error = std::current_exception();
@@ -75,19 +70,8 @@ std::string told(CheckpointWriter* writer, const std::string& failure) {
   }
 }
 
-}  // namespace
-
-void prune_together(const WriterGroup& group, const std::filesystem::path& run_folder, const KeepRules& keep) {
-  std::exception_ptr error;
-  try {
-    if (group.rank == 0) prune_checkpoints(run_folder, keep.keep_last, keep.keep_every);
-  } catch (...) {
-    error = std::current_exception();
-  }
-  if (group.gather) group.gather("");
-  if (error) std::rethrow_exception(error);
-}
-
+// Finishes the writer's file, and with those of all ranks the checkpoint. `failure` is this writer's, empty when there
+// is none.
 fs::path finish_together(const WriterGroup& group, CheckpointWriter* writer, const std::string& failure,
                          const nlohmann::json& state, const std::string& config_yaml) {
   if (!group.gather) {
@@ -113,6 +97,34 @@ fs::path finish_together(const WriterGroup& group, CheckpointWriter* writer, con
   end = nlohmann::json::parse(group.gather(end.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)).front());
   require(end.contains("folder"), "{}", end.value("failure", ""));
   return end["folder"].get<std::string>();
+}
+
+}  // namespace
+
+fs::path write_together(const WriterGroup& group, const fs::path& run_folder, std::int64_t step,
+                        const std::function<void(CheckpointWriter&)>& fill, const nlohmann::json& state,
+                        const std::string& config_yaml) {
+  std::optional<CheckpointWriter> writer;
+  std::string failure;
+  try {
+    writer.emplace(run_folder, step, group.rank);
+    fill(*writer);
+  } catch (const std::exception& e) {
+    if (!group.gather) throw;
+    failure = e.what();
+  }
+  return finish_together(group, writer ? &*writer : nullptr, failure, state, config_yaml);
+}
+
+void prune_together(const WriterGroup& group, const std::filesystem::path& run_folder, const KeepRules& keep) {
+  std::exception_ptr error;
+  try {
+    if (group.rank == 0) prune_checkpoints(run_folder, keep.keep_last, keep.keep_every);
+  } catch (...) {
+    error = std::current_exception();
+  }
+  if (group.gather) group.gather("");
+  if (error) std::rethrow_exception(error);
 }
 
 BackgroundCheckpoint::BackgroundCheckpoint(fs::path run_folder, KeepRules keep, Allocate allocate, WriterGroup group)

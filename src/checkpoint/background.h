@@ -33,10 +33,12 @@ struct WriterGroup {
   int rank = 0;
   std::function<std::vector<std::string>(const std::string& mine)> gather;
 };
-/// Finishes the writer's file, and with those of all ranks the checkpoint, which rank 0 publishes. Every writer
-/// returns the folder, or throws Error when one of them has failed: `failure` is this one's, empty when it has not.
-std::filesystem::path finish_together(const WriterGroup& group, CheckpointWriter* writer, const std::string& failure,
-                                      const nlohmann::json& state, const std::string& config_yaml);
+/// Writes the checkpoint of `step`: each rank its file, to which `fill` adds what it writes, and rank 0 publishes it
+/// when all are there. Every writer returns the folder, or throws Error when one of them has failed; each takes its
+/// part of the unfinished folder away then.
+std::filesystem::path write_together(const WriterGroup& group, const std::filesystem::path& run_folder,
+                                     std::int64_t step, const std::function<void(CheckpointWriter&)>& fill,
+                                     const nlohmann::json& state, const std::string& config_yaml);
 /// Rank 0 prunes, and all wait for it: the folder of a next checkpoint in which no file is locked yet would look like
 /// one that a killed writer has left.
 void prune_together(const WriterGroup& group, const std::filesystem::path& run_folder, const KeepRules& keep);

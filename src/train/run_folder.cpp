@@ -1,6 +1,5 @@
 #include "train/run_folder.h"
 
-#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -12,32 +11,12 @@
 
 #include "checkpoint/checkpoint.h"
 #include "core/environment.h"
+#include "core/file.h"
 #include "core/log.h"
 #include "tokenizer/tokenizer.h"
 
 namespace sfa {
 namespace fs = std::filesystem;
-
-void write_file_atomically(const fs::path& file, const std::string& text) {
-  const fs::path temporary = file.string() + ".tmp";
-  const int fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  require(fd >= 0, "{}: can't be written: {}", temporary.string(), std::strerror(errno));
-  std::size_t done = 0;
-  while (done < text.size()) {
-    const ssize_t n = ::write(fd, text.data() + done, text.size() - done);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) {
-      const int error = errno;
-      ::close(fd);
-      fail("{}: can't be written: {}", temporary.string(), std::strerror(error));
-    }
-    done += static_cast<std::size_t>(n);
-  }
-  const bool synced = ::fsync(fd) == 0;
-  const bool closed = ::close(fd) == 0;
-  require(synced && closed, "{}: can't be written: {}", temporary.string(), std::strerror(errno));
-  fs::rename(temporary, file);
-}
 
 ConfigDifference first_difference(const Config& before, const Config& now) {
   std::istringstream old_lines(dump_config(before)), new_lines(dump_config(now));
@@ -110,7 +89,7 @@ void create_run_folder(const RunFolder& folder) {
 
 void describe_run(const RunFolder& folder, const Config& config, const std::string& device_name,
                   const std::string& dtype) {
-  write_file_atomically(folder.path / "config.yaml", dump_config(config));
+  write_whole_file((folder.path / "config.yaml").string(), dump_config(config), true);
   nlohmann::ordered_json run;
   run["device"] = device_name;
   run["dtype"] = dtype;
@@ -118,7 +97,7 @@ void describe_run(const RunFolder& folder, const Config& config, const std::stri
   run["machine"] = describe_machine();
   run["started_unix"] =
       std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
-  write_file_atomically(folder.path / "run.json", run.dump(2) + "\n");
+  write_whole_file((folder.path / "run.json").string(), run.dump(2) + "\n", true);
 }
 
 void keep_tokenizer(const RunFolder& folder, const ShardSet& shards) {

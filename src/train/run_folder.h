@@ -36,7 +36,4 @@ void describe_run(const RunFolder& folder, const Config& config, const std::stri
 /// so that the run can be used wherever it is moved. Where they can't be found a line of the log says so.
 void keep_tokenizer(const RunFolder& folder, const ShardSet& shards);
 
-/// Writes a small file under a temporary name, syncs and renames it.
-void write_file_atomically(const std::filesystem::path& file, const std::string& text);
-
 }  // namespace sfa

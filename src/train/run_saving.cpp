@@ -1,6 +1,4 @@
 // Checkpoints of a run: written by all ranks, each its part, and read by any number of them.
-#include <optional>
-
 #include "core/build_config.h"
 #include "core/log.h"
 #include "train/products_file.h"
@@ -128,18 +126,11 @@ void Run::save(std::int64_t done) {
     saving_ = true;
     return;
   }
-  // What one rank can't write all learn of, so that each takes its part of the unfinished folder away.
-  std::optional<CheckpointWriter> writer;
-  std::string failure;
-  try {
-    writer.emplace(folder_.path, done, ranks_.rank());
+  const auto fill = [&](CheckpointWriter& writer) {
     for (const auto& [prefix, flat] : saved_buffers())
-      add_parameters(ctx, *writer, list, prefix, {flat, owned.begin}, mine);
-  } catch (const Error& e) {
-    if (ranks_.size() == 1) throw;
-    failure = e.what();
-  }
-  const auto folder = finish_together(writers(), writer ? &*writer : nullptr, failure, state, dump_config(config_));
+      add_parameters(ctx, writer, list, prefix, {flat, owned.begin}, mine);
+  };
+  const auto folder = write_together(writers(), folder_.path, done, fill, state, dump_config(config_));
   prune_together(writers(), folder_.path, {config_.checkpoint.keep_last, config_.checkpoint.keep_every});
   spdlog::info("saved {}", folder.string());
 }

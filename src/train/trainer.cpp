@@ -183,7 +183,7 @@ void Run::train_step(std::int64_t step) {
 
 // One line for each update that was left out; acts on what halted the device. True when the run went back.
 bool Run::look_at_guard(bool wait) {
-  if (wait) state_.wait_for_device();
+  if (wait) state_.wait_for_micro_steps();
   for (const GuardEvent& e : watch_->news(state_.context(), wait)) {
     if (e.action == GuardAction::rollback && rollbacks_ < config_.train.guard.max_rollbacks) {
       roll_back(e);

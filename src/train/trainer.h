@@ -83,9 +83,9 @@ class TrainingState {
   /// Milliseconds in which computing waited for other ranks, since the last call: on the CPU of all steps; on a GPU of
   /// the last step, where the host knows them by now.
   double take_exchange_ms();
-  /// Waits for all work queued so far; with other ranks, each micro-step that the device finishes meanwhile counts as
-  /// getting on (ControlChannel::tick). Nothing to wait for on the CPU.
-  void wait_for_device();
+  /// With other ranks on a GPU: waits for the micro-steps queued so far, each of which counts as getting on
+  /// (ControlChannel::tick) when the device has finished it. Otherwise there is nothing to wait for.
+  void wait_for_micro_steps();
 
  private:
   std::unique_ptr<Context> context_;

@@ -319,12 +319,9 @@ void TrainingState::look_at_marks() {
   }
 }
 
-void TrainingState::wait_for_device() {
-  if (communicator_ != nullptr && context_->on_cuda()) {
-    for (look_at_marks(); !queued_micro_steps_.empty(); look_at_marks())
-      std::this_thread::sleep_for(std::chrono::microseconds(100));
-  }
-  context_->synchronize();
+void TrainingState::wait_for_micro_steps() {
+  for (look_at_marks(); !queued_micro_steps_.empty(); look_at_marks())
+    std::this_thread::sleep_for(std::chrono::microseconds(100));
 }
 
 void TrainingState::final(const FlatRange& range) {

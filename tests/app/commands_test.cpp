@@ -74,17 +74,17 @@ TEST_F(AppCommands, BenchStepTimesTheRunWithoutTouchingIt) {
   EXPECT_GT(bench["ceiling_tflops"].get<double>(), 0);
   EXPECT_EQ(snapshot(), before) << "a measurement leaves no run folder";
   // Of the k that stays, and whole turns of steps that distil and steps that do not.
-  const auto selections = [](const nlohmann::json& of, const std::string& kind) {
+  const auto selection = [](const nlohmann::json& of) {
     for (const auto& op : of["ops"])
-      if (op["kind"] == kind) return op["shape"].get<std::string>();
+      if (op["kind"] == "select") return op["shape"].get<std::string>();
     return std::string();
   };
   const nlohmann::json annealed =
       json_of({"bench", "step", at("run.yaml"), "--steps", "3", "--warmup", "1", "--json", "data.batch_size=8",
                "train.k_anneal.from=8", "train.distill.lambda=0.1", "train.distill.every=4"});
   EXPECT_EQ(annealed["steps"], 4);
-  EXPECT_EQ(selections(annealed, "select"), selections(bench, "select"));
-  EXPECT_NE(selections(bench, "select"), "");
+  EXPECT_EQ(selection(annealed), selection(bench));
+  EXPECT_NE(selection(bench), "");
   EXPECT_EQ(sfa({"bench"}).code, 2);
 }
 

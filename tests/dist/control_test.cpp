@@ -139,6 +139,11 @@ class Processes {
   fs::path folder_;
 };
 
+void expect_said(const std::string& line, int rank, const std::string& cause) {
+  EXPECT_NE(line.find("rank " + std::to_string(rank) + " ("), std::string::npos) << line;
+  EXPECT_NE(line.find(cause), std::string::npos) << line;
+}
+
 TEST(Control, ADeathIsFoundWhileOthersClose) {
   const Processes processes;
   for (const int dies : {0, 1, 2}) {
@@ -150,9 +155,7 @@ TEST(Control, ADeathIsFoundWhileOthersClose) {
       ::kill(::getpid(), SIGKILL);
     });
     for (int r = 0; r < 3; ++r) EXPECT_EQ(codes[static_cast<std::size_t>(r)], r == dies ? -SIGKILL : 1) << r;
-    const std::string line = processes.printed(dies == 0 ? 1 : 0);
-    EXPECT_NE(line.find("rank " + std::to_string(dies) + " ("), std::string::npos) << line;
-    EXPECT_NE(line.find("has died"), std::string::npos) << line;
+    expect_said(processes.printed(dies == 0 ? 1 : 0), dies, "has died");
   }
 }
 
@@ -166,9 +169,7 @@ TEST(Control, WhoeverKeepsOthersFromClosingIsFound) {
       if (control.rank() == hangs) std::this_thread::sleep_for(std::chrono::hours(1));
     });
     EXPECT_EQ(codes, (std::vector<int>{1, 1, 1}));
-    const std::string line = processes.printed(0);
-    EXPECT_NE(line.find("rank " + std::to_string(hangs) + " ("), std::string::npos) << line;
-    EXPECT_NE(line.find("hangs at step 8 (computing"), std::string::npos) << line;
+    expect_said(processes.printed(0), hangs, "hangs at step 8 (computing");
   }
 }
 
@@ -182,9 +183,7 @@ TEST(Control, WhoFailsWhereOthersWaitSaysSo) {
       });
     });
     EXPECT_EQ(codes, (std::vector<int>{1, 1}));
-    const std::string line = processes.printed(0);
-    EXPECT_NE(line.find("rank " + std::to_string(fails) + " ("), std::string::npos) << line;
-    EXPECT_NE(line.find("no stream can be had; the job ends"), std::string::npos) << line;
+    expect_said(processes.printed(0), fails, "no stream can be had; the job ends");
   }
   // What all ranks throw together is no rank's failure.
   const std::vector<int> codes = processes.run(
